@@ -1,0 +1,62 @@
+//! The application: its routes, its state, and the layers around them, in one place. This file is yours.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::FromRef;
+use axum::http::StatusCode;
+use axum::middleware::from_fn_with_state;
+use axum::routing::{get, post};
+use tower::ServiceBuilder;
+use tower_http::ServiceBuilderExt;
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::limit::RequestBodyLimitLayer;
+use tower_http::timeout::TimeoutLayer;
+
+use crate::config::Config;
+use crate::hitless::Handle;
+use crate::routes::health::Readiness;
+use crate::routes::{echo, health, ping};
+use crate::{problem, requests};
+
+/// What handlers share. Each field is a handler's to ask for: `State(config): State<Arc<Config>>`.
+#[derive(Clone, Debug, FromRef)]
+pub struct AppState {
+    pub config: Arc<Config>,
+    /// Knows when the service leaves, and runs work that must end before it does.
+    pub handle: Handle,
+    pub readiness: Readiness,
+}
+
+impl AppState {
+    /// The state of a service with this configuration.
+    pub fn new(config: Arc<Config>, handle: Handle) -> Self {
+        // A check for each thing that the service cannot do without:
+        //     .check("database", move || { let pool = pool.clone(); async move { pool.ping().await } })
+        let readiness = Readiness::new(config.readiness_timeout);
+        Self { config, handle, readiness }
+    }
+}
+
+/// The service's routes and layers.
+pub fn app(state: AppState) -> Router {
+    let Config { limits, .. } = &*state.config;
+    let layers = ServiceBuilder::new()
+        // Every request has an id and its outcome in the log; every error is a problem document (RFC 9457).
+        .layer(from_fn_with_state(requests::Ids::default(), requests::observe))
+        // A handler's panic is its own request's failure and nobody else's.
+        .layer(CatchPanicLayer::custom(problem::panicked))
+        .layer(RequestBodyLimitLayer::new(limits.max_body_bytes))
+        .map_request_body(Body::new)
+        // No request outlasts half of the drain, so that all of them end before it.
+        .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, state.config.request_timeout()));
+
+    Router::new()
+        .route("/ping", get(ping::ping))
+        .route("/echo", post(echo::echo))
+        .route("/livez", get(health::livez))
+        .route("/readyz", get(health::readyz))
+        .layer(layers)
+        .with_state(state)
+}

@@ -1,0 +1,587 @@
+//! A connection: the socket as hyper sees it, and the gate that takes clean connections away from hyper.
+//!
+//! A connection is *clean* when every byte read from it belongs to a request that was answered and flushed, apart from
+//! the beginning of a head, which travels along. Nothing else about it lives in this process, so whoever holds the
+//! socket can go on with it. Once the [`Gate`] is closed, a clean connection leaves hyper at its next read: it gets an
+//! *end of file* without the socket being touched, takes the client for gone and lets go; [`Io`]'s drop then puts the
+//! untouched socket aside for the parcel.
+//!
+//! Each connection's state stands behind a lock of its own, held for a few instructions and never across an await.
+//! The gate is closed *first*, then every connection is woken under its lock: a read that saw the gate open has left
+//! its waker there, and a later one sees the gate closed. So none is missed.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use axum::extract::connect_info::Connected;
+use axum::http::{Method, Uri};
+use axum::serve::IncomingStream;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::Notify;
+use tokio_util::either::Either;
+use tokio_util::sync::CancellationToken;
+
+use super::ledger::{Body, Ledger};
+use super::listener::Listener;
+use super::parcel::Clean;
+
+/// What a client that takes too long over a request's head is told (RFC 9110, section 15.5.9; RFC 9457).
+const HEAD_TIMEOUT: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\n\
+Content-Type: application/problem+json\r\nContent-Length: 106\r\n\r\n\
+{\"title\":\"Request Timeout\",\"status\":408,\"detail\":\"the request's head did not arrive in the time allowed\"}\n";
+
+/// A stream socket of either kind.
+pub type Socket = Either<TcpStream, UnixStream>;
+
+/// Who is at the other end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peer {
+    Tcp(SocketAddr),
+    /// A process on this host.
+    Unix,
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Peer::Tcp(address) => address.fmt(f),
+            Peer::Unix => f.write_str("unix"),
+        }
+    }
+}
+
+/// A live connection. Handlers get it as `ConnectInfo<Connection>`.
+#[derive(Clone, Debug)]
+pub struct Connection(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    id: u64,
+    peer: Peer,
+    surplus: bool,
+    gate: Arc<Gate>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    ledger: Ledger,
+    protocol: Protocol,
+    fate: Fate,
+    /// The requests in flight: one at most in HTTP/1.1, many in HTTP/2.
+    requests: Vec<InFlight>,
+    tickets: u64,
+    /// A response has ended and its last bytes are not known to have reached the socket.
+    unflushed: bool,
+    /// When the connection became idle, or the head that is being read began.
+    since: Instant,
+    /// Idle, or at its head, for too long.
+    expired: bool,
+    waker: Option<Waker>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Protocol {
+    /// HTTP/1.1, or nothing known yet.
+    Http1,
+    Http2,
+    /// WebSocket and the like.
+    Upgraded,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Open,
+    /// Taken from hyper; the socket belongs to the parcel.
+    Taken,
+    /// Being closed, by either side.
+    Closing,
+}
+
+/// A request in flight.
+#[derive(Clone, Debug)]
+pub struct InFlight {
+    ticket: u64,
+    pub since: Instant,
+    pub method: Method,
+    pub uri: Uri,
+}
+
+/// Something that was cut off: a request, or a connection that would not end.
+#[derive(Debug)]
+pub struct Cut {
+    pub peer: Peer,
+    /// Method and path, where a request was in flight.
+    pub request: Option<(Method, String)>,
+    pub age: Duration,
+}
+
+impl Connection {
+    /// The address of the client, or of the proxy before it.
+    pub fn peer(&self) -> Peer {
+        self.0.peer
+    }
+
+    /// Whether the connection is over the limit, and to be told so.
+    pub(super) fn is_surplus(&self) -> bool {
+        self.0.surplus
+    }
+
+    /// Enters that hyper handed a request to the application.
+    pub(super) fn dispatched(&self, request: &axum::extract::Request) -> Ticket {
+        use axum::http::{Version, header};
+        use http_body::Body as _;
+        let mut state = self.lock();
+        let http1 = request.version() <= Version::HTTP_11;
+        if !http1 {
+            state.protocol = Protocol::Http2;
+        } else if request.version() < Version::HTTP_11 || says_close(request.headers().get(header::CONNECTION)) {
+            // The client waits for the end of file.
+            state.ledger.lose();
+        } else {
+            // hyper's own reading of the head, so that there are no two opinions on where the request ends.
+            let length = request.body().size_hint().exact();
+            state.ledger.dispatched(length.map_or(Body::Chunked, Body::Length));
+        }
+        state.tickets += 1;
+        let ticket = state.tickets;
+        state.requests.push(InFlight {
+            ticket,
+            since: Instant::now(),
+            method: request.method().clone(),
+            uri: request.uri().clone(),
+        });
+        drop(state);
+        Ticket { connection: self.clone(), id: ticket, http1, answered: false }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic under the lock leaves the state as it was before a single step of it.
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether a `Connection` header asks for the end of the connection.
+pub(super) fn says_close(header: Option<&axum::http::HeaderValue>) -> bool {
+    let header = header.and_then(|value| value.to_str().ok()).unwrap_or_default();
+    header.split(',').any(|option| option.trim().eq_ignore_ascii_case("close"))
+}
+
+impl Connected<IncomingStream<'_, Listener>> for Connection {
+    fn connect_info(stream: IncomingStream<'_, Listener>) -> Self {
+        stream.io().connection.clone()
+    }
+}
+
+/// A request's entry among those in flight, until it is answered. Dropped before, it stands for an answer that was
+/// given up.
+#[derive(Debug)]
+pub(super) struct Ticket {
+    connection: Connection,
+    id: u64,
+    http1: bool,
+    answered: bool,
+}
+
+impl Ticket {
+    /// Enters that the answer's head is ready, and says whether it has to announce the end of the connection.
+    ///
+    /// `last`: the application ends the connection with this answer. `upgrade`: it turns it into something else.
+    /// `failed`: it did not succeed, and may have left the request's body unread.
+    pub(super) fn answering(&self, last: bool, upgrade: bool, failed: bool) -> bool {
+        let mut state = self.connection.lock();
+        if upgrade {
+            state.protocol = Protocol::Upgraded;
+        }
+        if !self.http1 || upgrade {
+            state.ledger.lose();
+            return false;
+        }
+        if last || (failed && !state.ledger.answer_due()) {
+            // In the second case hyper will close the connection, because the request's body was not read.
+            state.ledger.lose();
+            return true;
+        }
+        match self.connection.0.gate.mode() {
+            Mode::Open => false,
+            Mode::HandingOver => state.ledger.is_lost(),
+            Mode::Retiring => true,
+        }
+    }
+
+    /// Enters that the answer has ended, whole.
+    pub(super) fn answered(&mut self) {
+        if !self.answered {
+            self.answered = true;
+            self.finish(true);
+        }
+    }
+
+    fn finish(&self, whole: bool) {
+        let mut state = self.connection.lock();
+        state.requests.retain(|request| request.ticket != self.id);
+        state.since = Instant::now();
+        if state.protocol == Protocol::Http1 {
+            state.unflushed = true;
+            if whole {
+                state.ledger.answered();
+            } else {
+                state.ledger.lose();
+            }
+        }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        if !self.answered {
+            self.finish(false);
+        }
+    }
+}
+
+impl State {
+    /// Whether another process can go on with the connection.
+    fn is_clean(&self) -> bool {
+        self.fate == Fate::Open && self.is_quiet() && self.ledger.rest().is_some()
+    }
+
+    /// Whether no request is in flight and no answer on its way to the socket.
+    fn is_quiet(&self) -> bool {
+        self.requests.is_empty() && !self.unflushed
+    }
+
+    /// Whether the connection has to be waited for before HTTP/2 is told to go away.
+    fn is_awaited(&self) -> bool {
+        // A lost connection without a request is closed by axum, as is proper.
+        let leaves_by_itself = self.ledger.is_lost() && self.is_quiet();
+        self.protocol == Protocol::Http1 && self.fate == Fate::Open && !leaves_by_itself
+    }
+
+    fn wake(&self) {
+        if let Some(waker) = &self.waker {
+            waker.wake_by_ref();
+        }
+    }
+}
+
+/// How the service stands to its connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    Open,
+    /// About to hand its connections over: they stay open.
+    HandingOver,
+    /// About to close its connections: each is told so with its next answer.
+    Retiring,
+}
+
+/// All live connections, and whether they may still be read from.
+#[derive(Debug, Default)]
+pub struct Gate {
+    connections: Mutex<HashMap<u64, Connection>>,
+    taken: Mutex<Vec<Clean>>,
+    ids: AtomicU64,
+    closed: AtomicBool,
+    /// `closed` for those who wait for it.
+    closing: CancellationToken,
+    handing_over: AtomicBool,
+    retiring: AtomicBool,
+    /// A connection has gone.
+    gone: Notify,
+}
+
+impl Gate {
+    /// Takes a new connection in. `rest` is what another process has read of its next request; `surplus` connections
+    /// are over the limit and only told so.
+    pub(super) fn admit(self: &Arc<Self>, socket: Socket, peer: Peer, rest: Vec<u8>, surplus: bool) -> Io {
+        let state = State {
+            ledger: Ledger::default(),
+            protocol: Protocol::Http1,
+            fate: Fate::Open,
+            requests: Vec::new(),
+            tickets: 0,
+            unflushed: false,
+            since: Instant::now(),
+            expired: false,
+            waker: None,
+        };
+        let id = self.ids.fetch_add(1, Relaxed);
+        let connection =
+            Connection(Arc::new(Shared { id, peer, surplus, gate: Arc::clone(self), state: Mutex::new(state) }));
+        self.all().insert(id, connection.clone());
+        Io { socket: Some(socket), unread: rest, connection }
+    }
+
+    /// The number of live connections.
+    pub fn len(&self) -> usize {
+        self.all().len()
+    }
+
+    /// Whether there is no live connection.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// From now on answers leave connections open, or announce their end, as `mode` says.
+    pub(super) fn set_mode(&self, mode: Mode) {
+        self.handing_over.store(mode == Mode::HandingOver, SeqCst);
+        self.retiring.store(mode == Mode::Retiring, SeqCst);
+    }
+
+    fn mode(&self) -> Mode {
+        match (self.retiring.load(SeqCst), self.handing_over.load(SeqCst)) {
+            (true, _) => Mode::Retiring,
+            (false, true) => Mode::HandingOver,
+            (false, false) => Mode::Open,
+        }
+    }
+
+    /// Stops accepting, and takes every connection from hyper that is clean or becomes so.
+    pub(super) fn close(&self) {
+        self.closed.store(true, SeqCst);
+        self.closing.cancel();
+        for connection in self.all().values() {
+            connection.lock().wake();
+        }
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(SeqCst)
+    }
+
+    /// Waits until the gate is closed.
+    pub(super) async fn closed(&self) {
+        self.closing.cancelled().await;
+    }
+
+    /// How long the oldest request in flight has been so.
+    pub(super) fn oldest(&self) -> Option<Duration> {
+        let oldest = |connection: &Connection| connection.lock().requests.iter().map(|request| request.since).min();
+        self.all().values().filter_map(oldest).min().map(|since| since.elapsed())
+    }
+
+    /// Waits until every HTTP/1.1 connection was taken or has ended.
+    pub(super) async fn http1_gone(&self) {
+        self.wait_until(|gate| !gate.all().values().any(|connection| connection.lock().is_awaited())).await;
+    }
+
+    /// Waits until no connection is left, of whatever protocol.
+    pub(super) async fn all_gone(&self) {
+        self.wait_until(Self::is_empty).await;
+    }
+
+    /// Waits until a connection has gone, or for a moment.
+    pub(super) async fn one_gone(&self) {
+        let _ = tokio::time::timeout(Duration::from_millis(100), self.gone.notified()).await;
+    }
+
+    async fn wait_until(&self, done: impl Fn(&Self) -> bool) {
+        loop {
+            let mut gone = std::pin::pin!(self.gone.notified());
+            gone.as_mut().enable();
+            if done(self) {
+                return;
+            }
+            // An HTTP/1.1 connection may stop being awaited without going, so look now and then in any case. And
+            // thousands go at once: look again a moment after one has gone, not after each.
+            let _ = tokio::time::timeout(Duration::from_millis(20), gone).await;
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// The sockets taken so far.
+    pub(super) fn take(&self) -> Vec<Clean> {
+        std::mem::take(&mut self.taken.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What is still there.
+    pub(super) fn left(&self) -> Vec<Cut> {
+        let mut left = Vec::new();
+        for connection in self.all().values() {
+            let state = connection.lock();
+            let peer = connection.peer();
+            left.extend(state.requests.iter().map(|request| Cut {
+                peer,
+                request: Some((request.method.clone(), request.uri.path().to_owned())),
+                age: request.since.elapsed(),
+            }));
+            if state.requests.is_empty() {
+                left.push(Cut { peer, request: None, age: state.since.elapsed() });
+            }
+        }
+        left
+    }
+
+    /// Ends connections that are silent for `idle`, or have been sending a head for `head`.
+    pub(super) fn expire(&self, idle: Duration, head: Duration) {
+        for connection in self.all().values() {
+            let mut state = connection.lock();
+            let at_head = state.ledger.rest().is_some_and(|rest| !rest.is_empty());
+            let limit = if at_head { head } else { idle };
+            let upgraded = state.protocol == Protocol::Upgraded;
+            if state.fate == Fate::Open && !upgraded && state.is_quiet() && state.since.elapsed() > limit {
+                state.expired = true;
+                state.wake();
+            }
+        }
+    }
+
+    fn all(&self) -> MutexGuard<'_, HashMap<u64, Connection>> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The socket of a connection, as hyper reads and writes it.
+#[derive(Debug)]
+pub struct Io {
+    /// Taken out in `drop` alone.
+    socket: Option<Socket>,
+    /// Bytes that another process has read and hyper here has not.
+    unread: Vec<u8>,
+    connection: Connection,
+}
+
+/// Why `Io::socket` can be unwrapped.
+const PRESENT: &str = "the socket is there until the drop";
+
+impl AsyncRead for Io {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let Io { socket, unread, connection } = self.get_mut();
+        let mut socket = Pin::new(socket.as_mut().expect(PRESENT));
+        let mut state = connection.lock();
+        let closed = connection.0.gate.is_closed();
+        match &mut state.waker {
+            Some(waker) => waker.clone_from(cx.waker()),
+            waker => *waker = Some(cx.waker().clone()),
+        }
+        if closed {
+            if state.is_clean() {
+                state.fate = Fate::Taken;
+            }
+            if state.ledger.answer_due() {
+                // What comes next is for the next process. The end of this answer wakes the task.
+                return Poll::Pending;
+            }
+        }
+        if state.fate == Fate::Taken {
+            return Poll::Ready(Ok(()));
+        }
+
+        let start = buf.filled().len();
+        if !unread.is_empty() {
+            let count = unread.len().min(buf.remaining());
+            buf.put_slice(&unread[..count]);
+            unread.drain(..count);
+        } else {
+            match socket.as_mut().poll_read(cx, buf) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(error)) => {
+                    state.fate = Fate::Closing;
+                    return Poll::Ready(Err(error));
+                }
+                Poll::Pending if state.expired => {
+                    if state.ledger.rest().is_some_and(|rest| !rest.is_empty()) {
+                        // As far as the socket takes it: the client has had its time.
+                        let _ = socket.poll_write(cx, HEAD_TIMEOUT);
+                    }
+                    state.fate = Fate::Closing;
+                    return Poll::Ready(Ok(()));
+                }
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+
+        let read = &buf.filled()[start..];
+        if read.is_empty() {
+            // The client has closed its side, and waits for the end of file.
+            state.fate = Fate::Closing;
+            return Poll::Ready(Ok(()));
+        }
+        if state.ledger.rest() == Some(&[]) {
+            state.since = Instant::now();
+            state.expired = false;
+        }
+        state.ledger.read(read);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Io {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[io::IoSlice::new(bytes)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let Io { socket, connection, .. } = self.get_mut();
+        let mut state = connection.lock();
+        if state.protocol == Protocol::Http1 && state.is_quiet() {
+            // Not an answer of the application: hyper refuses what it read, and will close.
+            state.ledger.lose();
+        }
+        drop(state);
+        Pin::new(socket.as_mut().expect(PRESENT)).poll_write_vectored(cx, bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // hyper flushes only when it has written all that it had. A socket's own flush does nothing.
+        let mut state = self.connection.lock();
+        if std::mem::take(&mut state.unflushed) && self.connection.0.gate.is_closed() {
+            // hyper may have nothing more to do with the connection: have it read once more, to be taken.
+            cx.waker().wake_by_ref();
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Io { socket, connection, .. } = self.get_mut();
+        let mut state = connection.lock();
+        if state.fate == Fate::Taken {
+            return Poll::Ready(Ok(()));
+        }
+        state.fate = Fate::Closing;
+        drop(state);
+        Pin::new(socket.as_mut().expect(PRESENT)).poll_shutdown(cx)
+    }
+}
+
+impl Drop for Io {
+    fn drop(&mut self) {
+        let Some(socket) = self.socket.take() else { return };
+        let gate = &self.connection.0.gate;
+        let mut state = self.connection.lock();
+        if state.fate == Fate::Taken {
+            let mut rest = state.ledger.rest().unwrap_or_default().to_vec();
+            rest.append(&mut self.unread);
+            let socket = match socket {
+                Either::Left(tcp) => tcp.into_std().map(Into::into),
+                Either::Right(unix) => unix.into_std().map(Into::into),
+            };
+            match socket {
+                Ok(socket) => {
+                    gate.taken.lock().unwrap_or_else(PoisonError::into_inner).push(Clean { socket, rest });
+                }
+                Err(error) => tracing::error!(%error, peer = %self.connection.peer(), "a connection cannot be taken"),
+            }
+        }
+        state.fate = Fate::Closing;
+        drop(state);
+        gate.all().remove(&self.connection.0.id);
+        gate.gone.notify_waiters();
+    }
+}

@@ -1,0 +1,365 @@
+//! The ledger: knows, byte by byte, where in its HTTP/1.1 messages a connection stands.
+//!
+//! hyper reads ahead, so only what it has read tells whether the socket can go to another process. The ledger is
+//! told every byte read, every request dispatched and every answer finished, and from these alone it says whether the
+//! connection stands before a request ([`Ledger::rest`]). It never guesses: whatever it does not fully understand is
+//! [lost](Ledger::lose) to it for good, because a wrong "clean" would lose bytes, or let one request pass for another
+//! (request smuggling). It touches no socket and no clock.
+
+/// How much of an unfinished request may travel with its connection, in bytes.
+const REST_LIMIT: usize = 16 * 1024;
+
+/// How a request's body is delimited (RFC 9112, section 6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Body {
+    /// Exactly so many bytes; 0 when there is none.
+    Length(u64),
+    /// Chunks up to a last one of size 0, then trailers, if any.
+    Chunked,
+}
+
+/// One connection's position in its stream of requests.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    position: Position,
+    /// Bytes read past `position`'s last certainty: an unfinished head, or what follows a finished head or request.
+    ahead: Vec<u8>,
+}
+
+#[derive(Debug)]
+enum Position {
+    /// Before or within a head.
+    Head(Head),
+    /// A head was read whole and hyper has not dispatched it yet.
+    Dispatch,
+    /// Within a body of known length: this many bytes are still to come.
+    Length(u64),
+    /// Within a chunked body.
+    Chunked(Chunk),
+    /// The request was read whole and its answer is due.
+    Answer,
+    /// Unknown, for good.
+    Lost,
+}
+
+impl Default for Position {
+    fn default() -> Self {
+        Position::Head(Head::default())
+    }
+}
+
+impl Ledger {
+    /// Enters bytes that hyper has read from the socket.
+    pub fn read(&mut self, bytes: &[u8]) {
+        let end = match &mut self.position {
+            Position::Head(head) => match head.end(bytes) {
+                Some(end) => {
+                    let http2 = starts_with(&self.ahead, bytes, b"PRI * HTTP/2.0");
+                    self.position = if http2 { Position::Lost } else { Position::Dispatch };
+                    self.ahead.clear();
+                    end
+                }
+                None => 0,
+            },
+            Position::Length(left) => {
+                let end = bytes.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
+                *left -= end as u64;
+                if *left == 0 {
+                    self.position = Position::Answer;
+                }
+                end
+            }
+            Position::Chunked(chunk) => match chunk.end(bytes) {
+                Ok(Some(end)) => {
+                    self.position = Position::Answer;
+                    end
+                }
+                Ok(None) => bytes.len(),
+                Err(Malformed) => return self.lose(),
+            },
+            Position::Dispatch | Position::Answer => 0,
+            Position::Lost => return,
+        };
+        self.ahead.extend_from_slice(&bytes[end..]);
+        let bounded = matches!(self.position, Position::Head(_) | Position::Answer);
+        if bounded && self.ahead.len() > REST_LIMIT {
+            self.lose();
+        }
+    }
+
+    /// Enters that hyper handed the next request to the application, and how it delimits that request's body.
+    pub fn dispatched(&mut self, body: Body) {
+        if !matches!(self.position, Position::Dispatch) {
+            return self.lose();
+        }
+        self.position = match body {
+            Body::Length(0) => Position::Answer,
+            Body::Length(length) => Position::Length(length),
+            Body::Chunked => Position::Chunked(Chunk::default()),
+        };
+        self.again();
+    }
+
+    /// Enters that the answer to the dispatched request has ended.
+    ///
+    /// A request that was answered before it was read whole leaves bytes whose owner is unknown.
+    pub fn answered(&mut self) {
+        if !matches!(self.position, Position::Answer) {
+            return self.lose();
+        }
+        self.position = Position::default();
+        self.again();
+    }
+
+    /// Gives the connection up: it stays with this process until it is closed.
+    pub fn lose(&mut self) {
+        self.position = Position::Lost;
+        self.ahead = Vec::new();
+    }
+
+    /// What has been read of the next request, when the connection stands before the end of its head: most often
+    /// nothing. `None` within a request, and when the position is unknown.
+    ///
+    /// Whoever holds the socket and these bytes can go on with the connection.
+    pub fn rest(&self) -> Option<&[u8]> {
+        matches!(self.position, Position::Head(_)).then_some(&self.ahead)
+    }
+
+    /// Whether a request was read whole and its answer is due, so that nothing needs to be read.
+    pub fn answer_due(&self) -> bool {
+        matches!(self.position, Position::Answer)
+    }
+
+    /// Whether the position is unknown, for good.
+    pub fn is_lost(&self) -> bool {
+        matches!(self.position, Position::Lost)
+    }
+
+    /// Enters the bytes that were read ahead once more, now that the position is known.
+    fn again(&mut self) {
+        if !self.ahead.is_empty() {
+            let ahead = std::mem::take(&mut self.ahead);
+            self.read(&ahead);
+        }
+    }
+}
+
+/// Whether `first` followed by `second` starts with `prefix`.
+fn starts_with(first: &[u8], second: &[u8], prefix: &[u8]) -> bool {
+    first.iter().chain(second).take(prefix.len()).eq(prefix)
+}
+
+/// Finds the end of a head: the first empty line after a line that is not empty. Like hyper, it takes a bare LF for a
+/// line's end (RFC 9112, section 2.2).
+#[derive(Debug, Default)]
+struct Head {
+    started: bool,
+    line: Line,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Line {
+    #[default]
+    Empty,
+    Cr,
+    Text,
+}
+
+impl Head {
+    /// The number of `bytes` up to the end of the head, when it is among them.
+    fn end(&mut self, bytes: &[u8]) -> Option<usize> {
+        let mut at = 0;
+        while let Some(&byte) = bytes.get(at) {
+            self.line = match (self.line, byte) {
+                (Line::Empty | Line::Cr, b'\n') if self.started => return Some(at + 1),
+                (_, b'\n') => Line::Empty,
+                (Line::Empty, b'\r') => Line::Cr,
+                _ => {
+                    self.started = true;
+                    // Most of a head is text: go straight to the line's end.
+                    at += bytes[at..].iter().take_while(|&&byte| byte != b'\n').count();
+                    self.line = Line::Text;
+                    continue;
+                }
+            };
+            at += 1;
+        }
+        None
+    }
+}
+
+/// Finds the end of a chunked body (RFC 9112, section 7.1), as strictly as hyper does, or more so.
+#[derive(Debug, Default)]
+struct Chunk {
+    part: Part,
+    size: u64,
+    digits: u8,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+enum Part {
+    #[default]
+    Size,
+    Extension,
+    SizeLf,
+    Data,
+    DataCr,
+    DataLf,
+    /// At the start of a trailer line, or of the empty line that ends the body.
+    Line,
+    LastLf,
+    Trailer,
+    TrailerLf,
+}
+
+/// A chunked body that breaks the grammar.
+struct Malformed;
+
+impl Chunk {
+    /// The number of `bytes` up to the end of the body, when it is among them.
+    fn end(&mut self, bytes: &[u8]) -> Result<Option<usize>, Malformed> {
+        let mut at = 0;
+        while let Some(&byte) = bytes.get(at) {
+            at += 1;
+            self.part = match (self.part, byte) {
+                (Part::Size, b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') if self.digits < 15 => {
+                    let digit = char::from(byte).to_digit(16).ok_or(Malformed)?;
+                    self.size = self.size * 16 + u64::from(digit);
+                    self.digits += 1;
+                    Part::Size
+                }
+                (Part::Size, b';') if self.digits > 0 => Part::Extension,
+                (Part::Size, b'\r') if self.digits > 0 => Part::SizeLf,
+                (Part::Extension, b'\r') => Part::SizeLf,
+                (Part::Extension, b'\n') => return Err(Malformed),
+                (Part::Extension, _) => Part::Extension,
+                (Part::SizeLf, b'\n') if self.size == 0 => Part::Line,
+                (Part::SizeLf, b'\n') => Part::Data,
+                (Part::Data, _) => {
+                    // This byte is the first of `size`.
+                    let here = (bytes.len() - at + 1).min(usize::try_from(self.size).unwrap_or(usize::MAX));
+                    at += here - 1;
+                    self.size -= here as u64;
+                    if self.size == 0 { Part::DataCr } else { Part::Data }
+                }
+                (Part::DataCr, b'\r') => Part::DataLf,
+                (Part::DataLf, b'\n') => {
+                    *self = Chunk::default();
+                    Part::Size
+                }
+                (Part::Line, b'\r') => Part::LastLf,
+                (Part::LastLf, b'\n') => return Ok(Some(at)),
+                (Part::Line | Part::Trailer, b'\n') => return Err(Malformed),
+                (Part::Trailer, b'\r') => Part::TrailerLf,
+                (Part::Line | Part::Trailer, _) => Part::Trailer,
+                (Part::TrailerLf, b'\n') => Part::Line,
+                _ => return Err(Malformed),
+            };
+        }
+        Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A ledger that was told `bytes` in pieces of `size`.
+    fn told(bytes: &[u8], size: usize) -> Ledger {
+        let mut ledger = Ledger::default();
+        for piece in bytes.chunks(size) {
+            ledger.read(piece);
+        }
+        ledger
+    }
+
+    #[test]
+    fn a_fresh_connection_stands_before_a_request() {
+        assert_eq!(Ledger::default().rest(), Some(&b""[..]));
+    }
+
+    #[test]
+    fn an_unfinished_head_travels_with_the_connection() {
+        for size in 1..40 {
+            let ledger = told(b"\r\nGET / HTTP/1.1\r\nHost: x\r\n", size);
+            assert_eq!(ledger.rest(), Some(&b"\r\nGET / HTTP/1.1\r\nHost: x\r\n"[..]));
+        }
+    }
+
+    #[test]
+    fn an_answered_request_leaves_nothing_behind_however_it_is_split() {
+        let cases: [(&[u8], Body); 5] = [
+            (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", Body::Length(0)),
+            (b"\r\n\nGET / HTTP/1.1\nHost: x\n\n", Body::Length(0)),
+            (b"POST / HTTP/1.1\r\nContent-Length: 4\r\n\r\n\r\n\r\n", Body::Length(4)),
+            (
+                b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3;a=b\r\na\r\n\r\n0a\r\n0123456789\r\n0\r\n\r\n",
+                Body::Chunked,
+            ),
+            (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nA: b\r\nC: d\r\n\r\n", Body::Chunked),
+        ];
+        for (request, body) in cases {
+            for size in 1..=request.len() {
+                let mut ledger = Ledger::default();
+                for piece in request.chunks(size) {
+                    ledger.read(piece);
+                    if matches!(ledger.position, Position::Dispatch) {
+                        ledger.dispatched(body);
+                    }
+                }
+                assert!(ledger.answer_due(), "{:?} by {size}", String::from_utf8_lossy(request));
+                assert_eq!(ledger.rest(), None);
+                ledger.answered();
+                assert_eq!(ledger.rest(), Some(&b""[..]));
+            }
+        }
+    }
+
+    #[test]
+    fn a_pipelined_request_is_due_after_the_first_and_its_beginning_travels() {
+        let mut ledger = told(b"GET /1 HTTP/1.1\r\n\r\nGET /2 HTTP/1.1\r\n\r\nGET /3", 100);
+        for _ in 0..2 {
+            assert_eq!(ledger.rest(), None);
+            ledger.dispatched(Body::Length(0));
+            ledger.answered();
+        }
+        assert_eq!(ledger.rest(), Some(&b"GET /3"[..]));
+    }
+
+    #[test]
+    fn what_is_not_understood_is_lost_for_good() {
+        let mut early = told(b"POST / HTTP/1.1\r\nContent-Length: 4\r\n\r\nab", 100);
+        early.dispatched(Body::Length(4));
+        early.answered();
+        assert!(early.is_lost());
+
+        let mut undispatched = Ledger::default();
+        undispatched.dispatched(Body::Length(0));
+        assert!(undispatched.is_lost());
+
+        for body in ["x\r\n", "\r\n", "1\n", "1 \r\n", "1\r\nab", "0\r\n\n", "0000000000000001\r\n"] {
+            let mut chunked = told(b"POST / HTTP/1.1\r\n\r\n", 100);
+            chunked.dispatched(Body::Chunked);
+            chunked.read(body.as_bytes());
+            assert!(chunked.is_lost(), "{body:?}");
+        }
+
+        let mut lost = early;
+        lost.read(b"cdGET / HTTP/1.1\r\n\r\n");
+        lost.dispatched(Body::Length(0));
+        lost.answered();
+        assert_eq!(lost.rest(), None);
+    }
+
+    #[test]
+    fn the_preface_of_http_2_is_never_a_request() {
+        for size in 1..24 {
+            assert!(told(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", size).is_lost());
+        }
+    }
+
+    #[test]
+    fn a_head_too_large_to_travel_is_lost() {
+        assert!(told(&[b'a'; REST_LIMIT + 1], 4096).is_lost());
+    }
+}

@@ -1,0 +1,331 @@
+//! The life of the process: ready, leaving, gone. One number governs the end, [`ShutdownTimeout`].
+
+use std::fmt;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::connection::{Cut, Gate, Mode};
+use super::parcel::Parcel;
+use super::systemd;
+
+/// A request in flight for less than this does not disturb a calm moment.
+const CALM: Duration = Duration::from_millis(100);
+
+/// T: how long the process may take to leave, and what follows from it.
+///
+/// ```text
+/// 0         T/6        T/3                          5T/6      T
+/// signal    |          |                             |        |
+/// |-- waits for a calm moment --|                    |        |
+/// |                    |-- answers, T/2 at most ----|        |
+/// |                                 hands over, tells HTTP/2 -|  whatever is left is cut
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShutdownTimeout(Duration);
+
+impl ShutdownTimeout {
+    /// The shortest T.
+    pub const MIN: Duration = Duration::from_secs(1);
+    /// The longest T.
+    pub const MAX: Duration = Duration::from_secs(3600);
+    /// What systemd waits longer than the process itself takes.
+    const MARGIN: Duration = Duration::from_secs(3);
+
+    /// A T between [`Self::MIN`] and [`Self::MAX`].
+    pub fn new(timeout: Duration) -> Option<Self> {
+        (Self::MIN..=Self::MAX).contains(&timeout).then_some(Self(timeout))
+    }
+
+    /// T itself.
+    pub fn total(self) -> Duration {
+        self.0
+    }
+
+    /// The longest that any request may take: T/2.
+    pub fn request(self) -> Duration {
+        self.0 / 2
+    }
+
+    /// The longest that the service waits for a calm moment: T/3, so that the requests of that moment end before T.
+    pub fn calm(self) -> Duration {
+        self.0 / 3
+    }
+
+    /// How long a service that cannot hand over goes on accepting, and the longest that a request's head may take: T/6.
+    pub fn sixth(self) -> Duration {
+        self.0 / 6
+    }
+
+    /// `TimeoutStopSec=` of the unit: T and a margin.
+    pub fn unit_stop(self) -> Duration {
+        self.0 + Self::MARGIN
+    }
+}
+
+/// Where the process is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    Starting,
+    Serving,
+    /// Told to leave, still serving (a lame duck).
+    Leaving {
+        since: Instant,
+    },
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Phase::Starting => "starting",
+            Phase::Serving => "serving",
+            Phase::Leaving { .. } => "leaving",
+        })
+    }
+}
+
+/// Why the process leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// systemd, or an operator: `SIGTERM`.
+    Terminate,
+    /// A developer's Ctrl-C: `SIGINT`. Quick.
+    Interrupt,
+    /// The terminal was closed: `SIGHUP`.
+    Hangup,
+}
+
+/// How leaving ended.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// Connections handed to the next process.
+    pub handed_over: usize,
+    /// What was still there at T.
+    pub cut: Vec<Cut>,
+    /// Work that had to end before the process, and had not at T.
+    pub unfinished: usize,
+    /// Connections that could not be handed over.
+    pub lost: usize,
+}
+
+impl From<&Outcome> for ExitCode {
+    fn from(outcome: &Outcome) -> Self {
+        let clean = outcome.cut.is_empty() && outcome.unfinished == 0 && outcome.lost == 0;
+        if clean { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    }
+}
+
+/// What handlers and background tasks see of the process' life.
+#[derive(Clone, Debug)]
+pub struct Handle(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    timeout: ShutdownTimeout,
+    phase: watch::Receiver<Phase>,
+    tasks: TaskTracker,
+}
+
+impl Handle {
+    /// Where the process is in its life.
+    pub fn phase(&self) -> Phase {
+        *self.0.phase.borrow()
+    }
+
+    /// Waits until the process is told to leave.
+    ///
+    /// For what lasts: a stream of events ends, a WebSocket is closed with 1012 (service restart), a loop stops.
+    pub async fn draining(&self) {
+        let mut phase = self.0.phase.clone();
+        // The sender outlives every handler; should it go, the process is leaving all the same.
+        let _ = phase.wait_for(|phase| matches!(phase, Phase::Leaving { .. })).await;
+    }
+
+    /// How much of T is left, once the process was told to leave.
+    pub fn remaining(&self) -> Option<Duration> {
+        match self.phase() {
+            Phase::Leaving { since } => Some(self.0.timeout.total().saturating_sub(since.elapsed())),
+            Phase::Starting | Phase::Serving => None,
+        }
+    }
+
+    /// Runs work that must end before the process does. The process waits for it, until T.
+    ///
+    /// Work that goes on by itself has to watch [`draining`](Self::draining).
+    pub fn spawn<F>(&self, work: F) -> JoinHandle<F::Output>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        self.0.tasks.spawn(work)
+    }
+}
+
+/// Leads the process through its life.
+#[derive(Debug)]
+pub struct Lifecycle {
+    handle: Handle,
+    phase: watch::Sender<Phase>,
+    quiesced: CancellationToken,
+}
+
+impl Lifecycle {
+    /// A life that is about to begin.
+    pub fn new(timeout: ShutdownTimeout) -> Self {
+        let (sender, phase) = watch::channel(Phase::Starting);
+        let handle = Handle(Arc::new(Shared { timeout, phase, tasks: TaskTracker::new() }));
+        Self { handle, phase: sender, quiesced: CancellationToken::new() }
+    }
+
+    /// What handlers and tasks see of it.
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// Resolves when axum may close what is left: no HTTP/1.1 connection is, that could have been handed over.
+    pub fn quiesced(&self) -> impl Future<Output = ()> + Send + 'static {
+        self.quiesced.clone().cancelled_owned()
+    }
+
+    /// Enters that the service serves.
+    pub fn serving(&self) {
+        self.phase.send_replace(Phase::Serving);
+        systemd::ready();
+    }
+
+    /// Leaves: hands the connections over, or retires them where there is nobody to take them. Ends at T.
+    ///
+    /// `server` is axum's: it ends by itself once [`quiesced`](Self::quiesced) has resolved, or is ended at T.
+    pub async fn leave<T>(&self, gate: &Gate, reason: Reason, mut server: JoinHandle<T>) -> Outcome {
+        let since = Instant::now();
+        let timeout = self.handle.0.timeout;
+        let deadline = tokio::time::Instant::from_std(since + timeout.total());
+        self.phase.send_replace(Phase::Leaving { since });
+        systemd::stopping(timeout.unit_stop());
+
+        let parcel = Parcel::open();
+        let in_time = tokio::time::timeout_at(deadline, async {
+            match &parcel {
+                Ok(_) => self.hand_over(gate).await,
+                Err(error) => self.retire(gate, reason, error).await,
+            }
+            // The server stops accepting, then waits for its connections, but not for their last moment.
+            let _ = (&mut server).await;
+            gate.all_gone().await;
+            self.handle.0.tasks.close();
+            self.handle.0.tasks.wait().await;
+        })
+        .await;
+
+        server.abort();
+        let mut outcome = Outcome::default();
+        if in_time.is_err() {
+            outcome.cut = gate.left();
+            outcome.unfinished = self.handle.0.tasks.len();
+        }
+        if let Ok(parcel) = parcel {
+            let connections = gate.take();
+            let count = connections.len();
+            outcome.handed_over = parcel.pack(connections).unwrap_or_else(|(packed, error)| {
+                tracing::error!(%error, packed, lost = count - packed, "the parcel does not take all connections");
+                packed
+            });
+            outcome.lost = count - outcome.handed_over;
+        }
+        outcome.log(since.elapsed());
+        outcome
+    }
+
+    /// Ends the process a little after T even when the runtime no longer runs, because handlers block all its threads.
+    pub fn end_at_last(&self) {
+        let limit = self.handle.0.timeout.total() + ShutdownTimeout::MARGIN / 2;
+        std::thread::spawn(move || {
+            std::thread::sleep(limit);
+            eprintln!("the runtime does not end: handlers block its threads");
+            std::process::exit(1);
+        });
+    }
+
+    /// Takes every clean connection out of hyper, at a moment when that keeps nobody waiting.
+    async fn hand_over(&self, gate: &Gate) {
+        gate.set_mode(Mode::HandingOver);
+        let start = Instant::now();
+        let calm = async {
+            while gate.oldest().is_some_and(|age| age > CALM) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let calm = tokio::time::timeout(self.handle.0.timeout.calm(), calm).await.is_ok();
+        tracing::info!(waited = ?start.elapsed(), calm, connections = gate.len(), "closing the gate");
+        gate.close();
+        gate.http1_gone().await;
+        self.quiesced.cancel();
+    }
+
+    /// Lets connections end: as a lame duck first, so that load balancers and clients can turn away.
+    async fn retire(&self, gate: &Gate, reason: Reason, why: &std::io::Error) {
+        let grace = if reason == Reason::Interrupt { Duration::ZERO } else { self.handle.0.timeout.sixth() };
+        tracing::info!(%why, ?grace, connections = gate.len(), "connections cannot be handed over and are retired");
+        gate.set_mode(Mode::Retiring);
+        tokio::time::sleep(grace).await;
+        self.quiesced.cancel();
+    }
+}
+
+impl Outcome {
+    fn log(&self, took: Duration) {
+        for Cut { peer, request, age } in &self.cut {
+            match request {
+                Some((method, path)) => tracing::error!(%peer, %method, path, ?age, "cut off a request at T"),
+                None => tracing::error!(%peer, ?age, "cut off a connection at T"),
+            }
+        }
+        let Self { handed_over, cut, unfinished, lost } = self;
+        let (handed_over, cut) = (*handed_over, cut.len());
+        if ExitCode::from(self) == ExitCode::SUCCESS {
+            tracing::info!(handed_over, ?took, "left");
+        } else {
+            tracing::error!(handed_over, cut, unfinished, lost, ?took, "left, and not everything ended well");
+        }
+    }
+}
+
+/// Handles the signals that tell the process to leave, and waits for the first of them. From then on a second one of
+/// the same kind ends the process at once.
+///
+/// # Errors
+/// When signals cannot be handled.
+pub fn told_to_leave() -> std::io::Result<impl Future<Output = Reason>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    Ok(async move {
+        let (reason, mut again) = tokio::select! {
+            _ = terminate.recv() => (Reason::Terminate, terminate),
+            _ = interrupt.recv() => (Reason::Interrupt, interrupt),
+            _ = hangup.recv() => (Reason::Hangup, hangup),
+        };
+        tracing::info!(?reason, "told to leave");
+        tokio::spawn(async move {
+            again.recv().await;
+            tracing::error!(?reason, "told to leave a second time: ending at once");
+            std::process::exit(1);
+        });
+        reason
+    })
+}
+
+/// Keeps ending connections that are silent, or at their request's head, for too long.
+pub async fn expire(gate: Arc<Gate>, idle: Duration, head: Duration) {
+    let pause = (idle.min(head) / 8).clamp(Duration::from_millis(10), Duration::from_secs(1));
+    loop {
+        tokio::time::sleep(pause).await;
+        gate.expire(idle, head);
+    }
+}

@@ -1,0 +1,174 @@
+//! The listener that axum serves: connections handed over by an earlier process first, then new ones.
+//!
+//! It accepts from any number of sockets, TCP and Unix, until the gate closes; from then on clients wait in the
+//! kernel's queue for the next process.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::task::Poll;
+
+use rustix::io::Errno;
+use rustix::net::AddressFamily;
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio_util::either::Either;
+
+use super::connection::{Gate, Io, Peer, Socket};
+use super::parcel::Clean;
+use super::systemd::Activated;
+
+/// How many connections over the limit are accepted to be told so; further ones wait in the kernel's queue.
+pub const SURPLUS: usize = 64;
+
+/// Descriptors that the process needs apart from its connections.
+pub const SPARE_DESCRIPTORS: usize = 192;
+
+/// Listening sockets, behind the gate.
+#[derive(Debug)]
+pub struct Listener {
+    sockets: Vec<Either<TcpListener, UnixListener>>,
+    adopted: VecDeque<(Io, Peer)>,
+    gate: Arc<Gate>,
+    max_connections: usize,
+}
+
+impl Listener {
+    /// A listener on sockets that the service manager keeps, or that were bound here.
+    ///
+    /// # Errors
+    /// When there is no socket, or one cannot be registered with the runtime.
+    pub fn new(sockets: Vec<Activated>, gate: Arc<Gate>, max_connections: usize) -> io::Result<Self> {
+        if sockets.is_empty() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "there is no socket to listen on"));
+        }
+        let sockets = sockets
+            .into_iter()
+            .map(|socket| match socket {
+                Activated::Tcp(socket) => {
+                    socket.set_nonblocking(true)?;
+                    TcpListener::from_std(socket).map(Either::Left)
+                }
+                Activated::Unix(socket) => {
+                    socket.set_nonblocking(true)?;
+                    UnixListener::from_std(socket).map(Either::Right)
+                }
+            })
+            .collect::<io::Result<_>>()?;
+        Ok(Self { sockets, adopted: VecDeque::new(), gate, max_connections })
+    }
+
+    /// Serves connections of an earlier process before any new one.
+    pub fn adopt(&mut self, connections: Vec<Clean>) {
+        for Clean { socket, rest } in connections {
+            match register(socket) {
+                Ok((socket, peer)) => {
+                    self.adopted.push_back((self.gate.admit(socket, peer, rest, false), peer));
+                }
+                Err(error) => tracing::warn!(%error, "a connection of the previous process cannot be adopted"),
+            }
+        }
+    }
+
+    /// The gate before these sockets.
+    pub fn gate(&self) -> &Arc<Gate> {
+        &self.gate
+    }
+
+    /// Where the service listens, for people to read.
+    pub fn addresses(&self) -> Vec<String> {
+        let address = |socket: &Either<TcpListener, UnixListener>| match socket {
+            Either::Left(tcp) => tcp.local_addr().map(|address| address.to_string()),
+            Either::Right(unix) => unix.local_addr().map(|address| format!("{address:?}")),
+        };
+        self.sockets.iter().map(|socket| address(socket).unwrap_or_else(|error| error.to_string())).collect()
+    }
+
+    /// The next connection from whichever socket has one.
+    async fn next(&self) -> io::Result<(Socket, Peer)> {
+        std::future::poll_fn(|cx| {
+            for socket in &self.sockets {
+                let accepted = match socket {
+                    Either::Left(tcp) => tcp.poll_accept(cx).map_ok(|(stream, address)| {
+                        // Small answers go out at once.
+                        let _ = stream.set_nodelay(true);
+                        (Either::Left(stream), Peer::Tcp(address))
+                    }),
+                    Either::Right(unix) => {
+                        unix.poll_accept(cx).map_ok(|(stream, _)| (Either::Right(stream), Peer::Unix))
+                    }
+                };
+                if accepted.is_ready() {
+                    return accepted;
+                }
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    async fn accept_new(&self) -> (Io, Peer) {
+        loop {
+            let live = self.gate.len();
+            if live >= self.max_connections + SURPLUS {
+                self.gate.one_gone().await;
+                continue;
+            }
+            match self.next().await {
+                Ok((socket, peer)) => {
+                    let surplus = live >= self.max_connections;
+                    return (self.gate.admit(socket, peer, Vec::new(), surplus), peer);
+                }
+                Err(error) => self.recover(&error).await,
+            }
+        }
+    }
+
+    /// Waits as long as `error` makes sense of.
+    async fn recover(&self, error: &io::Error) {
+        match error.raw_os_error().map(Errno::from_raw_os_error) {
+            // The client has gone in the meantime (accept(2)).
+            Some(Errno::CONNABORTED | Errno::CONNRESET | Errno::INTR) => {}
+            // No descriptors, or no memory: a connection that ends may free what is missing.
+            _ => {
+                tracing::error!(%error, connections = self.gate.len(), "cannot accept connections");
+                self.gate.one_gone().await;
+            }
+        }
+    }
+}
+
+impl axum::serve::Listener for Listener {
+    type Io = Io;
+    type Addr = Peer;
+
+    async fn accept(&mut self) -> (Io, Peer) {
+        if let Some(adopted) = self.adopted.pop_front() {
+            return adopted;
+        }
+        tokio::select! {
+            biased;
+            () = self.gate.closed() => std::future::pending().await,
+            accepted = self.accept_new() => accepted,
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<Peer> {
+        match &self.sockets[0] {
+            Either::Left(tcp) => tcp.local_addr().map(Peer::Tcp),
+            Either::Right(_) => Ok(Peer::Unix),
+        }
+    }
+}
+
+/// Registers a socket of the previous process with this one's runtime.
+fn register(socket: OwnedFd) -> io::Result<(Socket, Peer)> {
+    rustix::io::ioctl_fionbio(&socket, true)?;
+    if rustix::net::getsockname(&socket)?.address_family() == AddressFamily::UNIX {
+        return Ok((Either::Right(UnixStream::from_std(socket.into())?), Peer::Unix));
+    }
+    let stream = TcpStream::from_std(socket.into())?;
+    // The client may have gone while the connection was on its way.
+    let peer = stream.peer_addr()?;
+    Ok((Either::Left(stream), Peer::Tcp(peer)))
+}

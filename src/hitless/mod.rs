@@ -1,0 +1,34 @@
+//! hitless: `systemctl restart` without a lost request and without a closed connection.
+//!
+//! You need not open this folder. What a handler needs is [`Handle`]: `draining()` resolves when the process is told
+//! to leave, `spawn()` runs work that must end before it. `ConnectInfo<Connection>` tells who is at the other end.
+//!
+//! How a restart goes:
+//! 1. A signal. `/readyz` says 503, everything is still served. The service waits for a *calm moment*, when no request
+//!    in flight is older than 100 ms, for T/3 at most ([`lifecycle`]).
+//! 2. The *gate* closes ([`connection`]): nothing is accepted any more, and every connection that is *clean*, or
+//!    becomes so, is taken out of hyper. The [`ledger`] knows which is clean, [`track`] tells it of requests and
+//!    answers. Bytes that arrive stay in the kernel.
+//! 3. When only HTTP/2 and upgraded connections are left, axum's graceful shutdown begins for them.
+//! 4. The clean sockets go into the [`parcel`], which waits in systemd's file descriptor store ([`systemd`]).
+//! 5. The next process unpacks it, its [`listener`] yields those connections first, and it says `READY=1`.
+//! 6. At T, whatever is left is cut, counted and logged, and the exit status is not 0.
+//!
+//! Where nobody keeps a parcel (a container, a terminal), connections are *retired*: every answer says
+//! `Connection: close`, for T/6 new clients are still served, then the service drains.
+
+pub mod connection;
+pub mod ledger;
+pub mod lifecycle;
+pub mod listener;
+pub mod parcel;
+pub mod systemd;
+pub mod track;
+
+pub use connection::{Connection, Gate, Peer};
+pub use lifecycle::{Handle, Lifecycle, Outcome, Phase, Reason, ShutdownTimeout};
+pub use listener::Listener;
+pub use track::Track;
+
+/// The version of the hitless template that this service was generated from.
+pub const VERSION: &str = "0.1.0";

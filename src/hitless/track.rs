@@ -1,0 +1,145 @@
+//! The layer around the whole application that tells each connection when a request begins and when its answer ends.
+//!
+//! It also announces the end of a connection that this process is about to close, and turns away clients over the
+//! limit. It adds no box of its own but the one around the body that tells its end.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use axum::body::{Body, Bytes};
+use axum::extract::{ConnectInfo, Request};
+use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use http_body::{Frame, SizeHint};
+use pin_project_lite::pin_project;
+use tower::Service;
+
+use super::connection::{Connection, Ticket, says_close};
+
+/// A service whose requests and answers are entered with their connection.
+#[derive(Clone, Debug)]
+pub struct Track<S>(pub S);
+
+impl<S> Service<Request> for Track<S>
+where
+    S: Service<Request, Response = Response, Error = Infallible>,
+{
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Answering<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        let head = *request.method() == Method::HEAD;
+        let connect = *request.method() == Method::CONNECT;
+        let (ticket, surplus) = match request.extensions().get::<ConnectInfo<Connection>>() {
+            Some(ConnectInfo(connection)) => (Some(connection.dispatched(&request)), connection.is_surplus()),
+            None => (None, false),
+        };
+        let answer = if surplus { None } else { Some(self.0.call(request)) };
+        Answering { answer, ticket, head, connect }
+    }
+}
+
+pin_project! {
+    /// A request that is being answered; `None` turns it away.
+    pub struct Answering<F> {
+        #[pin]
+        answer: Option<F>,
+        ticket: Option<Ticket>,
+        head: bool,
+        connect: bool,
+    }
+}
+
+impl<F> Future for Answering<F>
+where
+    F: Future<Output = Result<Response, Infallible>>,
+{
+    type Output = Result<Response, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let mut response = match this.answer.as_pin_mut() {
+            Some(answer) => match ready!(answer.poll(cx)) {
+                Ok(response) => response,
+                Err(never) => match never {},
+            },
+            None => too_many_connections(),
+        };
+        let Some(ticket) = this.ticket.take() else { return Poll::Ready(Ok(response)) };
+
+        let status = response.status();
+        let last = says_close(response.headers().get(header::CONNECTION));
+        let upgrade = status == StatusCode::SWITCHING_PROTOCOLS || (*this.connect && status.is_success());
+        let failed = status.is_client_error() || status.is_server_error();
+        if ticket.answering(last, upgrade, failed) {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        let bodiless = *this.head || status.is_informational() || matches!(status.as_u16(), 204 | 304);
+        Poll::Ready(Ok(response.map(|body| {
+            let left = http_body::Body::size_hint(&body).exact();
+            let left = if bodiless { Some(0) } else { left };
+            Body::new(Answer { body, ticket, left })
+        })))
+    }
+}
+
+fn too_many_connections() -> Response {
+    let body = "{\"title\":\"Service Unavailable\",\"status\":503,\"detail\":\"too many open connections\"}\n";
+    let headers =
+        [(header::CONTENT_TYPE, "application/problem+json"), (header::CONNECTION, "close"), (header::RETRY_AFTER, "1")];
+    (StatusCode::SERVICE_UNAVAILABLE, headers, body).into_response()
+}
+
+pin_project! {
+    /// A response's body that enters its own end.
+    struct Answer {
+        #[pin]
+        body: Body,
+        ticket: Ticket,
+        // The bytes still to come, where that is known. hyper drops a body after the last of them.
+        left: Option<u64>,
+    }
+
+    impl PinnedDrop for Answer {
+        fn drop(this: Pin<&mut Self>) {
+            let this = this.project();
+            if *this.left == Some(0) || http_body::Body::is_end_stream(&*this.body) {
+                this.ticket.answered();
+            }
+        }
+    }
+}
+
+impl http_body::Body for Answer {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let mut this = self.project();
+        let frame = ready!(this.body.as_mut().poll_frame(cx));
+        match &frame {
+            Some(Ok(frame)) => {
+                if let (Some(data), Some(left)) = (frame.data_ref(), this.left) {
+                    *left = left.saturating_sub(data.len() as u64);
+                }
+            }
+            Some(Err(_)) => {}
+            None => this.ticket.answered(),
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

@@ -1,0 +1,13 @@
+//! The service: [`app`] and [`routes`] are yours, [`hitless`] restarts them without a loss.
+
+#![forbid(unsafe_code)]
+
+pub mod app;
+pub mod config;
+pub mod hitless;
+pub mod problem;
+pub mod requests;
+pub mod routes;
+pub mod server;
+pub mod telemetry;
+pub mod unit;

@@ -1,0 +1,5 @@
+//! The routes, a file each.
+
+pub mod echo;
+pub mod health;
+pub mod ping;

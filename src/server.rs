@@ -1,0 +1,133 @@
+//! Puts listener, application and lifecycle into `axum::serve`.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+
+use axum::{Router, ServiceExt};
+use rustix::net::{AddressFamily, SocketType, sockopt};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::app::{self, AppState};
+use crate::config::{Config, Listen};
+use crate::hitless::systemd::{self, Activated, Given};
+use crate::hitless::{Connection, Gate, Lifecycle, Listener, Outcome, Reason, Track, lifecycle, listener, parcel};
+
+/// Runs the service from the start to the end of the process.
+///
+/// # Errors
+/// When it cannot listen.
+pub async fn run(config: Config, given: Given) -> io::Result<Outcome> {
+    let told = lifecycle::told_to_leave()?;
+    let lifecycle = Lifecycle::new(config.shutdown_timeout);
+    let gate = Arc::new(Gate::default());
+    allow_connections(config.limits.max_connections);
+    let sockets = if given.listeners.is_empty() { vec![bind(&config)?] } else { given.listeners };
+    let mut listener = Listener::new(sockets, Arc::clone(&gate), config.limits.max_connections)?;
+
+    tokio::spawn(systemd::feed_watchdog());
+    tokio::spawn(lifecycle::expire(gate, config.limits.idle_timeout, config.header_timeout()));
+    let app = app::app(AppState::new(Arc::new(config), lifecycle.handle()));
+
+    // The last step: up to here a failure costs nobody a connection.
+    adopt(&mut listener, given.parcels);
+    let told = async {
+        let reason = told.await;
+        lifecycle.end_at_last();
+        reason
+    };
+    Ok(serve(listener, app, &lifecycle, told).await)
+}
+
+/// Serves `app` until `told` resolves, then leaves. Everything that has to do with the process stays outside.
+pub async fn serve(
+    listener: Listener,
+    app: Router,
+    lifecycle: &Lifecycle,
+    told: impl Future<Output = Reason>,
+) -> Outcome {
+    let gate = Arc::clone(listener.gate());
+    tracing::info!(listening = ?listener.addresses(), adopted = gate.len(), "serving");
+    let server = axum::serve(listener, Track(app).into_make_service_with_connect_info::<Connection>())
+        .with_graceful_shutdown(lifecycle.quiesced());
+    let server = tokio::spawn(server.into_future());
+    lifecycle.serving();
+    lifecycle.leave(&gate, told.await, server).await
+}
+
+/// Takes over the connections of the previous process.
+fn adopt(listener: &mut Listener, parcels: Vec<std::os::fd::OwnedFd>) {
+    let mut connections = Vec::new();
+    for parcel in &parcels {
+        if let Err(error) = parcel::unpack(parcel, &mut connections) {
+            tracing::error!(%error, "a parcel of the previous process cannot be opened");
+        }
+    }
+    if !parcels.is_empty() {
+        // The next process is not to get it again.
+        systemd::forget(parcel::NAME);
+    }
+    listener.adopt(connections);
+}
+
+/// Listens where the configuration says.
+fn bind(config: &Config) -> io::Result<Activated> {
+    let bound = match &config.listen {
+        Listen::Tcp(address) => bind_tcp(*address, config.reuse_port).map(Activated::Tcp),
+        Listen::Unix(path) => bind_unix(path).map(Activated::Unix),
+    };
+    bound.map_err(|error| {
+        let holder = match &config.listen {
+            Listen::Tcp(address) if error.kind() == io::ErrorKind::AddrInUse => holder(*address),
+            _ => String::new(),
+        };
+        io::Error::new(error.kind(), format!("cannot listen on {}: {error}{holder}", config.listen))
+    })
+}
+
+fn bind_tcp(address: SocketAddr, reuse_port: bool) -> io::Result<std::net::TcpListener> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = rustix::net::socket(family, SocketType::STREAM, None)?;
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    sockopt::set_socket_reuseport(&socket, reuse_port)?;
+    rustix::net::bind(&socket, &address)?;
+    rustix::net::listen(&socket, 4096)?;
+    Ok(socket.into())
+}
+
+fn bind_unix(path: &Path) -> io::Result<UnixListener> {
+    match UnixListener::bind(path) {
+        // A socket that nobody answers on was left by a process that was killed.
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse && UnixStream::connect(path).is_err() => {
+            std::fs::remove_file(path)?;
+            UnixListener::bind(path)
+        }
+        bound => bound,
+    }
+}
+
+/// Who listens on `address`, as far as ss(8) can tell.
+fn holder(address: SocketAddr) -> String {
+    let filter = format!("sport = :{}", address.port());
+    let output = Command::new("ss").args(["--no-header", "--listening", "--tcp", "--processes", &filter]).output();
+    let lines = output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default();
+    if lines.is_empty() { lines } else { format!("; held by:\n{lines}") }
+}
+
+/// Sees to it that the process may hold `max_connections`.
+fn allow_connections(max_connections: usize) {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let wanted = (max_connections + listener::SURPLUS + listener::SPARE_DESCRIPTORS) as u64;
+    let enough = |limit: Option<u64>| limit.is_none_or(|limit| limit >= wanted);
+    if enough(current) {
+        return;
+    }
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+    if raised.is_err() || !enough(maximum) {
+        let allowed = if raised.is_ok() { maximum } else { current };
+        tracing::warn!(wanted, allowed, "too few descriptors for limits.max_connections (ulimit -n, LimitNOFILE=)");
+    }
+}

@@ -1,0 +1,69 @@
+//! The systemd units: the text under `deploy/`, filled in from the effective configuration.
+
+use std::process::Command;
+use std::time::Duration;
+
+use crate::config::Config;
+use crate::hitless::listener::{SPARE_DESCRIPTORS, SURPLUS};
+
+/// The service's unit, as systemd.service(5) has it.
+pub fn service(config: &Config) -> String {
+    let unit = &config.unit;
+    let network = if unit.outbound {
+        "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6"
+    } else {
+        "PrivateNetwork=yes\nRestrictAddressFamilies=AF_UNIX"
+    };
+    // Before version 254 systemd knows no growing delay.
+    let back_off = if systemd_version().is_none_or(|version| version >= 254) {
+        "RestartSec=100ms\nRestartSteps=8\nRestartMaxDelaySec=10s"
+    } else {
+        "RestartSec=1s"
+    };
+    let descriptors = config.limits.max_connections + SURPLUS + SPARE_DESCRIPTORS;
+    fill(
+        include_str!("../deploy/service.unit"),
+        &[
+            ("start_timeout", span(unit.start_timeout)),
+            ("stop_timeout", span(config.shutdown_timeout.unit_stop())),
+            ("watchdog", span(unit.watchdog)),
+            ("limit_nofile", descriptors.to_string()),
+            ("memory_high", unit.memory_high.clone()),
+            ("memory_max", unit.memory_max.clone()),
+            ("tasks_max", unit.tasks_max.to_string()),
+            ("cpu_weight", unit.cpu_weight.to_string()),
+            ("network", network.to_owned()),
+            ("back_off", back_off.to_owned()),
+        ],
+    )
+}
+
+/// The socket's unit, as systemd.socket(5) has it.
+pub fn socket(config: &Config) -> String {
+    let reuse_port = if config.reuse_port { "yes" } else { "no" };
+    fill(
+        include_str!("../deploy/socket.unit"),
+        &[("listen", config.listen.to_string()), ("reuse_port", reuse_port.to_owned())],
+    )
+}
+
+/// Replaces `@key@` by its value.
+fn fill(text: &str, values: &[(&str, String)]) -> String {
+    let common = [
+        ("name", env!("CARGO_PKG_NAME").to_owned()),
+        ("version", env!("CARGO_PKG_VERSION").to_owned()),
+        ("description", env!("CARGO_PKG_DESCRIPTION").to_owned()),
+    ];
+    common.iter().chain(values).fold(text.to_owned(), |text, (key, value)| text.replace(&format!("@{key}@"), value))
+}
+
+/// The version of this host's systemd, if it has one: the first line of `systemctl --version` is "systemd 252 (...)".
+fn systemd_version() -> Option<u32> {
+    let output = Command::new("systemctl").arg("--version").output().ok()?;
+    String::from_utf8(output.stdout).ok()?.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// A time span as systemd writes it (systemd.time(7)).
+fn span(duration: Duration) -> String {
+    format!("{}ms", duration.as_millis())
+}
