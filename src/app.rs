@@ -39,8 +39,18 @@ impl AppState {
     }
 }
 
-/// The service's routes and layers.
+/// The service's routes, behind its layers.
 pub fn app(state: AppState) -> Router {
+    let routes = Router::new()
+        .route("/ping", get(ping::ping))
+        .route("/echo", post(echo::echo))
+        .route("/livez", get(health::livez))
+        .route("/readyz", get(health::readyz));
+    layered(routes, state)
+}
+
+/// Puts the layers around any routes.
+pub fn layered(routes: Router<AppState>, state: AppState) -> Router {
     let Config { limits, .. } = &*state.config;
     let layers = ServiceBuilder::new()
         // Every request has an id and its outcome in the log; every error is a problem document (RFC 9457).
@@ -52,11 +62,5 @@ pub fn app(state: AppState) -> Router {
         // No request outlasts half of the drain, so that all of them end before it.
         .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, state.config.request_timeout()));
 
-    Router::new()
-        .route("/ping", get(ping::ping))
-        .route("/echo", post(echo::echo))
-        .route("/livez", get(health::livez))
-        .route("/readyz", get(health::readyz))
-        .layer(layers)
-        .with_state(state)
+    routes.layer(layers).with_state(state)
 }

@@ -16,19 +16,19 @@ const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Makes request ids: when this process began, in hexadecimal nanoseconds since 1970, and the request's number in it.
 #[derive(Clone, Debug)]
-pub struct Ids(Arc<(u128, AtomicU64)>);
+pub struct Ids(Arc<(String, AtomicU64)>);
 
 impl Default for Ids {
     fn default() -> Self {
         let began = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self(Arc::new((began.as_nanos(), AtomicU64::new(1))))
+        Self(Arc::new((format!("{:x}-", began.as_nanos()), AtomicU64::new(1))))
     }
 }
 
 impl Ids {
     fn next(&self) -> HeaderValue {
         let (process, number) = &*self.0;
-        let id = format!("{process:x}-{}", number.fetch_add(1, Relaxed));
+        let id = format!("{process}{}", number.fetch_add(1, Relaxed));
         // Cannot fail: digits and a dash.
         HeaderValue::try_from(id).unwrap_or(HeaderValue::from_static("-"))
     }
@@ -39,21 +39,19 @@ impl Ids {
 pub async fn observe(State(ids): State<Ids>, mut request: Request, next: Next) -> Response {
     let id = request.headers_mut().entry(X_REQUEST_ID).or_insert_with(|| ids.next()).clone();
     let (method, uri) = (request.method().clone(), request.uri().clone());
+    let span = error_span!("request", request_id = %id.to_str().unwrap_or("-"));
     let begun = Instant::now();
-    let span = error_span!("request", request_id = id.to_str().unwrap_or("-"));
-    let log = span.clone();
-    let response = next.run(request).instrument(span).await;
-
-    let mut response = problem::document(response);
-    let status = response.status();
-    log.in_scope(|| {
-        let (path, status, took) = (uri.path(), status.as_u16(), begun.elapsed());
+    let observed = async {
+        let response = problem::document(next.run(request).await);
+        let (path, status, took) = (uri.path(), response.status().as_u16(), begun.elapsed());
         if status >= 500 {
             error!(target: "requests", %method, path, status, ?took, "failed");
         } else {
             debug!(target: "requests", %method, path, status, ?took, "answered");
         }
-    });
+        response
+    };
+    let mut response = observed.instrument(span).await;
     response.headers_mut().insert(X_REQUEST_ID, id);
     response
 }

@@ -27,7 +27,6 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Notify;
 use tokio_util::either::Either;
-use tokio_util::sync::CancellationToken;
 
 use super::ledger::{Body, Ledger};
 use super::listener::Listener;
@@ -290,8 +289,8 @@ pub struct Gate {
     taken: Mutex<Vec<Clean>>,
     ids: AtomicU64,
     closed: AtomicBool,
-    /// `closed` for those who wait for it.
-    closing: CancellationToken,
+    /// The gate was closed or opened, or a connection was taken that nobody may take any more.
+    moved: Notify,
     handing_over: AtomicBool,
     retiring: AtomicBool,
     /// A connection has gone.
@@ -347,19 +346,25 @@ impl Gate {
     /// Stops accepting, and takes every connection from hyper that is clean or becomes so.
     pub(super) fn close(&self) {
         self.closed.store(true, SeqCst);
-        self.closing.cancel();
+        self.moved.notify_waiters();
         for connection in self.all().values() {
             connection.lock().wake();
         }
+    }
+
+    /// Goes on accepting, and gives the connections that were taken back to the listener.
+    pub(super) fn open(&self) {
+        self.closed.store(false, SeqCst);
+        self.moved.notify_waiters();
     }
 
     pub(super) fn is_closed(&self) -> bool {
         self.closed.load(SeqCst)
     }
 
-    /// Waits until the gate is closed.
-    pub(super) async fn closed(&self) {
-        self.closing.cancelled().await;
+    /// What tells that the gate has moved, or that there is a connection to take back.
+    pub(super) fn moved(&self) -> &Notify {
+        &self.moved
     }
 
     /// How long the oldest request in flight has been so.
@@ -397,7 +402,15 @@ impl Gate {
         }
     }
 
-    /// The sockets taken so far.
+    /// Puts connections aside: for the parcel, or for the listener while the gate is open.
+    pub(super) fn put(&self, connections: Vec<Clean>) {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner).extend(connections);
+        if !self.is_closed() {
+            self.moved.notify_waiters();
+        }
+    }
+
+    /// The connections put aside so far.
     pub(super) fn take(&self) -> Vec<Clean> {
         std::mem::take(&mut self.taken.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -573,9 +586,7 @@ impl Drop for Io {
                 Either::Right(unix) => unix.into_std().map(Into::into),
             };
             match socket {
-                Ok(socket) => {
-                    gate.taken.lock().unwrap_or_else(PoisonError::into_inner).push(Clean { socket, rest });
-                }
+                Ok(socket) => gate.put(vec![Clean { socket, rest }]),
                 Err(error) => tracing::error!(%error, peer = %self.connection.peer(), "a connection cannot be taken"),
             }
         }

@@ -15,7 +15,7 @@ use super::connection::{Cut, Gate, Mode};
 use super::parcel::Parcel;
 use super::systemd;
 
-/// A request in flight for less than this does not disturb a calm moment.
+/// A calm moment is one at which every request in flight began, and ends, within this time.
 const CALM: Duration = Duration::from_millis(100);
 
 /// T: how long the process may take to leave, and what follows from it.
@@ -209,7 +209,8 @@ impl Lifecycle {
         self.phase.send_replace(Phase::Leaving { since });
         systemd::stopping(timeout.unit_stop());
 
-        let parcel = Parcel::open();
+        // It waits for the service manager, and requests are still served.
+        let parcel = tokio::task::spawn_blocking(Parcel::open).await.unwrap_or_else(|error| Err(error.into()));
         let in_time = tokio::time::timeout_at(deadline, async {
             match &parcel {
                 Ok(_) => self.hand_over(gate).await,
@@ -253,18 +254,32 @@ impl Lifecycle {
     }
 
     /// Takes every clean connection out of hyper, at a moment when that keeps nobody waiting.
+    ///
+    /// That no request in flight is old does not tell how long they will take. So this is a try: when they take long,
+    /// the gate opens again, and what was taken is served on. After T/3 there are no more tries.
     async fn hand_over(&self, gate: &Gate) {
         gate.set_mode(Mode::HandingOver);
         let start = Instant::now();
-        let calm = async {
-            while gate.oldest().is_some_and(|age| age > CALM) {
-                tokio::time::sleep(Duration::from_millis(10)).await;
+        let tries = async {
+            loop {
+                while gate.oldest().is_some_and(|age| age > CALM) {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                gate.close();
+                if tokio::time::timeout(CALM, gate.http1_gone()).await.is_ok() {
+                    break;
+                }
+                gate.open();
+                tokio::time::sleep(CALM).await;
             }
         };
-        let calm = tokio::time::timeout(self.handle.0.timeout.calm(), calm).await.is_ok();
-        tracing::info!(waited = ?start.elapsed(), calm, connections = gate.len(), "closing the gate");
-        gate.close();
-        gate.http1_gone().await;
+        let calm = tokio::time::timeout(self.handle.0.timeout.calm(), tries).await.is_ok();
+        if !calm {
+            tracing::warn!(waited = ?start.elapsed(), "no calm moment: clients wait until slow requests are answered");
+            gate.close();
+            gate.http1_gone().await;
+        }
+        tracing::info!(waited = ?start.elapsed(), calm, "the gate is closed, and every connection taken");
         self.quiesced.cancel();
     }
 

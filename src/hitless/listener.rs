@@ -58,14 +58,14 @@ impl Listener {
         Ok(Self { sockets, adopted: VecDeque::new(), gate, max_connections })
     }
 
-    /// Serves connections of an earlier process before any new one.
+    /// Serves connections of an earlier process, or some that were taken in vain, before any new one.
     pub fn adopt(&mut self, connections: Vec<Clean>) {
         for Clean { socket, rest } in connections {
             match register(socket) {
                 Ok((socket, peer)) => {
                     self.adopted.push_back((self.gate.admit(socket, peer, rest, false), peer));
                 }
-                Err(error) => tracing::warn!(%error, "a connection of the previous process cannot be adopted"),
+                Err(error) => tracing::warn!(%error, "a connection that was handed over cannot be served"),
             }
         }
     }
@@ -143,13 +143,27 @@ impl axum::serve::Listener for Listener {
     type Addr = Peer;
 
     async fn accept(&mut self) -> (Io, Peer) {
-        if let Some(adopted) = self.adopted.pop_front() {
-            return adopted;
-        }
-        tokio::select! {
-            biased;
-            () = self.gate.closed() => std::future::pending().await,
-            accepted = self.accept_new() => accepted,
+        let gate = Arc::clone(&self.gate);
+        loop {
+            if let Some(adopted) = self.adopted.pop_front() {
+                return adopted;
+            }
+            let mut moved = std::pin::pin!(gate.moved().notified());
+            moved.as_mut().enable();
+            if gate.is_closed() {
+                moved.await;
+                continue;
+            }
+            let returned = gate.take();
+            if !returned.is_empty() {
+                self.adopt(returned);
+                continue;
+            }
+            tokio::select! {
+                biased;
+                () = moved => {}
+                accepted = self.accept_new() => return accepted,
+            }
         }
     }
 

@@ -4,8 +4,8 @@
 //! to leave, `spawn()` runs work that must end before it. `ConnectInfo<Connection>` tells who is at the other end.
 //!
 //! How a restart goes:
-//! 1. A signal. `/readyz` says 503, everything is still served. The service waits for a *calm moment*, when no request
-//!    in flight is older than 100 ms, for T/3 at most ([`lifecycle`]).
+//! 1. A signal. `/readyz` says 503, everything is still served. The service waits for a *calm moment*, when all
+//!    requests in flight are short ones, for T/3 at most ([`lifecycle`]).
 //! 2. The *gate* closes ([`connection`]): nothing is accepted any more, and every connection that is *clean*, or
 //!    becomes so, is taken out of hyper. The [`ledger`] knows which is clean, [`track`] tells it of requests and
 //!    answers. Bytes that arrive stay in the kernel.

@@ -1,0 +1,118 @@
+#!/bin/sh
+# Runs every test, or the parts that are named, and says how long each took.
+#
+#   tests/all.sh [PART ...]
+#
+# A part that cannot run here says why; where CI=true, that is a failure.
+set -u
+cd "$(dirname "$0")/.." || exit
+
+name=$(sed -n '/^name = "\(.*\)"/ { s//\1/p; q; }' Cargo.toml)
+
+# Ends a part that cannot run here: needs COMMAND ...
+needs() {
+    for command; do
+        command -v "$command" >/dev/null || cannot "$command is missing (tests/setup.sh test)"
+    done
+}
+cannot() {
+    echo "cannot run here: $*"
+    exit 77
+}
+
+format() { cargo fmt --all --check; }
+
+lints() { cargo clippy --workspace --all-targets --quiet -- --deny warnings; }
+
+scripts() {
+    needs shellcheck
+    find . \( -name .git -o -name target \) -prune -o -type f -exec grep -lx '#!/bin/sh' {} + | xargs shellcheck --check-sourced
+}
+
+# The service in-process, and as a process under a small service manager; the laboratory's own tests.
+service() { cargo test --workspace --quiet --no-fail-fast; }
+
+# systemd accepts the units as they are printed, and what `systemd-analyze security` says of the sandbox (here in
+# tenths) is as promised, with and without a network.
+units() {
+    needs systemd-analyze
+    cargo build --quiet --bin "$name" || exit
+    accepts false 5 && accepts true 12
+}
+accepts() {
+    binary=$(realpath "${CARGO_TARGET_DIR:-target}")/debug/$name
+    unit=$results/$name
+    "$binary" unit socket >"$unit.socket"
+    # systemd wants to see the binary that a unit starts.
+    env "$(echo "$name" | tr a-z- A-Z_)_UNIT__OUTBOUND=$1" "$binary" unit service |
+        sed "s|^ExecStart=[^ ]*|ExecStart=$binary|" >"$unit.service"
+    said=$(systemd-analyze verify --recursive-errors=no "$unit.service" "$unit.socket" 2>&1)
+    echo "$said"
+    [ -z "$said" ] && systemd-analyze security --offline=true --no-pager --threshold="$2" "$unit.service"
+}
+
+template() { tests/template.sh; }
+
+# Twenty restarts under load, on a Debian booted for it.
+restarts() {
+    [ "$(id -u)" -eq 0 ] || cannot "booting a host needs root"
+    needs systemd-nspawn debootstrap ip ssh
+    cargo run --quiet --release --package lab -- rehearse --no-stand-in --restarts 20 --debian "$1"
+}
+bookworm() { restarts bookworm; }
+trixie() { restarts trixie; }
+
+# Runs parts one after the other, each to the end whatever becomes of the others.
+run() {
+    for part; do
+        began=$(date +%s)
+        ("$part") >"$results/$part.log" 2>&1
+        status=$?
+        took=$(($(date +%s) - began))
+        case $status in
+        0) verdict=passed ;;
+        77) verdict="not run: $(tail -n 1 "$results/$part.log")" && [ "${CI-}" != true ] || verdict=failed ;;
+        *) verdict=failed ;;
+        esac
+        [ "$verdict" != failed ] || sed "s/^/$part: /" "$results/$part.log"
+        printf '%-10s %4d s  %s\n' "$part" "$took" "$verdict" | tee "$results/$part.result"
+    done
+}
+
+if [ -n "${RESULTS-}" ]; then
+    results=$RESULTS
+    run "$@"
+    exit
+fi
+
+results=$(mktemp -d)
+lanes=
+trap 'rm -rf "$results"' EXIT
+# Each lane leads a process group, so that it ends with all that it started.
+# shellcheck disable=SC2086 # several lanes
+trap 'kill -- $lanes; exit 1' HUP INT TERM
+lane() {
+    RESULTS=$results setsid "$0" "$@" &
+    lanes="$lanes -$!"
+}
+
+began=$(date +%s)
+if [ $# -gt 0 ]; then
+    lane "$@"
+    wait
+else
+    # Side by side what compiles into folders of its own; the restarts have the machine to themselves.
+    lane format scripts lints service units
+    [ ! -x tests/template.sh ] || lane template
+    wait
+    lane bookworm trixie
+    wait
+fi
+
+echo
+cat "$results"/*.result
+passed=$(cat "$results"/*.result | grep -c ' passed$')
+failed=$(cat "$results"/*.result | grep -c ' failed$')
+echo "all of it took $(($(date +%s) - began)) s"
+echo "$passed passed, $failed failed"
+[ "$failed" -eq 0 ]

@@ -1,0 +1,62 @@
+//! `lab rehearse`: restarts a service under load and tells what was lost.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+use lab::rehearse::{self, Options, Outcome};
+use tokio::signal::unix::{SignalKind, signal};
+
+#[derive(Parser)]
+#[command(about = "The laboratory: restarts a service under load and tells what was lost")]
+enum Command {
+    /// Rehearse a deploy and restarts on a throwaway Debian.
+    Rehearse(Options),
+    /// Measure what has a bound: what a slow request costs the fast ones during a restart, and how
+    /// long a restart takes with 1,000, 4,000 and 9,000 idle connections.
+    Measure(Options),
+    /// Be the system for contrast: axum's own graceful shutdown on a socket of systemd's.
+    #[command(hide = true)]
+    Peer,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let command = Command::parse();
+    // The peer has its own way with SIGTERM.
+    let interruptible = !matches!(command, Command::Peer);
+    let work = async {
+        match command {
+            Command::Rehearse(options) => rehearse::rehearse(&options).await,
+            Command::Measure(options) => lab::measure::measure(&options).await,
+            Command::Peer => lab::peer::serve(Duration::from_secs(1)).await.map(|()| Outcome::Kept),
+        }
+    };
+    let done = tokio::select! {
+        done = work => done,
+        // `work` is dropped, and with it every host and process it has made.
+        () = interrupted(), if interruptible => {
+            eprintln!("\ninterrupted: cleaned up");
+            return ExitCode::from(130);
+        }
+    };
+    match done {
+        Ok(Outcome::Kept) => ExitCode::SUCCESS,
+        Ok(Outcome::Broken) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("lab: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn interrupted() {
+    let [mut interrupt, mut terminate, mut hangup] =
+        [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()]
+            .map(|kind| signal(kind).expect("these signals can be caught"));
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+        _ = hangup.recv() => {}
+    }
+}

@@ -1,0 +1,657 @@
+//! A stand-in for systemd, small enough to read: it starts one service the way a unit with a socket
+//! and a descriptor store does, and restarts it. No root, no systemd, no container.
+//!
+//! ```no_run
+//! # async fn story() -> anyhow::Result<()> {
+//! use lab::manager::Manager;
+//!
+//! let mut service = Manager::new("target/debug/my-api").env("RUST_LOG", "debug").start().await?;
+//! let before = service.pid();
+//! service.restart().await?;
+//! assert_ne!(before, service.pid());
+//! assert!(service.stop().await?.success());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! It does what `systemd.service(5)`, `sd_listen_fds(3)` and `sd_notify(3)` say of the few things
+//! hitless builds on, and nothing else: no sandbox, no control groups, no watchdog that bites.
+
+use std::collections::VecDeque;
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::{ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use command_fds::{CommandFdExt, FdMapping};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use rustix::process::{Pid, Signal};
+use tokio::io::Interest;
+use tokio::net::UnixDatagram;
+use tokio::process::{Child, Command};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{sleep_until, timeout};
+
+/// Descriptors one message can carry (`SCM_MAX_FD`).
+const MAX_FDS: usize = 253;
+
+/// A service that is yet to be started.
+#[derive(Debug)]
+pub struct Manager {
+    executable: PathBuf,
+    args: Vec<OsString>,
+    env: Vec<(OsString, OsString)>,
+    listen: Vec<(String, Listen)>,
+    store: usize,
+    timeout_start: Duration,
+    timeout_stop: Duration,
+    notifies: bool,
+}
+
+#[derive(Debug)]
+enum Listen {
+    Tcp(String),
+    Unix(PathBuf),
+}
+
+impl Manager {
+    pub fn new(executable: impl Into<PathBuf>) -> Self {
+        Self {
+            executable: executable.into(),
+            args: vec![],
+            env: vec![],
+            listen: vec![],
+            store: 64,
+            timeout_start: Duration::from_secs(30),
+            timeout_stop: Duration::from_secs(90),
+            notifies: true,
+        }
+    }
+
+    pub fn args<A: Into<OsString>>(mut self, args: impl IntoIterator<Item = A>) -> Self {
+        self.args.extend(args.into_iter().map(Into::into));
+        self
+    }
+
+    pub fn env(mut self, key: impl Into<OsString>, value: impl Into<OsString>) -> Self {
+        self.env.push((key.into(), value.into()));
+        self
+    }
+
+    /// `ListenStream=` on a TCP address; port 0 for any. Without a call of this or [`Self::listen_unix`]
+    /// there is one socket on a free port of 127.0.0.1.
+    pub fn listen(mut self, address: impl Into<String>) -> Self {
+        self.listen.push(("service.socket".into(), Listen::Tcp(address.into())));
+        self
+    }
+
+    /// `ListenStream=` on a path.
+    pub fn listen_unix(mut self, path: impl Into<PathBuf>) -> Self {
+        self.listen.push(("service.socket".into(), Listen::Unix(path.into())));
+        self
+    }
+
+    /// `FileDescriptorName=` of the socket added last.
+    pub fn named(mut self, name: &str) -> Self {
+        if let Some((last, _)) = self.listen.last_mut() {
+            *last = name.into();
+        }
+        self
+    }
+
+    /// `FileDescriptorStoreMax=`; 0 keeps nothing.
+    pub fn store(mut self, most: usize) -> Self {
+        self.store = most;
+        self
+    }
+
+    /// `Type=exec`: a process is ready once it runs, whatever it says.
+    pub fn exec(mut self) -> Self {
+        self.notifies = false;
+        self
+    }
+
+    /// `TimeoutStartSec=`.
+    pub fn timeout_start(mut self, timeout: Duration) -> Self {
+        self.timeout_start = timeout;
+        self
+    }
+
+    /// `TimeoutStopSec=`.
+    pub fn timeout_stop(mut self, timeout: Duration) -> Self {
+        self.timeout_stop = timeout;
+        self
+    }
+
+    /// Binds the sockets, starts the process and waits until it is ready.
+    pub async fn start(mut self) -> anyhow::Result<Service> {
+        if self.listen.is_empty() {
+            self = self.listen("127.0.0.1:0");
+        }
+        let directory = tempfile::Builder::new().prefix("lab-").tempdir()?;
+        let mut addresses = vec![];
+        let mut sockets = vec![];
+        for (name, listen) in &self.listen {
+            let socket: OwnedFd = match listen {
+                Listen::Tcp(address) => {
+                    let listener = TcpListener::bind(address).with_context(|| format!("binding {address}"))?;
+                    // As systemd would: the whole of net.core.somaxconn, not std's 128.
+                    rustix::net::listen(&listener, 4096)?;
+                    addresses.push(listener.local_addr()?);
+                    listener.into()
+                }
+                Listen::Unix(path) => {
+                    UnixListener::bind(path).with_context(|| format!("binding {}", path.display()))?.into()
+                }
+            };
+            sockets.push((name.clone(), socket));
+        }
+        let notify = UnixDatagram::bind(directory.path().join("notify"))?;
+        let (news, _) = watch::channel(());
+        let state = Arc::new(Mutex::new(State { store_max: self.store, ..State::default() }));
+        let listener = tokio::spawn(listen(notify, state.clone(), news.clone()));
+        let mut service =
+            Service { manager: self, addresses, sockets, state, news, listener, child: None, exits: vec![], directory };
+        service.start_process().await?;
+        Ok(service)
+    }
+}
+
+/// One `sd_notify` message.
+#[derive(Debug, Clone)]
+pub struct Message {
+    /// As it came: lines of `KEY=value`.
+    pub text: String,
+    /// How many descriptors came with it.
+    pub fds: usize,
+    /// Which start of the service it came after, counted from 1.
+    pub start: usize,
+    pub at: Instant,
+}
+
+impl Message {
+    /// The value of a key.
+    pub fn get(&self, key: &str) -> Option<&str> {
+        self.text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='))
+    }
+
+    /// Whether it says `KEY=value`.
+    pub fn says(&self, line: &str) -> bool {
+        self.text.lines().any(|other| other == line)
+    }
+}
+
+#[derive(Debug)]
+struct Stored {
+    name: String,
+    fd: OwnedFd,
+    /// Thrown away once the other end hangs up, unless stored with `FDPOLL=0`.
+    poll: bool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    messages: Vec<Message>,
+    store: Vec<Stored>,
+    store_max: usize,
+    starts: usize,
+    extended_until: Option<Instant>,
+}
+
+impl State {
+    /// What systemd does with a message, in its order.
+    fn handle(&mut self, message: Message, mut fds: VecDeque<OwnedFd>) {
+        // The sender waits for the other end of this descriptor to hang up: everything it sent
+        // before has been handled by now.
+        if message.says("BARRIER=1") {
+            fds.clear();
+        }
+        if let Some(usec) = message.get("EXTEND_TIMEOUT_USEC").and_then(|usec| usec.parse().ok()) {
+            self.extended_until = Some(message.at + Duration::from_micros(usec));
+        }
+        let name = message.get("FDNAME").unwrap_or("stored").to_owned();
+        if message.says("FDSTOREREMOVE=1") {
+            self.store.retain(|stored| stored.name != name);
+        }
+        if message.says("FDSTORE=1") {
+            self.forget_hung_up();
+            let poll = !message.says("FDPOLL=0");
+            for fd in fds.drain(..) {
+                if self.store.len() < self.store_max {
+                    self.store.push(Stored { name: name.clone(), fd, poll });
+                }
+            }
+        }
+        self.messages.push(message);
+    }
+
+    fn forget_hung_up(&mut self) {
+        self.store.retain(|stored| {
+            if !stored.poll {
+                return true;
+            }
+            let mut fds = [PollFd::new(&stored.fd, PollFlags::empty())];
+            let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+            !matches!(poll(&mut fds, Some(&now)), Ok(1..))
+        });
+    }
+}
+
+/// A service under the stand-in; its process ends when this is dropped.
+#[derive(Debug)]
+pub struct Service {
+    manager: Manager,
+    addresses: Vec<SocketAddr>,
+    sockets: Vec<(String, OwnedFd)>,
+    state: Arc<Mutex<State>>,
+    news: watch::Sender<()>,
+    listener: JoinHandle<()>,
+    child: Option<Child>,
+    exits: Vec<ExitStatus>,
+    directory: tempfile::TempDir,
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        self.listener.abort();
+    }
+}
+
+impl Service {
+    /// The first TCP socket's address.
+    pub fn address(&self) -> SocketAddr {
+        *self.addresses.first().expect("a service with a TCP socket")
+    }
+
+    /// The running process; `None` once its end was seen.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().and_then(Child::id)
+    }
+
+    /// Every message so far.
+    pub fn messages(&self) -> Vec<Message> {
+        self.state().messages.clone()
+    }
+
+    /// The names of the stored descriptors.
+    pub fn stored(&self) -> Vec<String> {
+        let mut state = self.state();
+        state.forget_hung_up();
+        state.store.iter().map(|stored| stored.name.clone()).collect()
+    }
+
+    /// How every process so far ended.
+    pub fn exits(&self) -> &[ExitStatus] {
+        &self.exits
+    }
+
+    /// Everything the service has written to standard output and error, from its first start on.
+    pub fn log(&self) -> String {
+        let bytes = std::fs::read(self.directory.path().join("log")).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// For more environment at the next start.
+    pub fn set_env(&mut self, key: impl Into<OsString>, value: impl Into<OsString>) {
+        self.manager.env.push((key.into(), value.into()));
+    }
+
+    /// `systemctl restart`: stops the process, starts it again, waits until it is ready. What is in
+    /// the store stays there and goes to the new process.
+    pub async fn restart(&mut self) -> anyhow::Result<ExitStatus> {
+        let status = self.stop_process().await?;
+        self.start_process().await?;
+        Ok(status)
+    }
+
+    /// `systemctl stop`: the store is emptied.
+    pub async fn stop(&mut self) -> anyhow::Result<ExitStatus> {
+        let status = self.stop_process().await?;
+        self.state().store.clear();
+        Ok(status)
+    }
+
+    /// Starts the service again after [`Self::stop`] or [`Self::exited`].
+    pub async fn start(&mut self) -> anyhow::Result<()> {
+        self.start_process().await
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        let pid = self.pid().and_then(|pid| Pid::from_raw(pid.cast_signed()));
+        rustix::process::kill_process(pid.context("the service is not running")?, signal)?;
+        Ok(())
+    }
+
+    /// Waits for the process to end by itself. `Restart=` is up to the caller.
+    pub async fn exited(&mut self) -> anyhow::Result<ExitStatus> {
+        let child = self.child.as_mut().context("the service is not running")?;
+        let status = child.wait().await?;
+        self.child = None;
+        self.exits.push(status);
+        Ok(status)
+    }
+
+    /// Waits for a line such as `STOPPING=1` from the process that runs now.
+    pub async fn wait_for(&self, line: &str) -> anyhow::Result<Message> {
+        let said = message(&self.state, &self.news, line);
+        match timeout(Duration::from_secs(30), said).await {
+            Ok(message) => Ok(message),
+            Err(_) => bail!("the service did not say {line}; its log:\n{}", self.log()),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn start_process(&mut self) -> anyhow::Result<()> {
+        anyhow::ensure!(self.child.is_none(), "the service is running already");
+        let mut names = vec![];
+        let mut fds = vec![];
+        for (name, socket) in &self.sockets {
+            names.push(name.clone());
+            fds.push(socket.try_clone()?);
+        }
+        {
+            let mut state = self.state();
+            state.forget_hung_up();
+            state.starts += 1;
+            for stored in &state.store {
+                names.push(stored.name.clone());
+                fds.push(stored.fd.try_clone()?);
+            }
+        }
+        let log = File::options().create(true).append(true).open(self.directory.path().join("log"))?;
+        // Only the new process knows its own id, hence the shell.
+        let mut command = Command::new("/bin/sh");
+        command
+            .args(["-c", r#"LISTEN_PID=$$ exec "$@""#, "sh"])
+            .arg(&self.manager.executable)
+            .args(&self.manager.args)
+            .env_remove("WATCHDOG_PID")
+            .env_remove("WATCHDOG_USEC")
+            .env("NOTIFY_SOCKET", self.directory.path().join("notify"))
+            .env("LISTEN_FDS", fds.len().to_string())
+            .env("LISTEN_FDNAMES", names.join(":"))
+            .envs(self.manager.env.iter().map(|(key, value)| (key, value)))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .kill_on_drop(true);
+        let mappings = (3..).zip(fds);
+        command.fd_mappings(mappings.map(|(child_fd, parent_fd)| FdMapping { parent_fd, child_fd }).collect())?;
+        let child = command.spawn().with_context(|| format!("starting {}", self.manager.executable.display()))?;
+        let child = self.child.insert(child);
+        if !self.manager.notifies {
+            return Ok(());
+        }
+        // Borrowed apart from `self`, so that both can be waited for.
+        let status = {
+            let ready = message(&self.state, &self.news, "READY=1");
+            tokio::select! {
+                ready = timeout(self.manager.timeout_start, ready) => match ready {
+                    Ok(_) => return Ok(()),
+                    Err(_) => None,
+                },
+                status = child.wait() => Some(status?),
+            }
+        };
+        match status {
+            Some(status) => {
+                self.child = None;
+                self.exits.push(status);
+                bail!("the service ended before it was ready ({status}); its log:\n{}", self.log())
+            }
+            None => {
+                bail!("the service was not ready within {:?}; its log:\n{}", self.manager.timeout_start, self.log())
+            }
+        }
+    }
+
+    async fn stop_process(&mut self) -> anyhow::Result<ExitStatus> {
+        self.state().extended_until = None;
+        self.signal(Signal::TERM)?;
+        let began = Instant::now();
+        loop {
+            let extended = self.state().extended_until;
+            let until = (began + self.manager.timeout_stop).max(extended.unwrap_or(began));
+            let mut news = self.news.subscribe();
+            let child = self.child.as_mut().context("the service is not running")?;
+            tokio::select! {
+                status = child.wait() => {
+                    let status = status?;
+                    self.child = None;
+                    self.exits.push(status);
+                    return Ok(status);
+                }
+                // It may have asked for more time.
+                _ = news.changed() => {}
+                () = sleep_until(until.into()) => self.signal(Signal::KILL)?,
+            }
+        }
+    }
+}
+
+/// Waits until the process that runs now has said `line`.
+async fn message(state: &Mutex<State>, news: &watch::Sender<()>, line: &str) -> Message {
+    let mut news = news.subscribe();
+    loop {
+        {
+            let state = state.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut own = state.messages.iter().filter(|message| message.start == state.starts);
+            if let Some(found) = own.find(|message| message.says(line)) {
+                return found.clone();
+            }
+        }
+        // Cannot fail while the caller holds the sender.
+        let _ = news.changed().await;
+    }
+}
+
+/// Receives messages for as long as the service is looked after.
+async fn listen(socket: UnixDatagram, state: Arc<Mutex<State>>, news: watch::Sender<()>) {
+    while let Ok((text, fds)) = socket.async_io(Interest::READABLE, || receive(&socket)).await {
+        let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+        let start = state.starts;
+        let message = Message { text, fds: fds.len(), start, at: Instant::now() };
+        state.handle(message, fds);
+        drop(state);
+        news.send_replace(());
+    }
+}
+
+fn receive(socket: impl AsFd) -> io::Result<(String, VecDeque<OwnedFd>)> {
+    let mut text = vec![0; 4096];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let received = recvmsg(socket, &mut [IoSliceMut::new(&mut text)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    let fds = control
+        .drain()
+        .filter_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+            _ => None,
+        })
+        .flatten()
+        .collect();
+    text.truncate(received.bytes);
+    Ok((String::from_utf8_lossy(&text).into_owned(), fds))
+}
+
+/// How a process ended, in the words of `systemctl status`.
+pub fn describe(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exited with status {code}"),
+        (None, Some(signal)) => format!("was killed by signal {signal}"),
+        (None, None) => "ended".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Seek, Write};
+
+    use super::*;
+
+    fn message(text: &str) -> Message {
+        Message { text: text.into(), fds: 1, start: 1, at: Instant::now() }
+    }
+
+    fn fd() -> VecDeque<OwnedFd> {
+        [tempfile::tempfile().unwrap().into()].into()
+    }
+
+    fn store(max: usize) -> State {
+        State { store_max: max, ..State::default() }
+    }
+
+    fn names(state: &State) -> Vec<&str> {
+        state.store.iter().map(|stored| stored.name.as_str()).collect()
+    }
+
+    #[test]
+    fn a_descriptor_is_stored_and_removed_by_name() {
+        let mut state = store(4);
+        state.handle(message("FDSTORE=1\nFDNAME=parcel"), fd());
+        state.handle(message("FDSTORE=1"), fd());
+        assert_eq!(names(&state), ["parcel", "stored"]);
+        state.handle(message("FDSTOREREMOVE=1\nFDNAME=parcel"), VecDeque::new());
+        assert_eq!(names(&state), ["stored"]);
+    }
+
+    #[test]
+    fn a_full_store_closes_what_it_cannot_take() {
+        for (max, kept) in [(0, 0), (1, 1)] {
+            let mut state = store(max);
+            let (ours, theirs) = io::pipe().unwrap();
+            state.handle(message("FDSTORE=1"), fd());
+            state.handle(message("FDSTORE=1\nFDPOLL=0"), [theirs.into()].into());
+            assert_eq!(state.store.len(), kept);
+            assert_eq!({ ours }.read(&mut [0]).unwrap(), 0, "the descriptor is still open");
+        }
+    }
+
+    #[test]
+    fn what_hangs_up_is_forgotten_unless_told_otherwise() {
+        let mut state = store(4);
+        for (text, kept) in [("FDSTORE=1", 0), ("FDSTORE=1\nFDPOLL=0", 1)] {
+            let (ours, theirs) = io::pipe().unwrap();
+            state.handle(message(text), [ours.into()].into());
+            state.forget_hung_up();
+            assert_eq!(state.store.len(), 1);
+            drop(theirs);
+            state.forget_hung_up();
+            assert_eq!(state.store.len(), kept, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_barrier_hangs_up() {
+        let mut state = store(4);
+        let (mut ours, theirs) = io::pipe().unwrap();
+        state.handle(message("BARRIER=1"), [theirs.into()].into());
+        assert_eq!(ours.read(&mut [0]).unwrap(), 0);
+        assert!(state.store.is_empty());
+    }
+
+    fn shell(script: &str) -> Manager {
+        Manager::new("/bin/sh").args(["-c", script]).exec()
+    }
+
+    /// What the service would send itself.
+    fn send(service: &Service, text: &str) {
+        let socket = std::os::unix::net::UnixDatagram::unbound().unwrap();
+        socket.send_to(text.as_bytes(), service.directory.path().join("notify")).unwrap();
+    }
+
+    /// Waits until the service has written a line so many times.
+    async fn logged(service: &Service, line: &str, times: usize) {
+        while service.log().lines().filter(|other| *other == line).count() < times {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_restart_hands_the_store_on_and_a_stop_empties_it() {
+        let script = r#"[ "$LISTEN_PID" = $$ ] && echo "$LISTEN_FDNAMES"
+                        [ "$LISTEN_FDS" = 1 ] || cat <&4
+                        exec sleep 1000"#;
+        let mut service = shell(script).named("never").listen("127.0.0.1:0").named("http").start().await.unwrap();
+        logged(&service, "http", 1).await;
+
+        let mut letter = tempfile::tempfile().unwrap();
+        letter.write_all(b"for the next one\n").unwrap();
+        letter.rewind().unwrap();
+        let stored = message("FDSTORE=1\nFDNAME=letter\nFDPOLL=0");
+        service.state().handle(stored, [letter.into()].into());
+
+        let status = service.restart().await.unwrap();
+        assert_eq!(status.signal(), Some(15));
+        logged(&service, "http:letter", 1).await;
+        logged(&service, "for the next one", 1).await;
+
+        service.stop().await.unwrap();
+        assert!(service.stored().is_empty());
+        assert_eq!(service.pid(), None);
+        service.start().await.unwrap();
+        assert_eq!(service.exits().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn who_does_not_end_is_killed_but_may_ask_for_time() {
+        let stubborn = "trap '' TERM; echo deaf; while :; do sleep 0.05; done";
+        let mut service = shell(stubborn).timeout_stop(Duration::from_millis(500)).start().await.unwrap();
+        logged(&service, "deaf", 1).await;
+        let status = service.restart().await.unwrap();
+        assert_eq!(describe(status), "was killed by signal 9");
+
+        logged(&service, "deaf", 2).await;
+        let notify = service.directory.path().join("notify");
+        let began = Instant::now();
+        let (status, sent) = tokio::join!(service.stop(), async {
+            let socket = UnixDatagram::unbound().unwrap();
+            socket.send_to(b"EXTEND_TIMEOUT_USEC=1000000", notify).await
+        });
+        assert_eq!(status.unwrap().signal(), Some(9));
+        assert!(sent.is_ok() && began.elapsed() >= Duration::from_secs(1));
+    }
+
+    #[tokio::test]
+    async fn messages_are_kept_and_waited_for() {
+        let service = shell("exec sleep 1000").start().await.unwrap();
+        send(&service, "STATUS=thinking");
+        send(&service, "STOPPING=1\nSTATUS=bye");
+        let message = service.wait_for("STOPPING=1").await.unwrap();
+        assert_eq!(message.get("STATUS"), Some("bye"));
+        let statuses: Vec<_> = service.messages().iter().filter_map(|m| m.get("STATUS").map(String::from)).collect();
+        assert_eq!(statuses, ["thinking", "bye"]);
+    }
+
+    #[tokio::test]
+    async fn a_process_that_ends_too_early_is_an_error_with_its_log() {
+        let manager = Manager::new("/bin/sh").args(["-c", "echo no such setting >&2; exit 2"]);
+        let error = manager.start().await.unwrap_err().to_string();
+        assert!(error.contains("exit status: 2") && error.contains("no such setting"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn the_process_ends_with_its_manager() {
+        let service = shell("exec sleep 1000").start().await.unwrap();
+        let pid = Pid::from_raw(service.pid().unwrap().cast_signed()).unwrap();
+        drop(service);
+        while rustix::process::test_kill_process(pid).is_ok() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! What a run of the lab found: everything the verdict and the report are made from.
+//!
+//! Times are seconds since the run started unless a name says otherwise; latencies are milliseconds.
+
+use serde::{Deserialize, Serialize};
+
+/// One run: a service, the stage it stood on, the restarts it went through and what its clients saw.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Record {
+    pub service: String,
+    pub version: String,
+    /// What restarted it: "Debian 12, systemd 252", or "stand-in for systemd".
+    pub stage: String,
+    /// The system it was compared with, if this run is such a comparison: "axum".
+    pub peer: Option<String>,
+    pub started_unix: u64,
+    pub seconds: f64,
+    pub restarts: Vec<Restart>,
+    pub scenarios: Vec<Scenario>,
+    pub answers: Vec<Answer>,
+    pub failures: Vec<Failure>,
+}
+
+/// One `systemctl restart`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Restart {
+    /// When it was called.
+    pub at: f64,
+    /// When it returned: the new process is ready.
+    pub ready: f64,
+    pub ok: bool,
+}
+
+/// A kind of client, and what all the clients of that kind saw together.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Scenario {
+    pub name: String,
+    /// One sentence a reader understands without the source.
+    pub about: String,
+    pub clients: u32,
+    /// Requests answered whole and correctly.
+    pub answered: u64,
+    /// Requests of which a byte was sent and that got no whole, correct answer.
+    pub lost: u64,
+    /// Connects that were refused or reset.
+    pub refused: u64,
+    /// Connections that the server closed without having said so in a response.
+    pub closed: u64,
+    /// Connections opened.
+    pub opened: u64,
+    /// Connections open since before the first restart and still open at the end.
+    pub kept: u64,
+    pub median_ms: f64,
+    pub p99_ms: f64,
+    pub slowest_ms: f64,
+}
+
+/// One answer's latency. May be thinned: every slow one is kept, of the fast ones a sample.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Answer {
+    /// Index into [`Record::scenarios`].
+    pub scenario: u16,
+    /// When the request was sent.
+    pub at: f64,
+    pub ms: f32,
+}
+
+/// Something that must not happen.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Failure {
+    /// Index into [`Record::scenarios`].
+    pub scenario: u16,
+    pub at: f64,
+    /// `lost`, `refused` or `closed`.
+    pub kind: String,
+    pub what: String,
+}
+
+/// The sums over all scenarios.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Totals {
+    pub clients: u64,
+    pub answered: u64,
+    pub lost: u64,
+    pub refused: u64,
+    pub closed: u64,
+    pub opened: u64,
+    pub kept: u64,
+}
+
+impl Totals {
+    /// Nothing lost, nothing refused, nothing closed.
+    pub fn spotless(&self) -> bool {
+        self.lost == 0 && self.refused == 0 && self.closed == 0
+    }
+}
+
+impl Record {
+    /// Sums the scenarios up.
+    pub fn totals(&self) -> Totals {
+        self.scenarios.iter().fold(Totals::default(), |sum, scenario| Totals {
+            clients: sum.clients + u64::from(scenario.clients),
+            answered: sum.answered + scenario.answered,
+            lost: sum.lost + scenario.lost,
+            refused: sum.refused + scenario.refused,
+            closed: sum.closed + scenario.closed,
+            opened: sum.opened + scenario.opened,
+            kept: sum.kept + scenario.kept,
+        })
+    }
+}

@@ -1,0 +1,257 @@
+//! The main job: a service, restarted again and again under load, and a verdict.
+
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, bail};
+use tokio::time::{Instant, sleep};
+
+use crate::load::{Crowd, Findings, Kind, Load};
+use crate::record::{Record, Restart};
+use crate::stage::Stage;
+use crate::subject::Subject;
+use crate::traffic::Traffic;
+use crate::{report, verdict};
+
+/// What to rehearse, on what.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Options {
+    /// How many restarts.
+    #[arg(long, default_value_t = 20)]
+    pub restarts: u32,
+    /// The suite of the throwaway host: bookworm, trixie.
+    #[arg(long, default_value = "bookworm")]
+    pub debian: String,
+    /// Use the stand-in for systemd although a host could be booted.
+    #[arg(long)]
+    pub stand_in: bool,
+    /// Fail where no host can be booted, instead of using the stand-in.
+    #[arg(long, conflicts_with = "stand_in")]
+    pub no_stand_in: bool,
+    /// In the template: rehearse the template itself, and do not generate a service.
+    #[arg(long)]
+    pub as_is: bool,
+    /// Rehearse another system, for contrast: axum, with its own graceful shutdown.
+    #[arg(long, value_parser = ["axum"])]
+    pub peer: Option<String>,
+    /// How many idle connections.
+    #[arg(long, default_value_t = 50)]
+    pub idle: u32,
+    /// The folder for the report.
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+}
+
+/// What became of the promise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    Kept,
+    Broken,
+}
+
+/// Rehearses, prints the verdict, writes the report. A peer is there to be watched: it keeps what it
+/// promises, whatever it loses.
+pub async fn rehearse(options: &Options) -> anyhow::Result<Outcome> {
+    let (mut stage, subject, traffic) = set_up(options, "1s").await?;
+    let crowd: Crowd = Kind::ALL
+        .into_iter()
+        .map(|(kind, count)| (kind, if kind == Kind::Idle { options.idle } else { count }))
+        .collect();
+
+    let started_unix = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+    let load = Load::start(stage.address(), &traffic, &crowd);
+    let clients = load.totals().clients;
+    let restarts = restart_under(&mut stage, &load, options.restarts).await?;
+    let seconds = load.clock();
+    let Findings { scenarios, answers, failures, moved } = load.finish().await;
+    let record = Record {
+        service: subject.name.clone(),
+        version: subject.version.clone(),
+        stage: stage.name().into(),
+        peer: options.peer.clone(),
+        started_unix,
+        seconds,
+        restarts,
+        scenarios,
+        answers,
+        failures,
+    };
+
+    println!("{}", verdict::table(&record));
+    let path = write_report(&record, options, &subject)?;
+    let spotless = record.totals().spotless() && record.restarts.iter().all(|restart| restart.ok);
+    match (&options.peer, spotless && moved == 0) {
+        (None, true) => println!(
+            "{} restarts under {clients} clients: nothing lost, nothing refused, no connection closed.",
+            record.restarts.len()
+        ),
+        (None, false) => {
+            if moved > 0 {
+                println!("{moved} keep-alive clients did not end on the connection they began with.");
+            }
+            println!("The promise is broken. The end of the service's log:\n{}", stage.log().await);
+        }
+        (Some(peer), _) => println!(
+            "That is {peer}'s own graceful shutdown behind a systemd socket. Without PEER= the same \
+             load goes to a hitless service."
+        ),
+    }
+    println!("Report: {}", path.display());
+    Ok(match options.peer.is_some() || (spotless && moved == 0) {
+        true => Outcome::Kept,
+        false => Outcome::Broken,
+    })
+}
+
+/// Everything up to the first request. The template's own slow request takes `ping_delay`.
+pub(crate) async fn set_up(options: &Options, ping_delay: &str) -> anyhow::Result<(Stage, Subject, Traffic)> {
+    raise_descriptor_limit()?;
+    let mut subject = Subject::find(Path::new(".")).await?;
+    let generate = subject.is_template() && !options.as_is && options.peer.is_none();
+    if generate {
+        println!("Generating a service from the template ...");
+        subject = subject.generate().await?;
+    }
+    let traffic = Traffic::load(&subject.traffic())?;
+
+    let host = if options.stand_in {
+        None
+    } else {
+        println!("Booting a throwaway Debian ({}) ...", options.debian);
+        let began = Instant::now();
+        let line = Line::default();
+        let booted = Stage::host(&options.debian, |step| line.show(step)).await;
+        line.end();
+        match booted {
+            Ok(host) => {
+                println!("{}, up after {:.1} s", host.stage, began.elapsed().as_secs_f64());
+                Some(host)
+            }
+            Err(why) if options.no_stand_in => return Err(why),
+            Err(why) => {
+                println!("No host here: {why:#}\nGoing on with the stand-in for systemd.");
+                None
+            }
+        }
+    };
+    let settings = [("ping_delay", ping_delay)];
+    let stage = match (host, &options.peer) {
+        (Some(host), None) => Stage::deploy(host, &subject, &settings).await?,
+        (Some(host), Some(_)) => Stage::deploy_peer(host).await?,
+        (None, None) => Stage::stand_in(&subject, &settings).await?,
+        (None, Some(_)) => Stage::stand_in_peer().await?,
+    };
+    Ok((stage, subject, traffic))
+}
+
+/// Restarts the service so many times while the load runs, a random moment apart.
+async fn restart_under(stage: &mut Stage, load: &Load, count: u32) -> anyhow::Result<Vec<Restart>> {
+    settle(load).await?;
+    load.restarts_begin();
+    let line = Line::default();
+    let mut restarts = vec![];
+    for number in 1..=count {
+        sleep(Duration::from_millis(fastrand::u64(..1000))).await;
+        let at = load.clock();
+        let restarted = {
+            let restart = stage.restart();
+            tokio::pin!(restart);
+            loop {
+                tokio::select! {
+                    restarted = &mut restart => break restarted,
+                    () = sleep(Duration::from_millis(500)) => line.show(&progress(load, number, count)),
+                }
+            }
+        };
+        restarts.push(Restart { at, ready: load.clock(), ok: restarted.is_ok() });
+        line.show(&progress(load, number, count));
+        if let Err(error) = restarted {
+            line.end();
+            println!("Restart {number} failed: {error:#}");
+        }
+    }
+    // The last restart's latecomers.
+    sleep(Duration::from_secs(2)).await;
+    line.end();
+    Ok(restarts)
+}
+
+/// Waits until every client has been answered once.
+pub(crate) async fn settle(load: &Load) -> anyhow::Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !load.is_settled() {
+        if Instant::now() > deadline {
+            let totals = load.totals();
+            bail!(
+                "not every client was answered once before the first restart ({} answers, {} lost, \
+                 {} refused): is tests/lab/traffic.toml right?",
+                totals.answered,
+                totals.lost,
+                totals.refused
+            );
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+    Ok(())
+}
+
+fn progress(load: &Load, number: u32, count: u32) -> String {
+    let totals = load.totals();
+    format!(
+        "restart {number} of {count}, {:.0} s, {} answered, {} lost, {} refused, {} closed",
+        load.clock(),
+        totals.answered,
+        totals.lost,
+        totals.refused,
+        totals.closed
+    )
+}
+
+fn write_report(record: &Record, options: &Options, subject: &Subject) -> anyhow::Result<PathBuf> {
+    let directory = options.out.clone().unwrap_or_else(|| subject.target.clone());
+    std::fs::create_dir_all(&directory)?;
+    let name = match &options.peer {
+        Some(peer) => format!("rehearsal-{peer}.html"),
+        None => "rehearsal.html".into(),
+    };
+    let path = directory.join(name);
+    report::write(record, &path).with_context(|| format!("writing {}", path.display()))?;
+    Ok(path)
+}
+
+/// Thousands of connections take as many descriptors.
+fn raise_descriptor_limit() -> anyhow::Result<()> {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    setrlimit(Resource::Nofile, limit).context("raising the limit of open files")
+}
+
+/// A line that is written over while it changes; on anything but a terminal, a line now and then.
+#[derive(Debug, Default)]
+pub(crate) struct Line {
+    shown: std::cell::Cell<Option<Instant>>,
+}
+
+impl Line {
+    pub fn show(&self, text: &str) {
+        let mut out = std::io::stdout();
+        if out.is_terminal() {
+            // Cut to fit: a line that wraps cannot be written over.
+            let text: String = text.chars().take(100).collect();
+            let _ = write!(out, "\r\x1b[2K{text}");
+            let _ = out.flush();
+            self.shown.set(Some(Instant::now()));
+        } else if self.shown.get().is_none_or(|at| at.elapsed() > Duration::from_secs(5)) {
+            println!("{text}");
+            self.shown.set(Some(Instant::now()));
+        }
+    }
+
+    pub fn end(&self) {
+        if std::io::stdout().is_terminal() && self.shown.take().is_some() {
+            println!();
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! The service that is rehearsed: this very crate, or, in the template, one that is generated from it.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, ensure};
+use serde::Deserialize;
+use tokio::process::Command;
+
+/// What the generated service is called.
+const GENERATED: &str = "rehearsal";
+
+/// A service that can be built.
+#[derive(Debug, Clone)]
+pub struct Subject {
+    pub name: String,
+    pub version: String,
+    /// Where its `Cargo.toml` is.
+    pub directory: PathBuf,
+    /// Where cargo puts what it builds.
+    pub target: PathBuf,
+}
+
+#[derive(Deserialize)]
+struct Metadata {
+    packages: Vec<Package>,
+    workspace_root: PathBuf,
+    target_directory: PathBuf,
+}
+
+#[derive(Deserialize)]
+struct Package {
+    name: String,
+    version: String,
+    manifest_path: PathBuf,
+}
+
+impl Subject {
+    /// The crate at the root of the workspace that `directory` is in.
+    pub async fn find(directory: &Path) -> anyhow::Result<Self> {
+        let output = Command::new("cargo")
+            .args(["metadata", "--no-deps", "--format-version=1"])
+            .current_dir(directory)
+            .output()
+            .await
+            .context("starting cargo")?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let metadata: Metadata = serde_json::from_slice(&output.stdout)?;
+        let manifest = metadata.workspace_root.join("Cargo.toml");
+        let package = metadata
+            .packages
+            .into_iter()
+            .find(|package| package.manifest_path == manifest)
+            .with_context(|| format!("{} is not of a package", manifest.display()))?;
+        Ok(Self {
+            name: package.name,
+            version: package.version,
+            directory: metadata.workspace_root,
+            target: metadata.target_directory,
+        })
+    }
+
+    /// Whether this is the template, and not a service made from it.
+    pub fn is_template(&self) -> bool {
+        self.directory.join("cargo-generate.toml").is_file()
+    }
+
+    /// Generates a service from this template. It is built where the template is, so that what they
+    /// have in common is compiled once.
+    pub async fn generate(&self) -> anyhow::Result<Self> {
+        let into = self.target.join("rehearsal");
+        if into.exists() {
+            std::fs::remove_dir_all(&into).with_context(|| format!("removing {}", into.display()))?;
+        }
+        std::fs::create_dir_all(&into)?;
+        let output = Command::new("tests/template.sh")
+            .args([Path::new("generate"), &into, Path::new(GENERATED)])
+            .current_dir(&self.directory)
+            .kill_on_drop(true)
+            .output()
+            .await
+            .context("starting tests/template.sh")?;
+        ensure!(
+            output.status.success(),
+            "generating a service failed:\n{}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+        let generated = Self::find(&into.join(GENERATED)).await?;
+        Ok(Self { target: self.target.clone(), ..generated })
+    }
+
+    /// Builds it the way `make deploy` does, and returns the program.
+    pub async fn build(&self) -> anyhow::Result<PathBuf> {
+        let status = Command::new("cargo")
+            .args(["build", "--release", "--bin", &self.name])
+            .current_dir(&self.directory)
+            .env("CARGO_TARGET_DIR", &self.target)
+            .kill_on_drop(true)
+            .status()
+            .await
+            .context("starting cargo")?;
+        ensure!(status.success(), "the service does not build");
+        Ok(self.target.join("release").join(&self.name))
+    }
+
+    /// What to ask it for.
+    pub fn traffic(&self) -> PathBuf {
+        self.directory.join("tests/lab/traffic.toml")
+    }
+}

@@ -1,0 +1,101 @@
+//! What a person at a terminal gets to read.
+
+use std::fmt::Write;
+
+use crate::record::{Failure, Record};
+
+/// Kinds of failures spelled out, at most.
+const SPELLED_OUT: usize = 20;
+
+/// The figures as a table, with the first failures below it.
+pub fn table(record: &Record) -> String {
+    let mut rows = vec![
+        ["", "clients", "answered", "lost", "refused", "closed", "kept", "median", "99 %", "slowest"].map(String::from),
+    ];
+    for scenario in &record.scenarios {
+        rows.push([
+            scenario.name.clone(),
+            scenario.clients.to_string(),
+            scenario.answered.to_string(),
+            scenario.lost.to_string(),
+            scenario.refused.to_string(),
+            scenario.closed.to_string(),
+            scenario.kept.to_string(),
+            millis(scenario.median_ms),
+            millis(scenario.p99_ms),
+            millis(scenario.slowest_ms),
+        ]);
+    }
+    let totals = record.totals();
+    rows.push([
+        "all".into(),
+        totals.clients.to_string(),
+        totals.answered.to_string(),
+        totals.lost.to_string(),
+        totals.refused.to_string(),
+        totals.closed.to_string(),
+        totals.kept.to_string(),
+        String::new(),
+        String::new(),
+        String::new(),
+    ]);
+
+    let subject = match &record.peer {
+        Some(peer) => peer.clone(),
+        None => format!("{} {}", record.service, record.version),
+    };
+    let longest = record.restarts.iter().map(|restart| restart.ready - restart.at).fold(0.0, f64::max);
+    let mut text = format!(
+        "\n{subject} on {}: {} restarts in {:.0} s, the longest took {:.1} s\n\n{}",
+        record.stage,
+        record.restarts.len(),
+        record.seconds,
+        longest,
+        aligned(&rows)
+    );
+    text.push_str(&failures(record));
+    text
+}
+
+/// What went wrong, alike things together, in the order they first happened.
+fn failures(record: &Record) -> String {
+    let mut kinds: Vec<(&Failure, usize)> = vec![];
+    for failure in &record.failures {
+        let alike = |other: &Failure| {
+            (other.scenario, &other.kind, &other.what) == (failure.scenario, &failure.kind, &failure.what)
+        };
+        match kinds.iter_mut().find(|(first, _)| alike(first)) {
+            Some((_, times)) => *times += 1,
+            None => kinds.push((failure, 1)),
+        }
+    }
+    let mut text = String::new();
+    for (first, times) in kinds.iter().take(SPELLED_OUT) {
+        let scenario = &record.scenarios[usize::from(first.scenario)].name;
+        let _ =
+            writeln!(text, "{times:5} {:7}  {scenario}: {} (first after {:.3} s)", first.kind, first.what, first.at);
+    }
+    if kinds.len() > SPELLED_OUT {
+        let _ = writeln!(text, "      and {} other kinds of failure: see the report", kinds.len() - SPELLED_OUT);
+    }
+    text
+}
+
+/// Rows of cells as columns: the first to the left, the others to the right.
+pub fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let mut text = String::new();
+    for row in rows {
+        let mut line = format!("{:<width$}", row[0], width = width(0));
+        for (column, cell) in row.iter().enumerate().skip(1) {
+            let _ = write!(line, "  {cell:>width$}", width = width(column));
+        }
+        let _ = writeln!(text, "{}", line.trim_end());
+    }
+    text.push('\n');
+    text
+}
+
+fn millis(ms: f64) -> String {
+    if ms < 10.0 { format!("{ms:.1} ms") } else { format!("{ms:.0} ms") }
+}

@@ -1,0 +1,114 @@
+#!/bin/sh
+# The template: what cargo-generate makes of it builds, passes its tests and has no trace of the template but a stamp.
+#
+#   tests/template.sh                      proves that
+#   tests/template.sh setup                installs cargo-generate, unless it is there
+#   tests/template.sh generate DIR NAME    makes the service NAME in DIR/NAME, of the files that git would clone
+set -eu
+cd "$(dirname "$0")/.."
+# It asks for $USER, to fill in an author that this template does not use.
+export USER="${USER:-nobody}"
+
+setup() {
+    cargo generate --version >/dev/null 2>&1 && return
+    echo "installing cargo-generate, which takes some minutes"
+    # Its rust-version runs ahead of stable; a debug build is quicker to make and quick enough.
+    cargo install cargo-generate --version 0.26.0 --locked --ignore-rust-version --no-default-features --debug --quiet
+}
+
+# What git would clone: not what else lies about in this folder.
+template_of() {
+    git ls-files -z --cached --others --exclude-standard | tar --null --files-from=- --create | tar --extract --directory "$1"
+}
+
+generate() {
+    status=0
+    template=$(mktemp -d)
+    template_of "$template"
+    (cd "$1" && cargo generate --path "$template" --name="$2") || status=$?
+    rm -rf "$template"
+    return $status
+}
+
+fail() {
+    echo "$*" >&2
+    exit 1
+}
+
+refuses_names() {
+    for name in Bad_Name my_api 1abc 'my service' -dash build lab a23456789012345678901234567890123; do
+        if generate "$work" "$name" >"$work/said" 2>&1; then fail "\"$name\" was accepted"; fi
+        grep -q "\"$name\" cannot name a service: " "$work/said" || fail "\"$name\" was refused unclearly: $(cat "$work/said")"
+    done
+    rm "$work/said"
+    [ -z "$(ls "$work")" ] || fail "a refused name left something behind: $(ls "$work")"
+}
+
+generates() {
+    # Each is a name that an untaught template trips over: the longest, one of a crate that is used, the library's own.
+    for name in a2345678901234567890123456789012 axum service; do
+        generate "$work" "$name" >/dev/null 2>&1
+        cargo metadata --quiet --offline --format-version 1 --manifest-path "$work/$name/Cargo.toml" >/dev/null
+        rm -rf "${work:?}/$name"
+    done
+    generate "$work" my-api 2>&1
+}
+
+has_no_trace() {
+    cd "$work/my-api"
+    for file in .ci .github/workflows/template.yml LICENSE-APACHE LICENSE-MIT README.md.liquid cargo-generate.toml tests/template.sh; do
+        [ ! -e "$file" ] || fail "$file is the template's own"
+    done
+    # The laboratory has to know that there is a template, to rehearse what comes of it.
+    if grep -rniE 'cargo.generate|project-name|\{%' . --exclude-dir=.git --exclude-dir=lab; then fail "traces of the template"; fi
+    # src/hitless is a module, and hosts of the laboratory have the name in theirs; nothing else has.
+    if grep -rnE '(etc|opt|lib|run)/hitless([^-]|$)|hitless\.(service|socket)|HITLESS_|"hitless"' . --exclude-dir=.git --exclude=Cargo.lock; then
+        fail "the template's name"
+    fi
+    # shellcheck disable=SC2016 # this is GitHub's syntax
+    grep -q '\${{' .github/workflows/ci.yml || fail "the workflow's own braces are gone"
+    [ -x deploy/push ] || fail "scripts are not executable"
+    [ "$(grep -c hitless Cargo.toml)" -eq 1 ] || fail "more than a stamp in Cargo.toml: $(grep hitless Cargo.toml)"
+    cd - >/dev/null
+}
+
+# The version that is stamped into what is generated is the template's.
+is_stamped() {
+    version=$(sed -n '/^version = "\(.*\)"/ { s//\1/p; q; }' Cargo.toml)
+    stamp=$(sed -n '/^\[package.metadata.hitless\]/,/^version/ s/^version = "\(.*\)"/\1/p' "$work/my-api/Cargo.toml")
+    [ "$stamp" = "$version" ] || fail "the stamp says $stamp, the template is $version"
+    grep -q "VERSION: &str = \"$version\"" "$work/my-api/src/hitless/mod.rs" || fail "src/hitless/mod.rs is not $version"
+}
+
+# The first build mends the lock file, which still had the template's name: nothing else in it changes.
+builds_and_passes() {
+    locked() { grep -v '^name = "\(hitless\|my-api\)"' "$1" | sort; }
+    locked Cargo.lock >"$work/before"
+    cd "$work/my-api"
+    cargo build --quiet --workspace --all-targets
+    cargo build --quiet --workspace --all-targets --locked
+    locked Cargo.lock | diff "$work/before" - || fail "the lock file changed"
+    cargo test --quiet --workspace
+    [ "$("$CARGO_TARGET_DIR/debug/my-api" unit socket | grep ^FileDescriptorName)" = "FileDescriptorName=http" ]
+    make check
+    cd - >/dev/null
+}
+
+prove() {
+    work=$(mktemp -d)
+    trap 'rm -rf "$work"' EXIT
+    trap 'exit 1' HUP INT TERM
+    # The crates that it needs are built once, however often this runs.
+    export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$PWD/target}/template"
+    for step in setup refuses_names generates has_no_trace is_stamped builds_and_passes; do
+        echo "template: $step"
+        $step
+    done
+}
+
+case ${1-prove} in
+setup) setup ;;
+generate) setup && generate "$2" "$3" ;;
+prove) prove ;;
+*) fail "template.sh: setup, generate DIR NAME, or nothing" ;;
+esac
