@@ -37,7 +37,7 @@ check: ## The fast checks: format, lints, shell scripts
 
 bench: ## Throughput, beside bare axum's
 	@tests/setup.sh bench
-	tests/bench.sh
+	cargo run --release --package lab -- bench
 
 deploy: ## Put it on HOST=root@host, or replace what runs there [SSH_OPTS="-p 2222" TARGET=x86_64-unknown-linux-musl]
 	cargo build --release --bin $(NAME) $(if $(TARGET),--target $(TARGET))

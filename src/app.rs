@@ -39,14 +39,18 @@ impl AppState {
     }
 }
 
-/// The service's routes, behind its layers.
+/// The service: its routes behind its layers.
 pub fn app(state: AppState) -> Router {
-    let routes = Router::new()
+    layered(routes(), state)
+}
+
+/// The service's routes.
+pub fn routes() -> Router<AppState> {
+    Router::new()
         .route("/ping", get(ping::ping))
         .route("/echo", post(echo::echo))
         .route("/livez", get(health::livez))
-        .route("/readyz", get(health::readyz));
-    layered(routes, state)
+        .route("/readyz", get(health::readyz))
 }
 
 /// Puts the layers around any routes.

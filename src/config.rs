@@ -136,14 +136,6 @@ impl Config {
                 header.is_zero() || header > timeout.sixth(),
                 format!("{header:?} is not within 0s and {:?}, a sixth of shutdown_timeout", timeout.sixth()),
             ),
-            (
-                "ping_delay",
-                self.ping_delay >= request,
-                format!(
-                    "{:?} is not less than the request timeout, {request:?}: /ping would never answer",
-                    self.ping_delay
-                ),
-            ),
             ("limits.idle_timeout", idle_timeout.is_zero(), "0s would close every connection".to_owned()),
             ("limits.max_connections", max_connections == 0, "0 would serve nobody".to_owned()),
             ("readiness_timeout", self.readiness_timeout.is_zero(), "0s would fail every check".to_owned()),

@@ -26,7 +26,7 @@ lints() { cargo clippy --workspace --all-targets --quiet -- --deny warnings; }
 
 scripts() {
     needs shellcheck
-    find . \( -name .git -o -name target \) -prune -o -type f -exec grep -lx '#!/bin/sh' {} + | xargs shellcheck --check-sourced
+    grep -rlxZ --exclude-dir=.git --exclude-dir=target '#!/bin/sh' . | xargs -0 shellcheck --check-sourced
 }
 
 # The service in-process, and as a process under a small service manager; the laboratory's own tests.

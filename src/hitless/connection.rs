@@ -1,21 +1,17 @@
-//! A connection: the socket as hyper sees it, and the gate that takes clean connections away from hyper.
+//! A connection: its socket as hyper sees it, and what is known of its requests.
 //!
 //! A connection is *clean* when every byte read from it belongs to a request that was answered and flushed, apart from
 //! the beginning of a head, which travels along. Nothing else about it lives in this process, so whoever holds the
-//! socket can go on with it. Once the [`Gate`] is closed, a clean connection leaves hyper at its next read: it gets an
+//! socket can go on with it. Once the [gate](Gate) is closed, a clean connection leaves hyper at its next read: it gets an
 //! *end of file* without the socket being touched, takes the client for gone and lets go; [`Io`]'s drop then puts the
 //! untouched socket aside for the parcel.
 //!
-//! Each connection's state stands behind a lock of its own, held for a few instructions and never across an await.
-//! The gate is closed *first*, then every connection is woken under its lock: a read that saw the gate open has left
-//! its waker there, and a later one sees the gate closed. So none is missed.
+//! The state stands behind a lock of its own, held for a few instructions and never across an await.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
@@ -25,9 +21,9 @@ use axum::http::{Method, Uri};
 use axum::serve::IncomingStream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::sync::Notify;
 use tokio_util::either::Either;
 
+use super::gate::{Cut, Gate, Mode};
 use super::ledger::{Body, Ledger};
 use super::listener::Listener;
 use super::parcel::Clean;
@@ -105,22 +101,12 @@ enum Fate {
     Closing,
 }
 
-/// A request in flight.
-#[derive(Clone, Debug)]
-pub struct InFlight {
-    ticket: u64,
-    pub since: Instant,
-    pub method: Method,
-    pub uri: Uri,
-}
-
-/// Something that was cut off: a request, or a connection that would not end.
 #[derive(Debug)]
-pub struct Cut {
-    pub peer: Peer,
-    /// Method and path, where a request was in flight.
-    pub request: Option<(Method, String)>,
-    pub age: Duration,
+struct InFlight {
+    ticket: u64,
+    since: Instant,
+    method: Method,
+    uri: Uri,
 }
 
 impl Connection {
@@ -162,6 +148,50 @@ impl Connection {
         Ticket { connection: self.clone(), id: ticket, http1, answered: false }
     }
 
+    /// Has hyper read from the connection once more.
+    pub(super) fn wake(&self) {
+        self.lock().wake();
+    }
+
+    /// Since when the oldest request in flight has been so.
+    pub(super) fn oldest(&self) -> Option<Instant> {
+        self.lock().requests.iter().map(|request| request.since).min()
+    }
+
+    /// Whether the connection has to be waited for before HTTP/2 is told to go away.
+    pub(super) fn is_awaited(&self) -> bool {
+        let state = self.lock();
+        // A lost connection without a request is closed by axum, as is proper.
+        let leaves_by_itself = state.ledger.is_lost() && state.is_quiet();
+        state.protocol == Protocol::Http1 && state.fate == Fate::Open && !leaves_by_itself
+    }
+
+    /// Ends the connection if it has been silent for `idle`, or sending a head for `head`.
+    pub(super) fn expire(&self, idle: Duration, head: Duration) {
+        let mut state = self.lock();
+        let limit = if state.is_at_head() { head } else { idle };
+        let upgraded = state.protocol == Protocol::Upgraded;
+        if state.fate == Fate::Open && !upgraded && state.is_quiet() && state.since.elapsed() > limit {
+            state.expired = true;
+            state.wake();
+        }
+    }
+
+    /// What is lost when the connection is cut now.
+    pub(super) fn cut(&self) -> Vec<Cut> {
+        let state = self.lock();
+        let peer = self.peer();
+        if state.requests.is_empty() {
+            return vec![Cut { peer, request: None, age: state.since.elapsed() }];
+        }
+        let cut = |request: &InFlight| Cut {
+            peer,
+            request: Some((request.method.clone(), request.uri.path().to_owned())),
+            age: request.since.elapsed(),
+        };
+        state.requests.iter().map(cut).collect()
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         // A panic under the lock leaves the state as it was before a single step of it.
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -176,7 +206,7 @@ pub(super) fn says_close(header: Option<&axum::http::HeaderValue>) -> bool {
 
 impl Connected<IncomingStream<'_, Listener>> for Connection {
     fn connect_info(stream: IncomingStream<'_, Listener>) -> Self {
-        stream.io().connection.clone()
+        stream.io().connection().clone()
     }
 }
 
@@ -258,197 +288,15 @@ impl State {
         self.requests.is_empty() && !self.unflushed
     }
 
-    /// Whether the connection has to be waited for before HTTP/2 is told to go away.
-    fn is_awaited(&self) -> bool {
-        // A lost connection without a request is closed by axum, as is proper.
-        let leaves_by_itself = self.ledger.is_lost() && self.is_quiet();
-        self.protocol == Protocol::Http1 && self.fate == Fate::Open && !leaves_by_itself
+    /// Whether the beginning of a head has been read.
+    fn is_at_head(&self) -> bool {
+        self.ledger.rest().is_some_and(|rest| !rest.is_empty())
     }
 
     fn wake(&self) {
         if let Some(waker) = &self.waker {
             waker.wake_by_ref();
         }
-    }
-}
-
-/// How the service stands to its connections.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
-    Open,
-    /// About to hand its connections over: they stay open.
-    HandingOver,
-    /// About to close its connections: each is told so with its next answer.
-    Retiring,
-}
-
-/// All live connections, and whether they may still be read from.
-#[derive(Debug, Default)]
-pub struct Gate {
-    connections: Mutex<HashMap<u64, Connection>>,
-    taken: Mutex<Vec<Clean>>,
-    ids: AtomicU64,
-    closed: AtomicBool,
-    /// The gate was closed or opened, or a connection was taken that nobody may take any more.
-    moved: Notify,
-    handing_over: AtomicBool,
-    retiring: AtomicBool,
-    /// A connection has gone.
-    gone: Notify,
-}
-
-impl Gate {
-    /// Takes a new connection in. `rest` is what another process has read of its next request; `surplus` connections
-    /// are over the limit and only told so.
-    pub(super) fn admit(self: &Arc<Self>, socket: Socket, peer: Peer, rest: Vec<u8>, surplus: bool) -> Io {
-        let state = State {
-            ledger: Ledger::default(),
-            protocol: Protocol::Http1,
-            fate: Fate::Open,
-            requests: Vec::new(),
-            tickets: 0,
-            unflushed: false,
-            since: Instant::now(),
-            expired: false,
-            waker: None,
-        };
-        let id = self.ids.fetch_add(1, Relaxed);
-        let connection =
-            Connection(Arc::new(Shared { id, peer, surplus, gate: Arc::clone(self), state: Mutex::new(state) }));
-        self.all().insert(id, connection.clone());
-        Io { socket: Some(socket), unread: rest, connection }
-    }
-
-    /// The number of live connections.
-    pub fn len(&self) -> usize {
-        self.all().len()
-    }
-
-    /// Whether there is no live connection.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// From now on answers leave connections open, or announce their end, as `mode` says.
-    pub(super) fn set_mode(&self, mode: Mode) {
-        self.handing_over.store(mode == Mode::HandingOver, SeqCst);
-        self.retiring.store(mode == Mode::Retiring, SeqCst);
-    }
-
-    fn mode(&self) -> Mode {
-        match (self.retiring.load(SeqCst), self.handing_over.load(SeqCst)) {
-            (true, _) => Mode::Retiring,
-            (false, true) => Mode::HandingOver,
-            (false, false) => Mode::Open,
-        }
-    }
-
-    /// Stops accepting, and takes every connection from hyper that is clean or becomes so.
-    pub(super) fn close(&self) {
-        self.closed.store(true, SeqCst);
-        self.moved.notify_waiters();
-        for connection in self.all().values() {
-            connection.lock().wake();
-        }
-    }
-
-    /// Goes on accepting, and gives the connections that were taken back to the listener.
-    pub(super) fn open(&self) {
-        self.closed.store(false, SeqCst);
-        self.moved.notify_waiters();
-    }
-
-    pub(super) fn is_closed(&self) -> bool {
-        self.closed.load(SeqCst)
-    }
-
-    /// What tells that the gate has moved, or that there is a connection to take back.
-    pub(super) fn moved(&self) -> &Notify {
-        &self.moved
-    }
-
-    /// How long the oldest request in flight has been so.
-    pub(super) fn oldest(&self) -> Option<Duration> {
-        let oldest = |connection: &Connection| connection.lock().requests.iter().map(|request| request.since).min();
-        self.all().values().filter_map(oldest).min().map(|since| since.elapsed())
-    }
-
-    /// Waits until every HTTP/1.1 connection was taken or has ended.
-    pub(super) async fn http1_gone(&self) {
-        self.wait_until(|gate| !gate.all().values().any(|connection| connection.lock().is_awaited())).await;
-    }
-
-    /// Waits until no connection is left, of whatever protocol.
-    pub(super) async fn all_gone(&self) {
-        self.wait_until(Self::is_empty).await;
-    }
-
-    /// Waits until a connection has gone, or for a moment.
-    pub(super) async fn one_gone(&self) {
-        let _ = tokio::time::timeout(Duration::from_millis(100), self.gone.notified()).await;
-    }
-
-    async fn wait_until(&self, done: impl Fn(&Self) -> bool) {
-        loop {
-            let mut gone = std::pin::pin!(self.gone.notified());
-            gone.as_mut().enable();
-            if done(self) {
-                return;
-            }
-            // An HTTP/1.1 connection may stop being awaited without going, so look now and then in any case. And
-            // thousands go at once: look again a moment after one has gone, not after each.
-            let _ = tokio::time::timeout(Duration::from_millis(20), gone).await;
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    }
-
-    /// Puts connections aside: for the parcel, or for the listener while the gate is open.
-    pub(super) fn put(&self, connections: Vec<Clean>) {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner).extend(connections);
-        if !self.is_closed() {
-            self.moved.notify_waiters();
-        }
-    }
-
-    /// The connections put aside so far.
-    pub(super) fn take(&self) -> Vec<Clean> {
-        std::mem::take(&mut self.taken.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// What is still there.
-    pub(super) fn left(&self) -> Vec<Cut> {
-        let mut left = Vec::new();
-        for connection in self.all().values() {
-            let state = connection.lock();
-            let peer = connection.peer();
-            left.extend(state.requests.iter().map(|request| Cut {
-                peer,
-                request: Some((request.method.clone(), request.uri.path().to_owned())),
-                age: request.since.elapsed(),
-            }));
-            if state.requests.is_empty() {
-                left.push(Cut { peer, request: None, age: state.since.elapsed() });
-            }
-        }
-        left
-    }
-
-    /// Ends connections that are silent for `idle`, or have been sending a head for `head`.
-    pub(super) fn expire(&self, idle: Duration, head: Duration) {
-        for connection in self.all().values() {
-            let mut state = connection.lock();
-            let at_head = state.ledger.rest().is_some_and(|rest| !rest.is_empty());
-            let limit = if at_head { head } else { idle };
-            let upgraded = state.protocol == Protocol::Upgraded;
-            if state.fate == Fate::Open && !upgraded && state.is_quiet() && state.since.elapsed() > limit {
-                state.expired = true;
-                state.wake();
-            }
-        }
-    }
-
-    fn all(&self) -> MutexGuard<'_, HashMap<u64, Connection>> {
-        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -460,6 +308,31 @@ pub struct Io {
     /// Bytes that another process has read and hyper here has not.
     unread: Vec<u8>,
     connection: Connection,
+}
+
+impl Io {
+    /// A connection behind `gate`, where it is number `id`. `rest` is what another process has read of its next
+    /// request; a `surplus` connection is over the limit and only told so.
+    pub(super) fn new(gate: Arc<Gate>, id: u64, socket: Socket, peer: Peer, rest: Vec<u8>, surplus: bool) -> Self {
+        let state = State {
+            ledger: Ledger::default(),
+            protocol: Protocol::Http1,
+            fate: Fate::Open,
+            requests: Vec::new(),
+            tickets: 0,
+            unflushed: false,
+            since: Instant::now(),
+            expired: false,
+            waker: None,
+        };
+        let connection = Connection(Arc::new(Shared { id, peer, surplus, gate, state: Mutex::new(state) }));
+        Self { socket: Some(socket), unread: rest, connection }
+    }
+
+    /// What others may know of it.
+    pub(super) fn connection(&self) -> &Connection {
+        &self.connection
+    }
 }
 
 /// Why `Io::socket` can be unwrapped.
@@ -501,7 +374,7 @@ impl AsyncRead for Io {
                     return Poll::Ready(Err(error));
                 }
                 Poll::Pending if state.expired => {
-                    if state.ledger.rest().is_some_and(|rest| !rest.is_empty()) {
+                    if state.is_at_head() {
                         // As far as the socket takes it: the client has had its time.
                         let _ = socket.poll_write(cx, HEAD_TIMEOUT);
                     }
@@ -592,7 +465,6 @@ impl Drop for Io {
         }
         state.fate = Fate::Closing;
         drop(state);
-        gate.all().remove(&self.connection.0.id);
-        gate.gone.notify_waiters();
+        gate.forget(self.connection.0.id);
     }
 }

@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::connection::{Cut, Gate, Mode};
+use super::gate::{Cut, Gate, Mode};
 use super::parcel::Parcel;
 use super::systemd;
 

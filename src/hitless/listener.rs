@@ -14,7 +14,8 @@ use rustix::net::AddressFamily;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio_util::either::Either;
 
-use super::connection::{Gate, Io, Peer, Socket};
+use super::connection::{Io, Peer, Socket};
+use super::gate::Gate;
 use super::parcel::Clean;
 use super::systemd::Activated;
 

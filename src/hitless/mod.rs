@@ -6,8 +6,8 @@
 //! How a restart goes:
 //! 1. A signal. `/readyz` says 503, everything is still served. The service waits for a *calm moment*, when all
 //!    requests in flight are short ones, for T/3 at most ([`lifecycle`]).
-//! 2. The *gate* closes ([`connection`]): nothing is accepted any more, and every connection that is *clean*, or
-//!    becomes so, is taken out of hyper. The [`ledger`] knows which is clean, [`track`] tells it of requests and
+//! 2. The [`gate`] closes: nothing is accepted any more, and every [`connection`] that is *clean*, or becomes so, is
+//!    taken out of hyper. The [`ledger`] knows which is clean, [`track`] tells it of requests and
 //!    answers. Bytes that arrive stay in the kernel.
 //! 3. When only HTTP/2 and upgraded connections are left, axum's graceful shutdown begins for them.
 //! 4. The clean sockets go into the [`parcel`], which waits in systemd's file descriptor store ([`systemd`]).
@@ -18,6 +18,7 @@
 //! `Connection: close`, for T/6 new clients are still served, then the service drains.
 
 pub mod connection;
+pub mod gate;
 pub mod ledger;
 pub mod lifecycle;
 pub mod listener;
@@ -25,7 +26,8 @@ pub mod parcel;
 pub mod systemd;
 pub mod track;
 
-pub use connection::{Connection, Gate, Peer};
+pub use connection::{Connection, Peer};
+pub use gate::Gate;
 pub use lifecycle::{Handle, Lifecycle, Outcome, Phase, Reason, ShutdownTimeout};
 pub use listener::Listener;
 pub use track::Track;

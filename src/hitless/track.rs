@@ -124,11 +124,12 @@ impl http_body::Body for Answer {
         let mut this = self.project();
         let frame = ready!(this.body.as_mut().poll_frame(cx));
         match &frame {
-            Some(Ok(frame)) => {
-                if let (Some(data), Some(left)) = (frame.data_ref(), this.left) {
-                    *left = left.saturating_sub(data.len() as u64);
-                }
-            }
+            Some(Ok(frame)) => match (frame.data_ref(), &mut *this.left) {
+                (Some(data), Some(left)) => *left = left.saturating_sub(data.len() as u64),
+                (Some(_), None) => {}
+                // Nothing follows trailers, and nobody asks whether something does.
+                (None, left) => *left = Some(0),
+            },
             Some(Err(_)) => {}
             None => this.ticket.answered(),
         }

@@ -364,8 +364,9 @@ impl Host {
 
 impl Drop for Host {
     fn drop(&mut self) {
-        self.slot.clear();
+        // First, or it might still be about to boot what is being cleared.
         let _ = self.nspawn.kill();
         let _ = self.nspawn.wait();
+        self.slot.clear();
     }
 }

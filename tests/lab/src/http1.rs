@@ -220,6 +220,12 @@ impl Connection {
         }
     }
 
+    /// Ends the connection with a reset: one that is closed instead keeps its port for a minute, and a
+    /// few rounds with thousands of connections use all ports up.
+    pub fn abort(self) {
+        let _ = self.socket.set_zero_linger();
+    }
+
     /// After an announced close, waits for it; `false` if it does not come in time.
     pub async fn closes(mut self) -> bool {
         let ended = async { matches!(self.socket.read_buf(&mut self.buffer).await, Ok(0) | Err(_)) };

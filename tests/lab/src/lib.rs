@@ -8,8 +8,10 @@
 //! - [`rehearse`]: the main job; [`verdict`], [`report`]: its outcome for the terminal and as a page;
 //! - [`measure`]: figures that have a bound;
 //! - [`record`]: what was found, as data;
+//! - [`bench`]: throughput beside bare axum's;
 //! - [`peer`]: the same routes without hitless, for contrast.
 
+pub mod bench;
 pub mod host;
 pub mod http1;
 pub mod http2;

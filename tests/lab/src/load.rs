@@ -212,6 +212,11 @@ impl Load {
         sum
     }
 
+    /// One of the failures so far.
+    pub fn a_failure(&self) -> Option<record::Failure> {
+        self.shared.tallies.iter().find_map(|(_, _, tally)| lock(&tally.failures).first().cloned())
+    }
+
     /// The slowest answer to a request that was under way between two moments, in milliseconds.
     pub fn slowest_between(&self, from: f64, to: f64) -> f64 {
         let mut slowest = 0.0_f64;
@@ -566,13 +571,12 @@ impl Client {
     }
 
     /// Counts the connection that lived through all restarts.
-    fn end(self) {
-        let old = self.shared.first_restart.get();
-        if let (Some(connection), Some(old)) = (&self.held, old)
-            && connection.opened < *old
-        {
+    fn end(mut self) {
+        let Some(connection) = self.held.take() else { return };
+        if self.shared.first_restart.get().is_some_and(|first| connection.opened < *first) {
             self.tally().kept.fetch_add(1, Relaxed);
         }
+        connection.abort();
     }
 }
 

@@ -15,6 +15,8 @@ enum Command {
     /// Measure what has a bound: what a slow request costs the fast ones during a restart, and how
     /// long a restart takes with 1,000, 4,000 and 9,000 idle connections.
     Measure(Options),
+    /// Compare the throughput with bare axum's.
+    Bench,
     /// Be the system for contrast: axum's own graceful shutdown on a socket of systemd's.
     #[command(hide = true)]
     Peer,
@@ -29,6 +31,7 @@ async fn main() -> ExitCode {
         match command {
             Command::Rehearse(options) => rehearse::rehearse(&options).await,
             Command::Measure(options) => lab::measure::measure(&options).await,
+            Command::Bench => lab::bench::bench().await.map(|()| Outcome::Kept),
             Command::Peer => lab::peer::serve(Duration::from_secs(1)).await.map(|()| Outcome::Kept),
         }
     };

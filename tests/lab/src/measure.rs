@@ -85,8 +85,8 @@ async fn restart_with_idle(stage: &mut Stage, traffic: &Traffic, count: u32) -> 
         let from = idle.clock();
         stage.restart().await?;
         took.push((idle.clock() - from) * 1e3);
-        let totals = idle.finish().await;
-        ensure!(totals.moved == 0, "{} of {count} idle connections did not live through a restart", totals.moved);
+        let findings = idle.finish().await;
+        ensure!(findings.moved == 0, "{} of {count} idle connections did not live through a restart", findings.moved);
     }
     Ok(took)
 }
@@ -99,7 +99,8 @@ async fn spotless(load: Load) -> anyhow::Result<()> {
     }
 }
 
-fn median(values: &[f64]) -> f64 {
+/// The middle one.
+pub fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     sorted[sorted.len() / 2]

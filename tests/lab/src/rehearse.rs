@@ -182,13 +182,13 @@ pub(crate) async fn settle(load: &Load) -> anyhow::Result<()> {
     let deadline = Instant::now() + Duration::from_secs(60);
     while !load.is_settled() {
         if Instant::now() > deadline {
-            let totals = load.totals();
             bail!(
-                "not every client was answered once before the first restart ({} answers, {} lost, \
-                 {} refused): is tests/lab/traffic.toml right?",
-                totals.answered,
-                totals.lost,
-                totals.refused
+                "not every client was answered before the first restart; {} answers; {}",
+                load.totals().answered,
+                match load.a_failure() {
+                    Some(failure) => format!("one that was {}: {}", failure.kind, failure.what),
+                    None => "the others wait still".into(),
+                }
             );
         }
         sleep(Duration::from_millis(50)).await;

@@ -69,7 +69,7 @@ fn failures(record: &Record) -> String {
             None => kinds.push((failure, 1)),
         }
     }
-    let mut text = String::new();
+    let mut text = String::from(if kinds.is_empty() { "" } else { "\n" });
     for (first, times) in kinds.iter().take(SPELLED_OUT) {
         let scenario = &record.scenarios[usize::from(first.scenario)].name;
         let _ =
@@ -92,7 +92,6 @@ pub fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
         }
         let _ = writeln!(text, "{}", line.trim_end());
     }
-    text.push('\n');
     text
 }
 

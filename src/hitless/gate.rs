@@ -1,0 +1,178 @@
+//! The gate: all live connections, and whether they may still be read from.
+//!
+//! Open, it lets everything pass. Closed, it stops `accept`, and every connection that is clean, or becomes so, is taken
+//! out of hyper and put aside: for the parcel, or for the listener, should the gate open again.
+//!
+//! It is closed *first*, then every connection is woken under its lock: a read that saw the gate open has left its waker
+//! there, and a later one sees the gate closed. So none is missed.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use axum::http::Method;
+use tokio::sync::Notify;
+
+use super::connection::{Connection, Io, Peer, Socket};
+use super::parcel::Clean;
+
+/// Something that was cut off: a request, or a connection that would not end.
+#[derive(Debug)]
+pub struct Cut {
+    pub peer: Peer,
+    /// Method and path, where a request was in flight.
+    pub request: Option<(Method, String)>,
+    pub age: Duration,
+}
+
+/// How the service stands to its connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    Open,
+    /// About to hand its connections over: they stay open.
+    HandingOver,
+    /// About to close its connections: each is told so with its next answer.
+    Retiring,
+}
+
+/// All live connections, and whether they may still be read from.
+#[derive(Debug, Default)]
+pub struct Gate {
+    connections: Mutex<HashMap<u64, Connection>>,
+    taken: Mutex<Vec<Clean>>,
+    ids: AtomicU64,
+    closed: AtomicBool,
+    /// The gate was closed or opened, or a connection was taken that nobody may take any more.
+    moved: Notify,
+    mode: AtomicU8,
+    /// A connection has gone.
+    gone: Notify,
+}
+
+impl Gate {
+    /// Takes a new connection in. `rest` is what another process has read of its next request; `surplus` connections
+    /// are over the limit and only told so.
+    pub(super) fn admit(self: &Arc<Self>, socket: Socket, peer: Peer, rest: Vec<u8>, surplus: bool) -> Io {
+        let id = self.ids.fetch_add(1, Relaxed);
+        let io = Io::new(Arc::clone(self), id, socket, peer, rest, surplus);
+        self.all().insert(id, io.connection().clone());
+        io
+    }
+
+    /// Enters that a connection has gone.
+    pub(super) fn forget(&self, id: u64) {
+        self.all().remove(&id);
+        self.gone.notify_waiters();
+    }
+
+    /// The number of live connections.
+    pub fn len(&self) -> usize {
+        self.all().len()
+    }
+
+    /// Whether there is no live connection.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// From now on answers leave connections open, or announce their end, as `mode` says.
+    pub(super) fn set_mode(&self, mode: Mode) {
+        self.mode.store(mode as u8, SeqCst);
+    }
+
+    pub(super) fn mode(&self) -> Mode {
+        match self.mode.load(SeqCst) {
+            mode if mode == Mode::HandingOver as u8 => Mode::HandingOver,
+            mode if mode == Mode::Retiring as u8 => Mode::Retiring,
+            _ => Mode::Open,
+        }
+    }
+
+    /// Stops accepting, and takes every connection from hyper that is clean or becomes so.
+    pub(super) fn close(&self) {
+        self.closed.store(true, SeqCst);
+        self.moved.notify_waiters();
+        for connection in self.all().values() {
+            connection.wake();
+        }
+    }
+
+    /// Goes on accepting, and gives the connections that were taken back to the listener.
+    pub(super) fn open(&self) {
+        self.closed.store(false, SeqCst);
+        self.moved.notify_waiters();
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(SeqCst)
+    }
+
+    /// What tells that the gate has moved, or that there is a connection to take back.
+    pub(super) fn moved(&self) -> &Notify {
+        &self.moved
+    }
+
+    /// How long the oldest request in flight has been so.
+    pub(super) fn oldest(&self) -> Option<Duration> {
+        self.all().values().filter_map(Connection::oldest).min().map(|since| since.elapsed())
+    }
+
+    /// Waits until every HTTP/1.1 connection was taken or has ended.
+    pub(super) async fn http1_gone(&self) {
+        self.wait_until(|gate| !gate.all().values().any(Connection::is_awaited)).await;
+    }
+
+    /// Waits until no connection is left, of whatever protocol.
+    pub(super) async fn all_gone(&self) {
+        self.wait_until(Self::is_empty).await;
+    }
+
+    /// Waits until a connection has gone, or for a moment.
+    pub(super) async fn one_gone(&self) {
+        let _ = tokio::time::timeout(Duration::from_millis(100), self.gone.notified()).await;
+    }
+
+    async fn wait_until(&self, done: impl Fn(&Self) -> bool) {
+        loop {
+            let mut gone = std::pin::pin!(self.gone.notified());
+            gone.as_mut().enable();
+            if done(self) {
+                return;
+            }
+            // An HTTP/1.1 connection may stop being awaited without going, so look now and then in any case. And
+            // thousands go at once: look again a moment after one has gone, not after each.
+            let _ = tokio::time::timeout(Duration::from_millis(20), gone).await;
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// Puts connections aside: for the parcel, or for the listener while the gate is open.
+    pub(super) fn put(&self, connections: Vec<Clean>) {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner).extend(connections);
+        if !self.is_closed() {
+            self.moved.notify_waiters();
+        }
+    }
+
+    /// The connections put aside so far.
+    pub(super) fn take(&self) -> Vec<Clean> {
+        std::mem::take(&mut self.taken.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What is still there.
+    pub(super) fn left(&self) -> Vec<Cut> {
+        self.all().values().flat_map(Connection::cut).collect()
+    }
+
+    /// Ends connections that are silent for `idle`, or have been sending a head for `head`.
+    pub(super) fn expire(&self, idle: Duration, head: Duration) {
+        for connection in self.all().values() {
+            connection.expire(idle, head);
+        }
+    }
+
+    fn all(&self) -> MutexGuard<'_, HashMap<u64, Connection>> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,546 @@
+//! The promise: whatever is sent before, during and after a restart is answered whole, and every HTTP/1.1 connection
+//! that was open before is open after it.
+
+use std::fs;
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use lab::http1::{Ask, Connection, Stays};
+use lab::http2;
+use lab::manager::{Manager, Service};
+use rustix::net::{
+    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, sendmsg, socketpair,
+};
+use rustix::process::Signal;
+use tokio::task::JoinSet;
+
+use crate::client::{Answer, Client, soon};
+use crate::own_routes;
+use crate::start::{BINARY, managed, variable};
+
+async fn start(manager: Manager) -> Service {
+    soon("the start", manager.start()).await.expect("a service that starts")
+}
+
+/// Restarts the service, whose old process has to end well.
+async fn restart(service: &mut Service) {
+    let status = soon("the restart", service.restart()).await.expect("a restart");
+    assert!(status.success(), "{status}; the log:\n{}", service.log());
+}
+
+async fn client(service: &Service) -> Client {
+    Client::connect(service.address()).await
+}
+
+/// Which process answers now.
+async fn process(service: &Service) -> String {
+    client(service).await.get("/livez").await.process().to_owned()
+}
+
+#[track_caller]
+fn assert_good(answer: &Answer) {
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert!(!answer.says_close(), "{answer:?}");
+}
+
+/// Begins an upload: from then on the process that answers is at work on it. [`finish`] is its end.
+async fn begin(client: &mut Client) -> Answer {
+    client.send("POST /echo HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nbegun\r\n").await;
+    let answer = client.head().await;
+    assert_good(&answer);
+    assert_eq!(client.chunk().await, b"begun");
+    answer
+}
+
+async fn finish(client: &mut Client) {
+    client.send("5;with=extension\r\nended\r\n0\r\nAnd: a trailer\r\n\r\n").await;
+    assert_eq!(client.chunk().await, b"ended");
+    assert_eq!(client.chunk().await, b"");
+}
+
+#[tokio::test]
+async fn a_connection_lives_through_restarts() {
+    let mut service = start(managed()).await;
+    let mut client = client(&service).await;
+    let mut processes = vec![client.get("/livez").await.process().to_owned()];
+    for _ in 0..3 {
+        restart(&mut service).await;
+        assert!(service.stored().is_empty(), "the parcel was opened and is still in the store");
+        let answer = client.get("/livez").await;
+        assert_good(&answer);
+        processes.push(answer.process().to_owned());
+        assert_good(&client.echo("body").await);
+    }
+    processes.dedup();
+    assert_eq!(processes.len(), 4, "{processes:?}");
+    assert!(service.stop().await.unwrap().success());
+    client.ended().await;
+}
+
+#[tokio::test]
+async fn a_fresh_connection_and_one_that_is_halfway_through_a_head_live_through_restarts() {
+    let mut service = start(managed()).await;
+    let mut fresh = client(&service).await;
+    let mut halfway = client(&service).await;
+    let mut later = client(&service).await;
+    assert_good(&later.get("/livez").await);
+    halfway.send("\r\nGET /li").await;
+    later.send("GET /livez HTTP/1.1\r\nHost: te").await;
+    // The service has read all of that by the time it answers this.
+    let before = process(&service).await;
+
+    restart(&mut service).await;
+    halfway.send("vez HTTP/1.1\r\nHo").await;
+    later.send("st\r\n").await;
+    restart(&mut service).await;
+    halfway.send("st: test\r\n\r\n").await;
+    later.send("\r\n").await;
+
+    for answer in [fresh.get("/livez").await, halfway.answer().await, later.answer().await] {
+        assert_good(&answer);
+        assert_ne!(answer.process(), before);
+    }
+    assert_good(&halfway.get("/livez").await);
+}
+
+#[tokio::test]
+async fn a_request_in_flight_is_answered_by_the_old_process_and_its_connection_goes_on_at_the_new() {
+    // A calm moment is waited for until T/3 = 1 s: one request ends before that, one after it.
+    for wait in [Duration::from_millis(50), Duration::from_millis(1300)] {
+        let mut service = start(managed().env(variable("shutdown_timeout"), "3s")).await;
+        let mut client = client(&service).await;
+        let before = begin(&mut client).await.process().to_owned();
+
+        let restarted = async {
+            restart(&mut service).await;
+            service
+        };
+        let finished = async {
+            tokio::time::sleep(wait).await;
+            finish(&mut client).await;
+            client
+        };
+        let (service, mut client) = tokio::join!(restarted, finished);
+
+        let answer = client.get("/livez").await;
+        assert_good(&answer);
+        assert_ne!(answer.process(), before);
+        assert!(service.exits().iter().all(|status| status.success()));
+    }
+}
+
+#[tokio::test]
+async fn fast_clients_are_served_while_a_slow_request_is_waited_for() {
+    let mut service = start(managed()).await;
+    let mut slow = client(&service).await;
+    let mut fast = client(&service).await;
+    let old = begin(&mut slow).await.process().to_owned();
+
+    // It is over 100 ms old, so no moment is calm.
+    tokio::time::sleep(Duration::from_millis(150)).await;
+    service.signal(Signal::TERM).unwrap();
+    service.wait_for("STOPPING=1").await.unwrap();
+    let began = Instant::now();
+    let mut answered = 0;
+    while began.elapsed() < Duration::from_millis(500) {
+        let answer = fast.get("/livez").await;
+        assert_good(&answer);
+        assert_eq!(answer.process(), old);
+        assert_good(&client(&service).await.get("/livez").await);
+        answered += 1;
+    }
+    assert!(answered > 10, "{answered}");
+    let leaving = fast.get("/readyz").await;
+    assert_eq!((leaving.status, leaving.says_close()), (503, false));
+
+    finish(&mut slow).await;
+    assert!(soon("the end", service.exited()).await.unwrap().success());
+    soon("the start", service.start()).await.unwrap();
+    for mut client in [slow, fast] {
+        let answer = client.get("/livez").await;
+        assert_good(&answer);
+        assert_ne!(answer.process(), old);
+    }
+}
+
+#[tokio::test]
+async fn slow_requests_and_pipelined_ones_are_answered_in_order_through_restarts() {
+    let mut service = start(managed()).await;
+    let mut client = client(&service).await;
+    let request = |path| format!("GET {path} HTTP/1.1\r\nHost: test\r\nX-Request-Id: {path}\r\n\r\n");
+    let paths = ["/ping", "/livez", "/ping?2", "/ping?3", "/livez?2", "/ping?4"];
+    let requests: String = paths.iter().map(|path| request(path)).collect();
+    // The end of the last head comes later.
+    let (sent, rest) = requests.split_at(requests.len() - 7);
+    client.send(sent).await;
+
+    for _ in 0..2 {
+        restart(&mut service).await;
+    }
+    client.send(rest).await;
+
+    for path in paths {
+        let answer = client.answer().await;
+        assert_good(&answer);
+        assert_eq!(answer.header("x-request-id"), Some(path));
+    }
+    assert_good(&client.get("/livez").await);
+}
+
+#[tokio::test]
+async fn an_upload_lives_through_a_restart_and_so_does_its_connection() {
+    let mut service = start(managed()).await;
+    let mut client = client(&service).await;
+    let old = process(&service).await;
+    client.send("POST /echo HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\n01234").await;
+    let answer = client.head().await;
+
+    let restarted = restart(&mut service);
+    let uploaded = async {
+        for digit in ["5", "6", "7", "8", "9"] {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            client.send(digit).await;
+        }
+        assert_eq!(client.take(10).await, b"0123456789");
+    };
+    tokio::join!(restarted, uploaded);
+
+    assert_eq!(answer.process(), old);
+    let answer = client.get("/livez").await;
+    assert_good(&answer);
+    assert_ne!(answer.process(), old);
+}
+
+#[tokio::test]
+async fn clients_that_wait_for_the_end_of_file_get_it() {
+    let mut service = start(managed()).await;
+    let mut old = client(&service).await;
+    let mut last = client(&service).await;
+    old.send("GET /ping HTTP/1.0\r\n\r\n").await;
+    last.send("GET /ping HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").await;
+    // Keep-alive in HTTP/1.0 is not handed over: it ends politely, without a reset.
+    let mut kept = client(&service).await;
+    kept.send("GET /livez HTTP/1.0\r\nConnection: keep-alive\r\n\r\n").await;
+    assert_eq!(kept.answer().await.status, 200);
+
+    let restarted = restart(&mut service);
+    let ended = async {
+        for mut client in [old, last] {
+            assert_eq!(client.answer().await.status, 200);
+            client.ended().await;
+        }
+        kept.ended().await;
+    };
+    tokio::join!(restarted, ended);
+}
+
+#[tokio::test]
+async fn http2_ends_with_goaway_and_its_streams_are_finished() {
+    let mut service = start(managed()).await;
+    let connection = http2::Connection::open(service.address()).await.unwrap();
+    let ask = |path: &str| http2::Ask { path: path.into(), post: None, status: 200, body: None };
+    // The connection stands before the restart begins.
+    assert_eq!(http2::exchange(&mut connection.stream(), &ask("/livez")).await, http2::Outcome::Answered);
+    let mut streams = JoinSet::new();
+    for _ in 0..3 {
+        let mut stream = connection.stream();
+        let ask = ask("/ping");
+        streams.spawn(async move { http2::exchange(&mut stream, &ask).await });
+    }
+    tokio::task::yield_now().await;
+
+    restart(&mut service).await;
+
+    for outcome in streams.join_all().await {
+        assert_eq!(outcome, http2::Outcome::Answered);
+    }
+    assert_eq!(connection.end().await, (0, Ok(())));
+}
+
+#[tokio::test]
+async fn an_upgraded_connection_is_told_and_ends_without_a_handover() {
+    let mut service = start(own_routes::managed()).await;
+    let mut plain = client(&service).await;
+    let mut upgraded = client(&service).await;
+    let upgrade = "GET /upgrade HTTP/1.1\r\nHost: test\r\nConnection: upgrade\r\nUpgrade: shout\r\n\r\n";
+    upgraded.send(upgrade).await;
+    assert_eq!(upgraded.head().await.status, 101);
+    upgraded.send("hello").await;
+    assert_eq!(upgraded.take(5).await, b"HELLO");
+    assert_good(&plain.get("/livez").await);
+
+    let restarted = restart(&mut service);
+    let told = async {
+        assert_eq!(upgraded.take(3).await, b"BYE");
+        upgraded.ended().await;
+    };
+    tokio::join!(restarted, told);
+
+    assert_good(&plain.get("/livez").await);
+}
+
+#[tokio::test]
+async fn unix_sockets_and_several_listeners_are_handed_over_alike() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("socket");
+    let mut service = start(managed().listen("127.0.0.1:0").listen_unix(&path).listen("[::1]:0").named("six")).await;
+    let mut unix = Client::connect_unix(&path).await;
+    let mut tcp = client(&service).await;
+    assert_good(&tcp.get("/livez").await);
+    let old = unix.get("/livez").await.process().to_owned();
+
+    for _ in 0..2 {
+        restart(&mut service).await;
+        for client in [&mut unix, &mut tcp] {
+            let answer = client.get("/livez").await;
+            assert_good(&answer);
+            assert_ne!(answer.process(), old);
+        }
+        assert_good(&Client::connect_unix(&path).await.get("/livez").await);
+    }
+}
+
+#[tokio::test]
+async fn hundreds_of_idle_connections_are_handed_over_at_once() {
+    let mut service = start(managed()).await;
+    let mut clients = Vec::new();
+    for number in 0..400 {
+        let mut client = client(&service).await;
+        // Half of them have been used.
+        if number % 2 == 0 {
+            assert_good(&client.get("/livez").await);
+        }
+        clients.push(client);
+    }
+    let old = process(&service).await;
+
+    restart(&mut service).await;
+
+    for client in &mut clients {
+        let answer = client.get("/livez").await;
+        assert_good(&answer);
+        assert_ne!(answer.process(), old);
+    }
+}
+
+/// Asks until `over`, on one connection, or on one for each request; says how often it was answered.
+async fn ask_until(over: Arc<AtomicBool>, address: std::net::SocketAddr, pause: Duration, keep: bool) -> usize {
+    let [fast, slow, echo] =
+        [Ask::get("/livez", 200, None), Ask::get("/ping", 200, None), Ask::echo("/echo", 200, &[b'x'; 5000])];
+    let asks = [fast.clone(), echo, fast.clone().in_two(9, Duration::from_millis(3)), fast, slow];
+    let mut connection: Option<Connection> = None;
+    let mut answered = 0;
+    while !over.load(Relaxed) {
+        let ask = asks[answered % asks.len()].clone();
+        let mut open = match connection.take() {
+            Some(connection) => connection,
+            None => Connection::open(address, None).await.expect("a connection is not refused"),
+        };
+        let stays = open.exchange(&if keep { ask } else { ask.last() }).await.expect("a request is answered");
+        answered += 1;
+        if keep {
+            assert_eq!(stays, Stays::Open);
+            assert_eq!(open.rest(pause).await, Ok(Stays::Open));
+            connection = Some(open);
+        } else {
+            tokio::time::sleep(pause).await;
+        }
+    }
+    answered
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_lost_in_thirty_restarts_under_load() {
+    let mut service = start(managed().env(variable("ping_delay"), "20ms")).await;
+    let over = Arc::new(AtomicBool::new(false));
+    let mut clients = JoinSet::new();
+    for number in 0..12 {
+        let pause = Duration::from_millis([0, 1, 7, 20][number % 4]);
+        clients.spawn(ask_until(Arc::clone(&over), service.address(), pause, number < 8));
+    }
+
+    for _ in 0..30 {
+        restart(&mut service).await;
+    }
+
+    over.store(true, Relaxed);
+    let answered = soon("the clients", clients.join_all()).await;
+    assert!(answered.iter().all(|&count| count > 30), "{answered:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_descriptor_store_clients_are_asked_to_go_and_nothing_is_lost() {
+    let mut service = start(managed().store(0).env(variable("shutdown_timeout"), "3s")).await;
+    let address = service.address();
+    let over = Arc::new(AtomicBool::new(false));
+    let mut clients = JoinSet::new();
+    for number in 0..4 {
+        // Without long pauses, so that each is told in an answer before its connection ends.
+        let (over, ask) = (Arc::clone(&over), Ask::get("/livez", 200, None));
+        clients.spawn(async move {
+            let mut told = 0;
+            while !over.load(Relaxed) {
+                let mut connection = Connection::open(address, None).await.expect("a connection is not refused");
+                while !over.load(Relaxed) {
+                    match connection.exchange(&ask).await.expect("a request is answered") {
+                        Stays::Open => tokio::time::sleep(Duration::from_millis(number)).await,
+                        Stays::Announced => {
+                            told += 1;
+                            break;
+                        }
+                    }
+                }
+            }
+            told
+        });
+    }
+    for _ in 0..3 {
+        restart(&mut service).await;
+    }
+    over.store(true, Relaxed);
+    let told: Vec<usize> = soon("the clients", clients.join_all()).await;
+    assert!(told.iter().all(|&told| told >= 3), "{told:?}");
+    assert!(service.stored().is_empty());
+}
+
+#[tokio::test]
+async fn a_parcel_of_another_release_costs_its_own_connections_and_no_others() {
+    let mut service = start(managed()).await;
+    let mut ours = client(&service).await;
+    assert_good(&ours.get("/livez").await);
+    let (theirs, socket) = UnixStream::pair().unwrap();
+    theirs.set_nonblocking(true).unwrap();
+    store_parcel(&service, b"\xffof another format", socket);
+    soon("the store", async {
+        while service.stored() != ["parcel"] {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+
+    restart(&mut service).await;
+
+    assert_good(&ours.get("/livez").await);
+    Client::on(tokio::net::UnixStream::from_std(theirs).unwrap()).ended().await;
+    assert!(service.stored().is_empty());
+}
+
+/// Puts a parcel into the store, as a release with another format might have done.
+fn store_parcel(service: &Service, message: &[u8], connection: UnixStream) {
+    let (sender, parcel) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+    send_with(&sender, message, connection.into());
+    let environment = fs::read(format!("/proc/{}/environ", service.pid().unwrap())).unwrap();
+    let mut variables = environment.split(|&byte| byte == 0);
+    let path = variables.find_map(|variable| variable.strip_prefix(b"NOTIFY_SOCKET=")).unwrap();
+    let notify = UnixDatagram::unbound().unwrap();
+    notify.connect(str::from_utf8(path).unwrap()).unwrap();
+    send_with(&notify, b"FDSTORE=1\nFDNAME=parcel\nFDPOLL=0", parcel);
+}
+
+fn send_with(socket: impl AsFd, message: &[u8], fd: OwnedFd) {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let fds = [fd.as_fd()];
+    assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
+    sendmsg(socket, &[IoSlice::new(message)], &mut control, SendFlags::empty()).unwrap();
+}
+
+#[tokio::test]
+async fn the_service_manager_is_told_in_the_right_order() {
+    let mut service = start(managed().env(variable("shutdown_timeout"), "20s")).await;
+    let mut client = client(&service).await;
+    assert_good(&client.get("/livez").await);
+    restart(&mut service).await;
+
+    let messages = service.messages();
+    let position = |start, line: &str| {
+        let found = messages.iter().position(|message| message.start == start && message.says(line));
+        found.unwrap_or_else(|| panic!("no {line} in {messages:#?}"))
+    };
+    let stopping = position(1, "STOPPING=1");
+    let extended = messages[stopping].get("EXTEND_TIMEOUT_USEC").and_then(|usec| usec.parse::<u64>().ok());
+    assert!(extended.is_some_and(|usec| usec >= 20_000_000), "{extended:?}");
+    let stored = position(1, "FDSTORE=1");
+    assert!(messages[stored].says("FDNAME=parcel") && messages[stored].says("FDPOLL=0"), "{:?}", messages[stored]);
+    assert_eq!(messages[stored].fds, 1);
+    let barrier = position(1, "BARRIER=1");
+    let forgotten = position(2, "FDSTOREREMOVE=1");
+    assert!(messages[forgotten].says("FDNAME=parcel"), "{:?}", messages[forgotten]);
+    let order = [position(1, "READY=1"), stopping, stored, barrier, forgotten, position(2, "READY=1")];
+    assert!(order.is_sorted(), "{order:?} in {messages:#?}");
+}
+
+#[tokio::test]
+async fn a_process_that_is_told_by_kill_hands_over_too() {
+    let mut service = start(managed()).await;
+    let mut client = client(&service).await;
+    assert_good(&client.get("/livez").await);
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
+        service.signal(signal).unwrap();
+        assert!(soon("the end", service.exited()).await.unwrap().success());
+        // Sent while there is no process at all.
+        client.ask("/livez").await;
+        soon("the start", service.start()).await.unwrap();
+        assert_good(&client.answer().await);
+    }
+}
+
+#[tokio::test]
+async fn told_to_leave_at_any_moment_of_its_start_the_process_loses_nothing() {
+    // A shell tells its process to leave so many seconds after it has become the service.
+    let script = r#"[ -z "$LEAVE_AFTER" ] || { sleep "$LEAVE_AFTER"; kill -TERM $$; } & exec "$0""#;
+    let manager = Manager::new("/bin/sh").args(["-c", script, BINARY]).env(variable("log.format"), "json");
+    let mut service = start(manager).await;
+    let mut client = client(&service).await;
+    assert_good(&client.get("/livez").await);
+
+    for milliseconds in (0..60).step_by(4) {
+        service.set_env("LEAVE_AFTER", format!("0.{milliseconds:03}"));
+        service.signal(Signal::TERM).unwrap();
+        soon("the end", service.exited()).await.unwrap();
+        client.ask("/livez").await;
+        // Whether it gets ready before, is a matter of luck.
+        if soon("the start", service.start()).await.is_ok() {
+            soon("the end", service.exited()).await.unwrap();
+        }
+        service.set_env("LEAVE_AFTER", "");
+        soon("the start", service.start()).await.unwrap();
+        assert_good(&client.answer().await);
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_end_is_cut_and_the_rest_is_handed_over_all_the_same() {
+    let mut service = start(managed().env(variable("shutdown_timeout"), "1s")).await;
+    let mut idle = client(&service).await;
+    assert_good(&idle.get("/livez").await);
+    let mut stuck = client(&service).await;
+    begin(&mut stuck).await;
+
+    let began = Instant::now();
+    let status = soon("the restart", service.restart()).await.unwrap();
+    assert_eq!(status.code(), Some(1));
+    assert!(began.elapsed() >= Duration::from_secs(1) && began.elapsed() < Duration::from_secs(10));
+
+    assert_good(&idle.get("/livez").await);
+    drop(stuck);
+}
+
+#[tokio::test]
+async fn zz() {
+    let mut service = start(managed()).await;
+    let mut client = client(&service).await;
+    begin(&mut client).await;
+    finish(&mut client).await;
+    eprintln!("finished");
+    assert_good(&client.get("/livez").await);
+    eprintln!("ok");
+    restart(&mut service).await;
+    eprintln!("restarted");
+    assert_good(&client.get("/livez").await);
+}
