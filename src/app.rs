@@ -6,7 +6,6 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::FromRef;
 use axum::http::StatusCode;
-use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
 use tower::ServiceBuilder;
 use tower_http::ServiceBuilderExt;
@@ -15,7 +14,7 @@ use tower_http::limit::RequestBodyLimitLayer;
 use tower_http::timeout::TimeoutLayer;
 
 use crate::config::Config;
-use crate::hitless::Handle;
+use crate::hitless::{Application, Handle};
 use crate::routes::health::Readiness;
 use crate::routes::{echo, health, ping};
 use crate::{problem, requests};
@@ -40,7 +39,7 @@ impl AppState {
 }
 
 /// The service: its routes behind its layers.
-pub fn app(state: AppState) -> Router {
+pub fn app(state: AppState) -> impl Application {
     layered(routes(), state)
 }
 
@@ -54,17 +53,18 @@ pub fn routes() -> Router<AppState> {
 }
 
 /// Puts the layers around any routes.
-pub fn layered(routes: Router<AppState>, state: AppState) -> Router {
+pub fn layered(routes: Router<AppState>, state: AppState) -> impl Application {
     let Config { limits, .. } = &*state.config;
-    let layers = ServiceBuilder::new()
-        // Every request has an id and its outcome in the log; every error is a problem document (RFC 9457).
-        .layer(from_fn_with_state(requests::Ids::default(), requests::observe))
+    ServiceBuilder::new()
+        // Every request has an id, and its outcome is in the log.
+        .layer(requests::Observe::default())
+        // Whatever fails, and wherever, the client gets a problem document (RFC 9457).
+        .map_response(problem::document)
         // A handler's panic is its own request's failure and nobody else's.
         .layer(CatchPanicLayer::custom(problem::panicked))
         .layer(RequestBodyLimitLayer::new(limits.max_body_bytes))
         .map_request_body(Body::new)
         // No request outlasts half of the drain, so that all of them end before it.
-        .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, state.config.request_timeout()));
-
-    routes.layer(layers).with_state(state)
+        .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, state.config.request_timeout()))
+        .service(routes.with_state(state))
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use figment::providers::{Env, Format as _, Toml};
 use figment::{Figment, Metadata, Source};
 use serde::{Deserialize, Deserializer, de};
+use tracing_subscriber::filter::Targets;
 
 use crate::hitless::ShutdownTimeout;
 
@@ -125,6 +126,7 @@ impl Config {
         let (request, header) = (self.request_timeout(), self.header_timeout());
         let Limits { max_connections, idle_timeout, .. } = self.limits;
         let Unit { cpu_weight, tasks_max, watchdog, .. } = self.unit;
+        let filter = self.log.filter.parse::<Targets>().err().map(|error| error.to_string());
         let rules = [
             (
                 "limits.request_timeout",
@@ -139,6 +141,7 @@ impl Config {
             ("limits.idle_timeout", idle_timeout.is_zero(), "0s would close every connection".to_owned()),
             ("limits.max_connections", max_connections == 0, "0 would serve nobody".to_owned()),
             ("readiness_timeout", self.readiness_timeout.is_zero(), "0s would fail every check".to_owned()),
+            ("log.filter", filter.is_some(), format!("\"{}\": {}", self.log.filter, filter.unwrap_or_default())),
             ("unit.watchdog", watchdog < Duration::from_secs(1), format!("{watchdog:?} is less than 1s")),
             ("unit.tasks_max", tasks_max < 16, format!("{tasks_max} is less than 16, which the runtime needs")),
             ("unit.cpu_weight", !(1..=10_000).contains(&cpu_weight), format!("{cpu_weight} is not within 1 and 10000")),

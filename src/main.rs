@@ -10,6 +10,10 @@ use service::config::Config;
 use service::hitless::systemd::{self, Given};
 use service::{server, telemetry, unit};
 
+/// The layers around a handler allocate some dozen times for each request, which this does in half the time of glibc's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// The service, and what installs it.
 #[derive(Parser)]
 #[command(name = env!("CARGO_PKG_NAME"), version = version(), about)]

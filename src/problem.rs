@@ -4,7 +4,8 @@ use std::any::Any;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
-use axum::body::{Body, to_bytes};
+use axum::BoxError;
+use axum::body::{Body, Bytes, to_bytes};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
@@ -45,7 +46,11 @@ fn number<S: serde::Serializer>(status: &StatusCode, serializer: S) -> Result<S:
 }
 
 /// Turns an error that a library answered with into a problem document. Other answers pass as they are.
-pub fn document(response: Response) -> Response {
+pub fn document<B>(response: Response<B>) -> Response
+where
+    B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+{
+    let response = response.map(Body::new);
     let status = response.status();
     let is_error = status.is_client_error() || status.is_server_error();
     // A handler's JSON, or any other document of its own, is its own affair.

@@ -1,57 +1,113 @@
 //! What is known of each request: its id, its span in the log, its outcome.
 
+use std::convert::Infallible;
+use std::fmt::Write;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::task::{Context, Poll, ready};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use axum::extract::{Request, State};
-use axum::http::{HeaderName, HeaderValue};
-use axum::middleware::Next;
+use axum::extract::Request;
+use axum::http::{HeaderName, HeaderValue, Method, Uri};
 use axum::response::Response;
+use pin_project_lite::pin_project;
+use tower::{Layer, Service};
+use tracing::instrument::Instrumented;
 use tracing::{Instrument, debug, error, error_span};
-
-use crate::problem;
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Makes request ids: when this process began, in hexadecimal nanoseconds since 1970, and the request's number in it.
+/// Gives every request an id, the client's own or a new one: it is in each log line of the request, in the request's
+/// and in the answer's `x-request-id`. Logs the outcome.
+///
+/// An id made here is when this process began, in hexadecimal nanoseconds since 1970, and the request's number in it.
 #[derive(Clone, Debug)]
-pub struct Ids(Arc<(String, AtomicU64)>);
+pub struct Observe(Arc<(String, AtomicU64)>);
 
-impl Default for Ids {
+impl Default for Observe {
     fn default() -> Self {
         let began = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self(Arc::new((format!("{:x}-", began.as_nanos()), AtomicU64::new(1))))
     }
 }
 
-impl Ids {
-    fn next(&self) -> HeaderValue {
+impl Observe {
+    fn next_id(&self) -> HeaderValue {
         let (process, number) = &*self.0;
-        let id = format!("{process}{}", number.fetch_add(1, Relaxed));
-        // Cannot fail: digits and a dash.
-        HeaderValue::try_from(id).unwrap_or(HeaderValue::from_static("-"))
+        let mut id = String::with_capacity(process.len() + 20);
+        id.push_str(process);
+        // Neither can fail: there is memory, and digits and a dash make a header.
+        let _ = write!(id, "{}", number.fetch_add(1, Relaxed));
+        HeaderValue::from_str(&id).unwrap_or(HeaderValue::from_static("-"))
     }
 }
 
-/// Gives every request an id, the client's own or a new one: it is in each log line of the request, in the request's
-/// and in the answer's `x-request-id`. Logs the outcome, and lets no error out that is not a problem document.
-pub async fn observe(State(ids): State<Ids>, mut request: Request, next: Next) -> Response {
-    let id = request.headers_mut().entry(X_REQUEST_ID).or_insert_with(|| ids.next()).clone();
-    let (method, uri) = (request.method().clone(), request.uri().clone());
-    let span = error_span!("request", request_id = %id.to_str().unwrap_or("-"));
-    let begun = Instant::now();
-    let observed = async {
-        let response = problem::document(next.run(request).await);
-        let (path, status, took) = (uri.path(), response.status().as_u16(), begun.elapsed());
+impl<S> Layer<S> for Observe {
+    type Service = Observed<S>;
+
+    fn layer(&self, inner: S) -> Observed<S> {
+        Observed { observe: self.clone(), inner }
+    }
+}
+
+/// A service whose requests are observed.
+#[derive(Clone, Debug)]
+pub struct Observed<S> {
+    observe: Observe,
+    inner: S,
+}
+
+impl<S> Service<Request> for Observed<S>
+where
+    S: Service<Request, Response = Response, Error = Infallible>,
+{
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Instrumented<Answer<S::Future>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request) -> Self::Future {
+        let id = request.headers_mut().entry(X_REQUEST_ID).or_insert_with(|| self.observe.next_id()).clone();
+        let (method, uri) = (request.method().clone(), request.uri().clone());
+        let span = error_span!("request", request_id = id.to_str().unwrap_or("-"));
+        let begun = Instant::now();
+        let answer = span.in_scope(|| self.inner.call(request));
+        Answer { answer, id: Some(id), method, uri, begun }.instrument(span)
+    }
+}
+
+pin_project! {
+    /// The answer to an observed request.
+    pub struct Answer<F> {
+        #[pin]
+        answer: F,
+        id: Option<HeaderValue>,
+        method: Method,
+        uri: Uri,
+        begun: Instant,
+    }
+}
+
+impl<F: Future<Output = Result<Response, Infallible>>> Future for Answer<F> {
+    type Output = Result<Response, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let Ok(mut response) = ready!(this.answer.poll(cx));
+        let (method, path, took) = (this.method, this.uri.path(), this.begun.elapsed());
+        let status = response.status().as_u16();
         if status >= 500 {
             error!(target: "requests", %method, path, status, ?took, "failed");
         } else {
             debug!(target: "requests", %method, path, status, ?took, "answered");
         }
-        response
-    };
-    let mut response = observed.instrument(span).await;
-    response.headers_mut().insert(X_REQUEST_ID, id);
-    response
+        if let Some(id) = this.id.take() {
+            response.headers_mut().insert(X_REQUEST_ID, id);
+        }
+        Poll::Ready(Ok(response))
+    }
 }

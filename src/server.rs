@@ -2,19 +2,22 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
-use axum::{Router, ServiceExt};
+use axum::ServiceExt;
 use rustix::net::{AddressFamily, SocketType, sockopt};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::app::{self, AppState};
 use crate::config::{Config, Listen};
 use crate::hitless::systemd::{self, Activated, Given};
-use crate::hitless::{Connection, Gate, Lifecycle, Listener, Outcome, Reason, Track, lifecycle, listener, parcel};
+use crate::hitless::{
+    Application, Connection, Gate, Lifecycle, Listener, Outcome, Reason, Track, lifecycle, listener, parcel,
+};
 
 /// Runs the service from the start to the end of the process.
 ///
@@ -45,7 +48,7 @@ pub async fn run(config: Config, given: Given) -> io::Result<Outcome> {
 /// Serves `app` until `told` resolves, then leaves. Everything that has to do with the process stays outside.
 pub async fn serve(
     listener: Listener,
-    app: Router,
+    app: impl Application,
     lifecycle: &Lifecycle,
     told: impl Future<Output = Reason>,
 ) -> Outcome {
@@ -101,7 +104,11 @@ fn bind_tcp(address: SocketAddr, reuse_port: bool) -> io::Result<std::net::TcpLi
 fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     match UnixListener::bind(path) {
         // A socket that nobody answers on was left by a process that was killed.
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse && UnixStream::connect(path).is_err() => {
+        Err(error)
+            if error.kind() == io::ErrorKind::AddrInUse
+                && std::fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket())
+                && UnixStream::connect(path).is_err() =>
+        {
             std::fs::remove_file(path)?;
             UnixListener::bind(path)
         }

@@ -51,4 +51,5 @@ install_missing
 case $1 in
 rehearse | test) [ ! -x tests/template.sh ] || tests/template.sh setup ;;
 esac
-command -v cc >/dev/null
+# Nothing is built without a linker; the rest says itself what it lacks.
+command -v cc >/dev/null || exit 1

@@ -110,14 +110,13 @@ impl Listener {
 
     async fn accept_new(&self) -> (Io, Peer) {
         loop {
-            let live = self.gate.len();
-            if live >= self.max_connections + SURPLUS {
+            if self.gate.len() >= self.max_connections + SURPLUS {
                 self.gate.one_gone().await;
                 continue;
             }
             match self.next().await {
                 Ok((socket, peer)) => {
-                    let surplus = live >= self.max_connections;
+                    let surplus = self.gate.len() >= self.max_connections;
                     return (self.gate.admit(socket, peer, Vec::new(), surplus), peer);
                 }
                 Err(error) => self.recover(&error).await,

@@ -30,7 +30,7 @@ pub use connection::{Connection, Peer};
 pub use gate::Gate;
 pub use lifecycle::{Handle, Lifecycle, Outcome, Phase, Reason, ShutdownTimeout};
 pub use listener::Listener;
-pub use track::Track;
+pub use track::{Application, Track};
 
 /// The version of the hitless template that this service was generated from.
 pub const VERSION: &str = "0.1.0";

@@ -17,6 +17,17 @@ use tower::Service;
 
 use super::connection::{Connection, Ticket, says_close};
 
+/// What can be served: a router, or layers around one.
+pub trait Application:
+    Service<Request, Response = Response, Error = Infallible, Future: Send + 'static> + Clone + Send + 'static
+{
+}
+
+impl<S> Application for S where
+    S: Service<Request, Response = Response, Error = Infallible, Future: Send + 'static> + Clone + Send + 'static
+{
+}
+
 /// A service whose requests and answers are entered with their connection.
 #[derive(Clone, Debug)]
 pub struct Track<S>(pub S);

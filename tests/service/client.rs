@@ -129,6 +129,11 @@ impl Client {
         self.buffer.drain(..count).collect()
     }
 
+    /// Whether something has come, or comes within this time.
+    pub async fn has_answer_within(&mut self, time: Duration) -> bool {
+        !self.buffer.is_empty() || tokio::time::timeout(time, self.more()).await.is_ok()
+    }
+
     async fn take_until(&mut self, end: &[u8]) -> Vec<u8> {
         loop {
             if let Some(at) = self.buffer.windows(end.len()).position(|window| window == end) {

@@ -4,5 +4,13 @@ mod client;
 mod own_routes;
 mod start;
 
+mod configuration;
 mod handover;
+mod ledger;
 mod lifecycle;
+mod limits;
+mod listening;
+mod readiness;
+mod routes;
+mod timeout;
+mod units;

@@ -1,8 +1,7 @@
 //! Starts the service: inside the test, as a process on its own, or as one under the stand-in for systemd.
 
+use std::ffi::OsStr;
 use std::net::{SocketAddr, TcpListener};
-use std::os::unix::net::UnixListener;
-use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -48,21 +47,15 @@ pub struct App {
 
 /// Starts the service on a free port, with `routes` beside its own and behind the same layers.
 pub async fn spawn_app(overrides: &str, routes: Router<AppState>) -> App {
-    spawn_app_on(overrides, routes, None).await
-}
-
-/// The same, on a Unix socket as well.
-pub async fn spawn_app_on(overrides: &str, routes: Router<AppState>, unix: Option<&Path>) -> App {
     let config = config(overrides);
-    let tcp = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let address = tcp.local_addr().expect("the port");
-    let unix = unix.map(|path| Activated::Unix(UnixListener::bind(path).expect("a free path")));
-    let sockets = [Activated::Tcp(tcp)].into_iter().chain(unix).collect();
+    let socket = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = socket.local_addr().expect("the port");
 
     let gate = Arc::new(Gate::default());
     let lifecycle = Lifecycle::new(config.shutdown_timeout);
     let handle = lifecycle.handle();
-    let listener = Listener::new(sockets, Arc::clone(&gate), config.limits.max_connections).expect("a listener");
+    let listener = Listener::new(vec![Activated::Tcp(socket)], Arc::clone(&gate), config.limits.max_connections)
+        .expect("a listener");
     let mut expiry = JoinSet::new();
     expiry.spawn(lifecycle::expire(gate, config.limits.idle_timeout, config.header_timeout()));
 
@@ -122,6 +115,11 @@ pub struct Process {
 impl Process {
     /// Starts it with `settings`: keys of the configuration and their values.
     pub async fn start(settings: &[(&str, &str)]) -> Self {
+        Self::start_with(&[], settings).await
+    }
+
+    /// The same, with arguments.
+    pub async fn start_with(arguments: &[&OsStr], settings: &[(&str, &str)]) -> Self {
         // Nobody else gets this port meanwhile: it is shared with a socket that does not listen.
         let port = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM, None);
         let port = port.expect("a socket");
@@ -130,6 +128,7 @@ impl Process {
         let address = rustix::net::getsockname(&port).expect("the port").try_into().expect("a TCP address");
         let listen = format!("{address}");
         let mut child = command()
+            .args(arguments)
             .envs([(variable("listen"), &*listen), (variable("reuse_port"), "true"), (variable("ping_delay"), "10ms")])
             .envs(settings.iter().map(|(key, value)| (variable(key), value)))
             .stdin(Stdio::null())

@@ -47,8 +47,10 @@ impl Image {
         if unfinished.exists() {
             fs::remove_dir_all(&unfinished).with_context(|| format!("removing {}", unfinished.display()))?;
         }
-        let mut debootstrap = tokio::process::Command::new("debootstrap")
-            .args(["--variant=minbase", &format!("--include={PACKAGES}"), suite])
+        // It mounts /proc there and starts a lot: all of that goes with it, whenever it ends.
+        let mut debootstrap = tokio::process::Command::new("unshare")
+            .args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc"])
+            .args(["debootstrap", "--variant=minbase", &format!("--include={PACKAGES}"), suite])
             .arg(&unfinished)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

@@ -1,0 +1,196 @@
+//! What clients get: the routes, problem documents for whatever goes wrong, and a request id on everything.
+
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::http::StatusCode;
+use axum::routing::get;
+use lab::http2;
+use rustix::process::Signal;
+use service::problem::Problem;
+
+use crate::client::{Answer, Client};
+use crate::start::{Process, spawn_app};
+
+#[track_caller]
+fn assert_problem(answer: &Answer, status: u16) {
+    assert_eq!(answer.status, status, "{answer:?}");
+    assert_eq!(answer.header("content-type"), Some("application/problem+json"), "{answer:?}");
+    assert_eq!(answer.json()["status"], status, "{answer:?}");
+    assert!(answer.json()["title"].is_string(), "{answer:?}");
+    assert!(answer.header("x-request-id").is_some(), "{answer:?}");
+}
+
+/// The service with this setting, and a client of it.
+async fn client_of(overrides: &str, routes: Router<service::app::AppState>) -> Client {
+    spawn_app(overrides, routes).await.client().await
+}
+
+#[tokio::test]
+async fn ping_answers_after_its_delay() {
+    let mut client = client_of("ping_delay = '300ms'", Router::new()).await;
+    let began = Instant::now();
+    let answer = client.get("/ping").await;
+    assert_eq!((answer.status, answer.json()), (200, serde_json::json!({ "message": "pong" })));
+    assert!(began.elapsed() >= Duration::from_millis(300));
+}
+
+#[tokio::test]
+async fn livez_answers_while_pings_wait() {
+    let app = spawn_app("ping_delay = '10s'\nshutdown_timeout = '1h'", Router::new()).await;
+    app.client().await.ask("/ping").await;
+    assert_eq!(app.client().await.get("/livez").await.status, 200);
+}
+
+#[tokio::test]
+async fn echo_sends_a_body_back_as_it_comes() {
+    let mut client = client_of("", Router::new()).await;
+    assert_eq!(client.echo("a body").await.text(), "a body");
+    client.send("POST /echo HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+    assert_eq!(client.head().await.status, 200);
+    for part in ["one", "two", "six"] {
+        client.send(format!("3\r\n{part}\r\n")).await;
+        assert_eq!(client.chunk().await, part.as_bytes());
+    }
+    client.send("0\r\n\r\n").await;
+    assert_eq!(client.chunk().await, b"");
+    assert_eq!(client.get("/livez").await.status, 200);
+}
+
+#[tokio::test]
+async fn head_is_a_get_without_a_body() {
+    let mut client = client_of("", Router::new()).await;
+    client.send("HEAD /livez HTTP/1.1\r\nHost: test\r\n\r\n").await;
+    let answer = client.head().await;
+    assert_eq!(answer.status, 200);
+    assert_ne!(answer.header("content-length"), Some("0"));
+    assert_eq!(client.get("/livez").await.status, 200);
+}
+
+#[tokio::test]
+async fn whatever_goes_wrong_is_a_problem_document() {
+    let conflict = async || Err::<(), _>(Problem::new(StatusCode::CONFLICT, "the order was paid already"));
+    let own = async || (StatusCode::UNPROCESSABLE_ENTITY, [("content-type", "application/json")], "{\"mine\":1}");
+    let routes = Router::new()
+        .route(
+            "/panic",
+            get(async || {
+                if true {
+                    panic!("a secret")
+                }
+            }),
+        )
+        .route("/conflict", get(conflict))
+        .route("/own", get(own));
+    let mut client = client_of("[limits]\nmax_body_bytes = 10", routes).await;
+
+    assert_problem(&client.get("/nowhere").await, 404);
+    let wrong_method = client.get("/echo").await;
+    assert_problem(&wrong_method, 405);
+    assert_eq!(wrong_method.header("allow"), Some("POST"));
+
+    let panicked = client.get("/panic").await;
+    assert_problem(&panicked, 500);
+    assert!(!panicked.text().contains("secret"), "{panicked:?}");
+
+    let conflict = client.get("/conflict").await;
+    assert_problem(&conflict, 409);
+    assert_eq!(conflict.json()["detail"], "the order was paid already");
+
+    let own = client.get("/own").await;
+    assert_eq!((own.status, own.text()), (422, "{\"mine\":1}"));
+
+    // All of that on one connection, which goes on.
+    assert_eq!(client.echo("ten bytes.").await.status, 200);
+    let too_large = client.echo("eleven byte").await;
+    assert_problem(&too_large, 413);
+}
+
+#[tokio::test]
+async fn a_panic_costs_no_other_request_anything() {
+    let routes = Router::new().route(
+        "/panic",
+        get(async || {
+            if true {
+                panic!("on purpose")
+            }
+        }),
+    );
+    let app = spawn_app("ping_delay = '200ms'", routes).await;
+    let mut other = app.client().await;
+    other.ask("/ping").await;
+    assert_eq!(app.client().await.get("/panic").await.status, 500);
+    assert_eq!(other.answer().await.status, 200);
+}
+
+#[tokio::test]
+async fn a_request_that_takes_too_long_is_answered_503() {
+    let routes = Router::new().route("/hang", get(async || std::future::pending::<()>().await));
+    let app = spawn_app("[limits]\nrequest_timeout = '200ms'", routes).await;
+    let mut client = app.client().await;
+    let began = Instant::now();
+    let answer = client.get("/hang").await;
+    assert_problem(&answer, 503);
+    assert!(answer.header("retry-after").is_some());
+    assert!(began.elapsed() >= Duration::from_millis(200) && began.elapsed() < Duration::from_secs(10));
+    assert_eq!(client.get("/livez").await.status, 200);
+}
+
+#[tokio::test]
+async fn every_answer_has_a_request_id_the_clients_own_if_it_sent_one() {
+    let mut client = client_of("", Router::new()).await;
+    let first = client.get("/livez").await;
+    let second = client.get("/nowhere").await;
+    assert_ne!(first.header("x-request-id").unwrap(), second.header("x-request-id").unwrap());
+    client.send("GET /livez HTTP/1.1\r\nHost: test\r\nX-Request-Id: my-own\r\n\r\n").await;
+    assert_eq!(client.answer().await.header("x-request-id"), Some("my-own"));
+}
+
+#[tokio::test]
+async fn a_request_is_in_the_log_with_its_id_and_its_outcome() {
+    let process = Process::start(&[("log.filter", "info,requests=debug"), ("log.format", "json")]).await;
+    let mut client = process.client().await;
+    client.send("GET /livez?secret=1 HTTP/1.1\r\nHost: test\r\nX-Request-Id: my-own\r\n\r\n").await;
+    assert_eq!(client.answer().await.status, 200);
+    drop(client);
+    process.signal(Signal::INT);
+    let (_, log) = process.ended().await;
+    let line = log.lines().find(|line| line.contains("my-own")).unwrap_or_else(|| panic!("{log}"));
+    let line: serde_json::Value = serde_json::from_str(line).unwrap();
+    assert_eq!((&line["method"], &line["path"], &line["status"]), (&"GET".into(), &"/livez".into(), &200.into()));
+}
+
+#[tokio::test]
+async fn probes_are_not_in_the_log_by_default() {
+    let process = Process::start(&[("log.format", "text")]).await;
+    let mut client = process.client().await;
+    for path in ["/livez", "/readyz"] {
+        assert_eq!(client.get(path).await.status, 200);
+    }
+    drop(client);
+    process.signal(Signal::INT);
+    let (_, log) = process.ended().await;
+    assert!(!log.contains("/livez") && !log.contains("/readyz"), "{log}");
+}
+
+#[tokio::test]
+async fn http_2_is_served_on_the_same_port_with_prior_knowledge() {
+    let app = spawn_app("ping_delay = '50ms'", Router::new()).await;
+    let connection = http2::Connection::open(app.address).await.unwrap();
+    let ask = |path: &str, post: Option<&'static str>, status, body: Option<&'static str>| http2::Ask {
+        path: path.into(),
+        post: post.map(Into::into),
+        status,
+        body: body.map(Into::into),
+    };
+    let asks = [
+        ask("/livez", None, 200, None),
+        ask("/ping", None, 200, Some("{\"message\":\"pong\"}")),
+        ask("/echo", Some("a body"), 200, Some("a body")),
+        ask("/nowhere", None, 404, None),
+    ];
+    for ask in &asks {
+        assert_eq!(http2::exchange(&mut connection.stream(), ask).await, http2::Outcome::Answered);
+    }
+    assert_eq!(connection.end().await, (0, Ok(())));
+}
