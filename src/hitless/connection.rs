@@ -166,6 +166,12 @@ impl Connection {
         state.protocol == Protocol::Http1 && state.fate == Fate::Open && !leaves_by_itself
     }
 
+    /// Whether a request may well be on its way: the first one, or one whose head has begun.
+    pub(super) fn is_expected(&self) -> bool {
+        let state = self.lock();
+        state.fate == Fate::Open && (state.is_at_head() || (state.tickets == 0 && state.ledger.rest().is_some()))
+    }
+
     /// Ends the connection if it has been silent for `idle`, or sending a head for `head`.
     pub(super) fn expire(&self, idle: Duration, head: Duration) {
         let mut state = self.lock();
@@ -242,7 +248,7 @@ impl Ticket {
         match self.connection.0.gate.mode() {
             Mode::Open => false,
             Mode::HandingOver => state.ledger.is_lost(),
-            Mode::Retiring => true,
+            Mode::Retiring | Mode::Retired => true,
         }
     }
 

@@ -34,6 +34,8 @@ pub enum Mode {
     HandingOver,
     /// About to close its connections: each is told so with its next answer.
     Retiring,
+    /// The same, and new ones are no longer accepted.
+    Retired,
 }
 
 /// All live connections, and whether they may still be read from.
@@ -43,7 +45,7 @@ pub struct Gate {
     taken: Mutex<Vec<Clean>>,
     ids: AtomicU64,
     closed: AtomicBool,
-    /// The gate was closed or opened, or a connection was taken that nobody may take any more.
+    /// The gate was closed or opened, the mode was set, or a connection was taken that nobody may take any more.
     moved: Notify,
     mode: AtomicU8,
     /// A connection has gone.
@@ -79,12 +81,14 @@ impl Gate {
     /// From now on answers leave connections open, or announce their end, as `mode` says.
     pub(super) fn set_mode(&self, mode: Mode) {
         self.mode.store(mode as u8, SeqCst);
+        self.moved.notify_waiters();
     }
 
     pub(super) fn mode(&self) -> Mode {
         match self.mode.load(SeqCst) {
             mode if mode == Mode::HandingOver as u8 => Mode::HandingOver,
             mode if mode == Mode::Retiring as u8 => Mode::Retiring,
+            mode if mode == Mode::Retired as u8 => Mode::Retired,
             _ => Mode::Open,
         }
     }
@@ -121,6 +125,11 @@ impl Gate {
     /// Waits until every HTTP/1.1 connection was taken or has ended.
     pub(super) async fn http1_gone(&self) {
         self.wait_until(|gate| !gate.all().values().any(Connection::is_awaited)).await;
+    }
+
+    /// Waits until hyper, told to end, would lose no request: it closes at once what it has not read a whole head from.
+    pub(super) async fn heads_read(&self) {
+        self.wait_until(|gate| !gate.all().values().any(Connection::is_expected)).await;
     }
 
     /// Waits until no connection is left, of whatever protocol.

@@ -18,6 +18,9 @@ use super::systemd;
 /// A calm moment is one at which every request in flight began, and ends, within this time.
 const CALM: Duration = Duration::from_millis(100);
 
+/// How long a new connection may be silent before a service that leaves closes it, at the least.
+const FRESH: Duration = Duration::from_millis(500);
+
 /// T: how long the process may take to leave, and what follows from it.
 ///
 /// ```text
@@ -289,6 +292,9 @@ impl Lifecycle {
         tracing::info!(%why, ?grace, connections = gate.len(), "connections cannot be handed over and are retired");
         gate.set_mode(Mode::Retiring);
         tokio::time::sleep(grace).await;
+        gate.set_mode(Mode::Retired);
+        // Who has just connected is still to ask; who never does is not waited for.
+        let _ = tokio::time::timeout(grace.max(FRESH), gate.heads_read()).await;
         self.quiesced.cancel();
     }
 }

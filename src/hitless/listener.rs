@@ -15,7 +15,7 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio_util::either::Either;
 
 use super::connection::{Io, Peer, Socket};
-use super::gate::Gate;
+use super::gate::{Gate, Mode};
 use super::parcel::Clean;
 use super::systemd::Activated;
 
@@ -124,6 +124,18 @@ impl Listener {
         }
     }
 
+    /// Accepts who has connected already; then closes the sockets, so that the kernel refuses others at once and they
+    /// can turn elsewhere.
+    async fn accept_last(&mut self) -> (Io, Peer) {
+        tokio::select! {
+            biased;
+            Ok((socket, peer)) = self.next() => return (self.gate.admit(socket, peer, Vec::new(), false), peer),
+            () = std::future::ready(()) => {}
+        }
+        self.sockets.clear();
+        std::future::pending().await
+    }
+
     /// Waits as long as `error` makes sense of.
     async fn recover(&self, error: &io::Error) {
         match error.raw_os_error().map(Errno::from_raw_os_error) {
@@ -154,6 +166,9 @@ impl axum::serve::Listener for Listener {
                 moved.await;
                 continue;
             }
+            if gate.mode() == Mode::Retired {
+                return self.accept_last().await;
+            }
             let returned = gate.take();
             if !returned.is_empty() {
                 self.adopt(returned);
@@ -168,9 +183,10 @@ impl axum::serve::Listener for Listener {
     }
 
     fn local_addr(&self) -> io::Result<Peer> {
-        match &self.sockets[0] {
-            Either::Left(tcp) => tcp.local_addr().map(Peer::Tcp),
-            Either::Right(_) => Ok(Peer::Unix),
+        match self.sockets.first() {
+            Some(Either::Left(tcp)) => tcp.local_addr().map(Peer::Tcp),
+            Some(Either::Right(_)) => Ok(Peer::Unix),
+            None => Err(io::ErrorKind::NotConnected.into()),
         }
     }
 }

@@ -175,7 +175,7 @@ async fn slow_requests_and_pipelined_ones_are_answered_in_order_through_restarts
     let mut client = client(&service).await;
     let request = |path| format!("GET {path} HTTP/1.1\r\nHost: test\r\nX-Request-Id: {path}\r\n\r\n");
     let paths = ["/ping", "/livez", "/ping?2", "/ping?3", "/livez?2", "/ping?4"];
-    let requests: String = paths.iter().map(|path| request(path)).collect();
+    let requests: String = paths.into_iter().map(request).collect();
     // The end of the last head comes later.
     let (sent, rest) = requests.split_at(requests.len() - 7);
     client.send(sent).await;

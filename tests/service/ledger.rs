@@ -177,7 +177,9 @@ impl Server {
             wire.over = over;
             wire.reader.take()
         };
-        drop(reader.map(Waker::wake));
+        if let Some(reader) = reader {
+            reader.wake();
+        }
         let woken = Arc::new(Woken::default());
         let waker = Waker::from(Arc::clone(&woken));
         while !self.ended {
