@@ -17,7 +17,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use axum::extract::connect_info::Connected;
-use axum::http::{Method, Uri};
+use axum::http::{HeaderMap, Method, Uri, Version, header};
 use axum::serve::IncomingStream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
@@ -122,13 +122,12 @@ impl Connection {
 
     /// Enters that hyper handed a request to the application.
     pub(super) fn dispatched(&self, request: &axum::extract::Request) -> Ticket {
-        use axum::http::{Version, header};
         use http_body::Body as _;
         let mut state = self.lock();
         let http1 = request.version() <= Version::HTTP_11;
         if !http1 {
             state.protocol = Protocol::Http2;
-        } else if request.version() < Version::HTTP_11 || says_close(request.headers().get(header::CONNECTION)) {
+        } else if request.version() < Version::HTTP_11 || says_close(request.headers()) {
             // The client waits for the end of file.
             state.ledger.lose();
         } else {
@@ -204,10 +203,10 @@ impl Connection {
     }
 }
 
-/// Whether a `Connection` header asks for the end of the connection.
-pub(super) fn says_close(header: Option<&axum::http::HeaderValue>) -> bool {
-    let header = header.and_then(|value| value.to_str().ok()).unwrap_or_default();
-    header.split(',').any(|option| option.trim().eq_ignore_ascii_case("close"))
+/// Whether a message announces the end of its connection (RFC 9110, section 7.6.1).
+pub(super) fn says_close(headers: &HeaderMap) -> bool {
+    let mut options = headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    options.any(|options| options.split(',').any(|option| option.trim().eq_ignore_ascii_case("close")))
 }
 
 impl Connected<IncomingStream<'_, Listener>> for Connection {

@@ -48,6 +48,8 @@ pub struct Gate {
     /// The gate was closed or opened, the mode was set, or a connection was taken that nobody may take any more.
     moved: Notify,
     mode: AtomicU8,
+    /// The listening sockets are closed.
+    deaf: AtomicBool,
     /// A connection has gone.
     gone: Notify,
 }
@@ -127,9 +129,15 @@ impl Gate {
         self.wait_until(|gate| !gate.all().values().any(Connection::is_awaited)).await;
     }
 
-    /// Waits until hyper, told to end, would lose no request: it closes at once what it has not read a whole head from.
+    /// Enters that nobody can connect any more.
+    pub(super) fn set_deaf(&self) {
+        self.deaf.store(true, SeqCst);
+    }
+
+    /// Waits until nobody can connect, and hyper, told to end, would lose no request: it closes at once a connection
+    /// from which it has not read a whole head.
     pub(super) async fn heads_read(&self) {
-        self.wait_until(|gate| !gate.all().values().any(Connection::is_expected)).await;
+        self.wait_until(|gate| gate.deaf.load(SeqCst) && !gate.all().values().any(Connection::is_expected)).await;
     }
 
     /// Waits until no connection is left, of whatever protocol.

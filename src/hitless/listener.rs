@@ -133,6 +133,7 @@ impl Listener {
             () = std::future::ready(()) => {}
         }
         self.sockets.clear();
+        self.gate.set_deaf();
         std::future::pending().await
     }
 

@@ -85,7 +85,7 @@ where
         let Some(ticket) = this.ticket.take() else { return Poll::Ready(Ok(response)) };
 
         let status = response.status();
-        let last = says_close(response.headers().get(header::CONNECTION));
+        let last = says_close(response.headers());
         let upgrade = status == StatusCode::SWITCHING_PROTOCOLS || (*this.connect && status.is_success());
         let failed = status.is_client_error() || status.is_server_error();
         if ticket.answering(last, upgrade, failed) {

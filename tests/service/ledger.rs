@@ -372,12 +372,8 @@ fn breaking() -> impl Strategy<Value = (prop::sample::Index, Option<u8>)> {
     (any::<prop::sample::Index>(), proptest::option::of(byte))
 }
 
-fn cases(cases: u32) -> ProptestConfig {
-    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
-}
-
 proptest! {
-    #![proptest_config(cases(1000))]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     /// However plain requests are cut and pipelined, with the next one begun: the connection is clean.
     #[test]
