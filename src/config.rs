@@ -125,7 +125,7 @@ impl Config {
         let timeout = self.shutdown_timeout;
         let (request, header) = (self.request_timeout(), self.header_timeout());
         let Limits { max_connections, idle_timeout, .. } = self.limits;
-        let Unit { cpu_weight, tasks_max, watchdog, .. } = self.unit;
+        let Unit { cpu_weight, tasks_max, watchdog, memory_high, memory_max, .. } = &self.unit;
         let filter = self.log.filter.parse::<Targets>().err().map(|error| error.to_string());
         let rules = [
             (
@@ -142,9 +142,15 @@ impl Config {
             ("limits.max_connections", max_connections == 0, "0 would serve nobody".to_owned()),
             ("readiness_timeout", self.readiness_timeout.is_zero(), "0s would fail every check".to_owned()),
             ("log.filter", filter.is_some(), format!("\"{}\": {}", self.log.filter, filter.unwrap_or_default())),
-            ("unit.watchdog", watchdog < Duration::from_secs(1), format!("{watchdog:?} is less than 1s")),
-            ("unit.tasks_max", tasks_max < 16, format!("{tasks_max} is less than 16, which the runtime needs")),
-            ("unit.cpu_weight", !(1..=10_000).contains(&cpu_weight), format!("{cpu_weight} is not within 1 and 10000")),
+            ("unit.watchdog", *watchdog < Duration::from_secs(1), format!("{watchdog:?} is less than 1s")),
+            (
+                "unit.memory_high",
+                !is_memory(memory_high),
+                format!("\"{memory_high}\" is not 512M, 2G, 80% or infinity"),
+            ),
+            ("unit.memory_max", !is_memory(memory_max), format!("\"{memory_max}\" is not 512M, 2G, 80% or infinity")),
+            ("unit.tasks_max", *tasks_max < 16, format!("{tasks_max} is less than 16, which the runtime needs")),
+            ("unit.cpu_weight", !(1..=10_000).contains(cpu_weight), format!("{cpu_weight} is not within 1 and 10000")),
         ];
         let wrong: Vec<String> = rules
             .into_iter()
@@ -168,12 +174,14 @@ impl Config {
 impl<'de> Deserialize<'de> for Listen {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        if text.starts_with('/') {
+        // What a unit can name as it is, without quotes and specifiers.
+        let is_path = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-".contains(&byte);
+        if text.starts_with('/') && text.bytes().all(is_path) {
             return Ok(Listen::Unix(text.into()));
         }
         text.parse().map(Listen::Tcp).map_err(|_| {
             de::Error::custom(format!(
-                "\"{text}\" is neither ADDRESS:PORT, [ADDRESS]:PORT, nor a path that starts with /"
+                "\"{text}\" is neither ADDRESS:PORT, [ADDRESS]:PORT, nor a path of letters, digits and /._- that starts with /"
             ))
         })
     }
@@ -194,6 +202,12 @@ fn shutdown_timeout<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Shutdo
         let (min, max) = (ShutdownTimeout::MIN, ShutdownTimeout::MAX);
         de::Error::custom(format!("{timeout:?} is not within {min:?} and {max:?}"))
     })
+}
+
+/// Whether a unit can say so of memory (systemd.resource-control(5)).
+fn is_memory(text: &str) -> bool {
+    let number = text.strip_suffix(['K', 'M', 'G', 'T', '%']).unwrap_or(text);
+    text == "infinity" || number.parse::<u64>().is_ok_and(|number| number > 0)
 }
 
 /// Where a value was set, for people to read.

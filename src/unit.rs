@@ -63,7 +63,7 @@ fn systemd_version() -> Option<u32> {
     String::from_utf8(output.stdout).ok()?.split_whitespace().nth(1)?.parse().ok()
 }
 
-/// A time span as systemd writes it (systemd.time(7)).
+/// A time span as systemd writes it (systemd.time(7)): "33s", "1m 30s".
 fn span(duration: Duration) -> String {
-    format!("{}ms", duration.as_millis())
+    humantime_serde::re::humantime::format_duration(duration).to_string()
 }

@@ -46,8 +46,8 @@ async fn a_head_that_dribbles_in_is_answered_408_too() {
         }
     }
     assert!(began.elapsed() >= Duration::from_millis(300) && began.elapsed() < Duration::from_secs(10));
+    // The last byte may have come too late to be read, so that the end is a reset.
     assert_last_problem(&client.answer().await, 408);
-    client.ended().await;
 }
 
 #[tokio::test]

@@ -19,7 +19,7 @@ async fn one_number_governs_the_end() {
     // systemd waits for T and a margin.
     let unit = Command::new(BINARY).args(["unit", "service"]).args(arguments).output().unwrap();
     let unit = String::from_utf8(unit.stdout).unwrap();
-    assert!(unit.lines().any(|line| line == "TimeoutStopSec=6000ms"), "{unit}");
+    assert!(unit.lines().any(|line| line == "TimeoutStopSec=6s"), "{unit}");
 
     let process = Process::start_with(&arguments, &[("ping_delay", "1h")]).await;
     // A request that never ends is answered 503 at T/2, a head that does not come 408 at T/6.

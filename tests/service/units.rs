@@ -37,8 +37,8 @@ fn the_service_unit_says_what_the_configuration_says() {
     let unit = unit::service(&config(settings));
     let name = env!("CARGO_PKG_NAME");
     let (start, sockets) = (format!("ExecStart=/opt/{name}/current/{name} run"), format!("Sockets={name}.socket"));
-    assert_says(&unit, &[&start, &sockets, "Type=notify", "TimeoutStopSec=13000ms", "TimeoutStartSec=60000ms"]);
-    assert_says(&unit, &["WatchdogSec=5000ms", "MemoryHigh=1G", "MemoryMax=2G", "TasksMax=99", "CPUWeight=50"]);
+    assert_says(&unit, &[&start, &sockets, "Type=notify", "TimeoutStopSec=13s", "TimeoutStartSec=1m"]);
+    assert_says(&unit, &["WatchdogSec=5s", "MemoryHigh=1G", "MemoryMax=2G", "TasksMax=99", "CPUWeight=50"]);
     assert_says(&unit, &["StartLimitIntervalSec=0", "Restart=always", "DynamicUser=yes"]);
     let value =
         |key: &str| unit.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('=')?.parse::<u32>().ok());

@@ -41,6 +41,9 @@ pub struct Options {
     /// The folder for the report.
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
+    /// Write a picture of one restart as well, for a README.
+    #[arg(long, value_name = "FILE")]
+    pub picture: Option<PathBuf>,
 }
 
 /// What became of the promise.
@@ -217,6 +220,9 @@ fn write_report(record: &Record, options: &Options, subject: &Subject) -> anyhow
     };
     let path = directory.join(name);
     report::write(record, &path).with_context(|| format!("writing {}", path.display()))?;
+    if let Some(picture) = &options.picture {
+        std::fs::write(picture, report::picture(record)).with_context(|| format!("writing {}", picture.display()))?;
+    }
     Ok(path)
 }
 

@@ -61,7 +61,7 @@ impl Subject {
 
     /// Whether this is the template, and not a service made from it.
     pub fn is_template(&self) -> bool {
-        self.directory.join("cargo-generate.toml").is_file()
+        self.directory.join("tests/template.sh").is_file()
     }
 
     /// Generates a service from this template. It is built where the template is, so that what they
