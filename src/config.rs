@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use figment::providers::{Env, Format as _, Toml};
+use figment::value::UncasedStr;
 use figment::{Figment, Metadata, Source};
 use serde::{Deserialize, Deserializer, de};
 use tracing_subscriber::filter::Targets;
@@ -103,7 +104,12 @@ impl Config {
             layers = layers.merge(Toml::file_exact(file));
         }
         let prefix = env!("CARGO_PKG_NAME").to_uppercase().replace('-', "_") + "_";
-        Self::extract(&layers.merge(Env::prefixed(&prefix).split("__")))
+        // Kubernetes sets <NAME>_PORT... and <NAME>_SERVICE_... where a Service has the same name: none of ours.
+        let ours = |key: &UncasedStr| {
+            let key = key.as_str().to_ascii_lowercase();
+            key != "port" && !key.starts_with("port_") && !key.starts_with("service_")
+        };
+        Self::extract(&layers.merge(Env::prefixed(&prefix).filter(ours).split("__")))
     }
 
     /// The defaults, with `overrides` as a further layer, in TOML.

@@ -62,8 +62,11 @@ fn main() -> ExitCode {
             // Before there are threads: it changes the environment.
             let given = systemd::given();
             return run(config, given).unwrap_or_else(|error| {
-                tracing::error!(%error, "failed");
-                eprintln!("{error}");
+                if tracing::dispatcher::has_been_set() {
+                    tracing::error!(%error, "failed");
+                } else {
+                    eprintln!("{error}");
+                }
                 ExitCode::FAILURE
             });
         }

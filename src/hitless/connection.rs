@@ -23,7 +23,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_util::either::Either;
 
-use super::gate::{Cut, Gate, Mode};
+use super::gate::{Cut, Gate, Mode, Obstacle};
 use super::ledger::{Body, Ledger};
 use super::listener::Listener;
 use super::parcel::Clean;
@@ -78,7 +78,9 @@ struct State {
     unflushed: bool,
     /// When the connection became idle, or the head that is being read began.
     since: Instant,
-    /// Idle, or at its head, for too long.
+    /// Since when the client has not read what is written.
+    stalled: Option<Instant>,
+    /// Idle, at its head, or not reading, for too long.
     expired: bool,
     waker: Option<Waker>,
 }
@@ -105,6 +107,8 @@ enum Fate {
 struct InFlight {
     ticket: u64,
     since: Instant,
+    /// The application's answer has begun, and goes on as long as it goes on.
+    answering: bool,
     method: Method,
     uri: Uri,
 }
@@ -127,6 +131,7 @@ impl Connection {
         let http1 = request.version() <= Version::HTTP_11;
         if !http1 {
             state.protocol = Protocol::Http2;
+            state.ledger.lose();
         } else if request.version() < Version::HTTP_11 || says_close(request.headers()) {
             // The client waits for the end of file.
             state.ledger.lose();
@@ -140,6 +145,7 @@ impl Connection {
         state.requests.push(InFlight {
             ticket,
             since: Instant::now(),
+            answering: false,
             method: request.method().clone(),
             uri: request.uri().clone(),
         });
@@ -152,17 +158,32 @@ impl Connection {
         self.lock().wake();
     }
 
-    /// Since when the oldest request in flight has been so.
-    pub(super) fn oldest(&self) -> Option<Instant> {
-        self.lock().requests.iter().map(|request| request.since).min()
+    /// What keeps a moment from being calm here; as [`Gate::obstacle`].
+    pub(super) fn obstacle(&self, calm: Duration) -> Obstacle {
+        let state = self.lock();
+        let mut slow = state.requests.iter().filter(|request| request.since.elapsed() > calm);
+        if slow.clone().any(|request| !request.answering) {
+            return Obstacle::Passing;
+        }
+        // The answer has ended, and the client does not read the rest of it.
+        let unread = state.unflushed && state.since.elapsed() > calm;
+        let lasting = unread || state.protocol == Protocol::Upgraded || slow.next().is_some();
+        if lasting { Obstacle::Lasting } else { Obstacle::None }
     }
 
-    /// Whether the connection has to be waited for before HTTP/2 is told to go away.
-    pub(super) fn is_awaited(&self) -> bool {
+    /// Whether the connection has to be waited for before HTTP/2 is told to go away; as [`Gate::taken`].
+    pub(super) fn is_awaited(&self, before: Option<Instant>) -> bool {
         let state = self.lock();
-        // A lost connection without a request is closed by axum, as is proper.
-        let leaves_by_itself = state.ledger.is_lost() && state.is_quiet();
-        state.protocol == Protocol::Http1 && state.fate == Fate::Open && !leaves_by_itself
+        match state.protocol {
+            Protocol::Http1 => state.fate == Fate::Open && !state.leaves_by_itself(),
+            Protocol::Http2 => state.requests.iter().any(|request| before.is_some_and(|before| request.since < before)),
+            Protocol::Upgraded => false,
+        }
+    }
+
+    /// Whether something would be lost with the connection.
+    pub(super) fn is_busy(&self) -> bool {
+        !self.lock().leaves_by_itself()
     }
 
     /// Whether a request may well be on its way: the first one, or one whose head has begun.
@@ -171,12 +192,13 @@ impl Connection {
         state.fate == Fate::Open && (state.is_at_head() || (state.tickets == 0 && state.ledger.rest().is_some()))
     }
 
-    /// Ends the connection if it has been silent for `idle`, or sending a head for `head`.
+    /// Ends the connection if it has been silent, or not reading, for `idle`, or sending a head for `head`.
     pub(super) fn expire(&self, idle: Duration, head: Duration) {
         let mut state = self.lock();
         let limit = if state.is_at_head() { head } else { idle };
         let upgraded = state.protocol == Protocol::Upgraded;
-        if state.fate == Fate::Open && !upgraded && state.is_quiet() && state.since.elapsed() > limit {
+        let silent = state.fate == Fate::Open && !upgraded && state.is_quiet() && state.since.elapsed() > limit;
+        if silent || state.stalled.is_some_and(|since| since.elapsed() > idle) {
             state.expired = true;
             state.wake();
         }
@@ -232,7 +254,10 @@ impl Ticket {
     /// `failed`: it did not succeed, and may have left the request's body unread.
     pub(super) fn answering(&self, last: bool, upgrade: bool, failed: bool) -> bool {
         let mut state = self.connection.lock();
-        if upgrade {
+        if let Some(request) = state.requests.iter_mut().find(|request| request.ticket == self.id) {
+            request.answering = true;
+        }
+        if upgrade && self.http1 {
             state.protocol = Protocol::Upgraded;
         }
         if !self.http1 || upgrade {
@@ -245,8 +270,8 @@ impl Ticket {
             return true;
         }
         match self.connection.0.gate.mode() {
-            Mode::Open => false,
-            Mode::HandingOver => state.ledger.is_lost(),
+            // What cannot be handed over ends now, with notice, rather than at a restart, without.
+            Mode::Open | Mode::HandingOver => state.ledger.is_lost(),
             Mode::Retiring | Mode::Retired => true,
         }
     }
@@ -288,6 +313,12 @@ impl State {
         self.fate == Fate::Open && self.is_quiet() && self.ledger.rest().is_some()
     }
 
+    /// Whether nothing is lost when axum, told to end, closes the connection: HTTP/2, or what cannot be handed over,
+    /// without a request.
+    fn leaves_by_itself(&self) -> bool {
+        self.is_quiet() && self.protocol != Protocol::Upgraded && self.ledger.is_lost()
+    }
+
     /// Whether no request is in flight and no answer on its way to the socket.
     fn is_quiet(&self) -> bool {
         self.requests.is_empty() && !self.unflushed
@@ -327,6 +358,7 @@ impl Io {
             tickets: 0,
             unflushed: false,
             since: Instant::now(),
+            stalled: None,
             expired: false,
             waker: None,
         };
@@ -396,10 +428,10 @@ impl AsyncRead for Io {
             state.fate = Fate::Closing;
             return Poll::Ready(Ok(()));
         }
-        if state.ledger.rest() == Some(&[]) {
+        if !state.is_at_head() {
             state.since = Instant::now();
-            state.expired = false;
         }
+        state.expired = false;
         state.ledger.read(read);
         Poll::Ready(Ok(()))
     }
@@ -421,8 +453,16 @@ impl AsyncWrite for Io {
             // Not an answer of the application: hyper refuses what it read, and will close.
             state.ledger.lose();
         }
-        drop(state);
-        Pin::new(socket.as_mut().expect(PRESENT)).poll_write_vectored(cx, bytes)
+        let written = Pin::new(socket.as_mut().expect(PRESENT)).poll_write_vectored(cx, bytes);
+        if written.is_ready() {
+            state.stalled = None;
+        } else if state.expired && state.stalled.is_some() {
+            state.fate = Fate::Closing;
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        } else {
+            state.stalled.get_or_insert_with(Instant::now);
+        }
+        written
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -9,7 +9,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::http::Method;
 use tokio::sync::Notify;
@@ -38,6 +38,16 @@ pub enum Mode {
     Retired,
 }
 
+/// What keeps a moment from being calm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Obstacle {
+    None,
+    /// A handler at work: the request timeout bounds it.
+    Passing,
+    /// Nothing bounds it: a streamed answer, a client that does not read, a WebSocket.
+    Lasting,
+}
+
 /// All live connections, and whether they may still be read from.
 #[derive(Debug, Default)]
 pub struct Gate {
@@ -45,6 +55,8 @@ pub struct Gate {
     taken: Mutex<Vec<Clean>>,
     ids: AtomicU64,
     closed: AtomicBool,
+    /// Held while a connection is accepted and taken in.
+    entering: Mutex<()>,
     /// The gate was closed or opened, the mode was set, or a connection was taken that nobody may take any more.
     moved: Notify,
     mode: AtomicU8,
@@ -98,16 +110,27 @@ impl Gate {
     /// Stops accepting, and takes every connection from hyper that is clean or becomes so.
     pub(super) fn close(&self) {
         self.closed.store(true, SeqCst);
+        // A connection that is being accepted is let in first.
+        drop(self.enter());
+        self.wake();
+    }
+
+    /// Goes on accepting, and gives the connections that were taken back to the listener.
+    pub(super) fn open(&self) {
+        self.closed.store(false, SeqCst);
+        self.wake();
+    }
+
+    fn wake(&self) {
         self.moved.notify_waiters();
         for connection in self.all().values() {
             connection.wake();
         }
     }
 
-    /// Goes on accepting, and gives the connections that were taken back to the listener.
-    pub(super) fn open(&self) {
-        self.closed.store(false, SeqCst);
-        self.moved.notify_waiters();
+    /// Keeps the gate from closing while a connection is accepted.
+    pub(super) fn enter(&self) -> MutexGuard<'_, ()> {
+        self.entering.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn is_closed(&self) -> bool {
@@ -119,14 +142,23 @@ impl Gate {
         &self.moved
     }
 
-    /// How long the oldest request in flight has been so.
-    pub(super) fn oldest(&self) -> Option<Duration> {
-        self.all().values().filter_map(Connection::oldest).min().map(|since| since.elapsed())
+    /// What stands in the way of a calm moment: a request older than `calm`, or an upgraded connection.
+    pub(super) fn obstacle(&self, calm: Duration) -> Obstacle {
+        let mut obstacle = Obstacle::None;
+        for connection in self.all().values() {
+            match connection.obstacle(calm) {
+                Obstacle::Passing => return Obstacle::Passing,
+                Obstacle::Lasting => obstacle = Obstacle::Lasting,
+                Obstacle::None => {}
+            }
+        }
+        obstacle
     }
 
-    /// Waits until every HTTP/1.1 connection was taken or has ended.
-    pub(super) async fn http1_gone(&self) {
-        self.wait_until(|gate| !gate.all().values().any(Connection::is_awaited)).await;
+    /// Waits until every HTTP/1.1 connection was taken or has ended, and with `before` every HTTP/2 request that began
+    /// until then.
+    pub(super) async fn taken(&self, before: Option<Instant>) {
+        self.wait_until(|gate| !gate.all().values().any(|connection| connection.is_awaited(before))).await;
     }
 
     /// Enters that nobody can connect any more.
@@ -140,9 +172,10 @@ impl Gate {
         self.wait_until(|gate| gate.deaf.load(SeqCst) && !gate.all().values().any(Connection::is_expected)).await;
     }
 
-    /// Waits until no connection is left, of whatever protocol.
-    pub(super) async fn all_gone(&self) {
-        self.wait_until(Self::is_empty).await;
+    /// Waits until nothing is in flight any more. HTTP/2 connections without a request have `patience` to say goodbye.
+    pub(super) async fn all_gone(&self, patience: Duration) {
+        self.wait_until(|gate| !gate.all().values().any(Connection::is_busy)).await;
+        let _ = tokio::time::timeout(patience, self.wait_until(Self::is_empty)).await;
     }
 
     /// Waits until a connection has gone, or for a moment.
@@ -177,9 +210,14 @@ impl Gate {
         std::mem::take(&mut self.taken.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// What is still there.
+    /// What is still in flight.
     pub(super) fn left(&self) -> Vec<Cut> {
-        self.all().values().flat_map(Connection::cut).collect()
+        self.all().values().filter(|connection| connection.is_busy()).flat_map(Connection::cut).collect()
+    }
+
+    /// What has been in flight for the longest.
+    pub(super) fn slowest(&self) -> Option<Cut> {
+        self.left().into_iter().max_by_key(|cut| cut.age)
     }
 
     /// Ends connections that are silent for `idle`, or have been sending a head for `head`.

@@ -11,14 +11,15 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::gate::{Cut, Gate, Mode};
+use super::gate::{Cut, Gate, Mode, Obstacle};
 use super::parcel::Parcel;
 use super::systemd;
 
 /// A calm moment is one at which every request in flight began, and ends, within this time.
 const CALM: Duration = Duration::from_millis(100);
 
-/// How long a new connection may be silent before a service that leaves closes it, at the least.
+/// How long a service that leaves waits, at the least, for a new connection's first request, and for HTTP/2 connections
+/// without one to say goodbye.
 const FRESH: Duration = Duration::from_millis(500);
 
 /// T: how long the process may take to leave, and what follows from it.
@@ -59,6 +60,11 @@ impl ShutdownTimeout {
     /// The longest that the service waits for a calm moment: T/3, so that the requests of that moment end before T.
     pub fn calm(self) -> Duration {
         self.0 / 3
+    }
+
+    /// When the service stops waiting for what nothing bounds: shortly before T.
+    pub fn last_moment(self) -> Duration {
+        self.0 - self.0 / 30
     }
 
     /// How long a service that cannot hand over goes on accepting, and the longest that a request's head may take: T/6.
@@ -204,8 +210,8 @@ impl Lifecycle {
 
     /// Leaves: hands the connections over, or retires them where there is nobody to take them. Ends at T.
     ///
-    /// `server` is axum's: it ends by itself once [`quiesced`](Self::quiesced) has resolved, or is ended at T.
-    pub async fn leave<T>(&self, gate: &Gate, reason: Reason, mut server: JoinHandle<T>) -> Outcome {
+    /// `server` is axum's: told by [`quiesced`](Self::quiesced) that it may end, it does not say when it has.
+    pub async fn leave<T>(&self, gate: &Gate, reason: Reason, server: JoinHandle<T>) -> Outcome {
         let since = Instant::now();
         let timeout = self.handle.0.timeout;
         let deadline = tokio::time::Instant::from_std(since + timeout.total());
@@ -213,15 +219,14 @@ impl Lifecycle {
         systemd::stopping(timeout.unit_stop());
 
         // It waits for the service manager, and requests are still served.
-        let parcel = tokio::task::spawn_blocking(Parcel::open).await.unwrap_or_else(|error| Err(error.into()));
+        let parcel = tokio::task::spawn_blocking(move || Parcel::open(timeout.sixth()));
+        let parcel = parcel.await.unwrap_or_else(|error| Err(error.into()));
         let in_time = tokio::time::timeout_at(deadline, async {
             match &parcel {
                 Ok(_) => self.hand_over(gate).await,
                 Err(error) => self.retire(gate, reason, error).await,
             }
-            // The server stops accepting, then waits for its connections, but not for their last moment.
-            let _ = (&mut server).await;
-            gate.all_gone().await;
+            gate.all_gone(FRESH).await;
             self.handle.0.tasks.close();
             self.handle.0.tasks.wait().await;
         })
@@ -251,7 +256,7 @@ impl Lifecycle {
         let limit = self.handle.0.timeout.total() + ShutdownTimeout::MARGIN / 2;
         std::thread::spawn(move || {
             std::thread::sleep(limit);
-            eprintln!("the runtime does not end: handlers block its threads");
+            eprintln!("the process did not end by T: handlers may block the runtime's threads");
             std::process::exit(1);
         });
     }
@@ -259,30 +264,34 @@ impl Lifecycle {
     /// Takes every clean connection out of hyper, at a moment when that keeps nobody waiting.
     ///
     /// That no request in flight is old does not tell how long they will take. So this is a try: when they take long,
-    /// the gate opens again, and what was taken is served on. After T/3 there are no more tries.
+    /// the gate opens again, and what was taken is served on. After T/3 it stays closed, and everybody waits for the
+    /// requests in flight: their time is bounded. For what nothing bounds, everybody is served on until shortly before T.
     async fn hand_over(&self, gate: &Gate) {
         gate.set_mode(Mode::HandingOver);
-        let start = Instant::now();
-        let tries = async {
-            loop {
-                while gate.oldest().is_some_and(|age| age > CALM) {
-                    tokio::time::sleep(Duration::from_millis(10)).await;
-                }
+        let (timeout, start) = (self.handle.0.timeout, Instant::now());
+        loop {
+            let mut obstacle = gate.obstacle(CALM);
+            if obstacle == Obstacle::None && !self.handle.0.tasks.is_empty() {
+                obstacle = Obstacle::Lasting;
+            }
+            let patience = if obstacle == Obstacle::Lasting { timeout.last_moment() } else { timeout.calm() };
+            let last = start.elapsed() >= patience;
+            if obstacle == Obstacle::None || last {
                 gate.close();
-                if tokio::time::timeout(CALM, gate.http1_gone()).await.is_ok() {
+                if tokio::time::timeout(CALM, gate.taken(Some(Instant::now()))).await.is_ok() {
+                    break;
+                }
+                if last {
+                    tracing::warn!(slowest = ?gate.slowest(), "no calm moment: clients wait for what is in flight");
+                    let _ = tokio::time::timeout(timeout.request(), gate.taken(None)).await;
                     break;
                 }
                 gate.open();
                 tokio::time::sleep(CALM).await;
             }
-        };
-        let calm = tokio::time::timeout(self.handle.0.timeout.calm(), tries).await.is_ok();
-        if !calm {
-            tracing::warn!(waited = ?start.elapsed(), "no calm moment: clients wait until slow requests are answered");
-            gate.close();
-            gate.http1_gone().await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        tracing::info!(waited = ?start.elapsed(), calm, "the gate is closed, and every connection taken");
+        tracing::info!(waited = ?start.elapsed(), connections = gate.len(), "the gate is closed");
         self.quiesced.cancel();
     }
 

@@ -66,7 +66,8 @@ impl Listener {
                 Ok((socket, peer)) => {
                     self.adopted.push_back((self.gate.admit(socket, peer, rest, false), peer));
                 }
-                Err(error) => tracing::warn!(%error, "a connection that was handed over cannot be served"),
+                // Most often its client has gone in the meantime.
+                Err(error) => tracing::debug!(%error, "a connection that was put aside cannot be served"),
             }
         }
     }
@@ -85,9 +86,13 @@ impl Listener {
         self.sockets.iter().map(|socket| address(socket).unwrap_or_else(|error| error.to_string())).collect()
     }
 
-    /// The next connection from whichever socket has one.
-    async fn next(&self) -> io::Result<(Socket, Peer)> {
+    /// The next connection from whichever socket has one, admitted.
+    async fn next(&self) -> io::Result<(Io, Peer)> {
         std::future::poll_fn(|cx| {
+            let _entering = self.gate.enter();
+            if self.gate.is_closed() {
+                return Poll::Pending; // `accept` hears of it.
+            }
             for socket in &self.sockets {
                 let accepted = match socket {
                     Either::Left(tcp) => tcp.poll_accept(cx).map_ok(|(stream, address)| {
@@ -99,8 +104,11 @@ impl Listener {
                         unix.poll_accept(cx).map_ok(|(stream, _)| (Either::Right(stream), Peer::Unix))
                     }
                 };
-                if accepted.is_ready() {
-                    return accepted;
+                if let Poll::Ready(accepted) = accepted {
+                    let surplus = self.gate.len() >= self.max_connections;
+                    return Poll::Ready(
+                        accepted.map(|(socket, peer)| (self.gate.admit(socket, peer, Vec::new(), surplus), peer)),
+                    );
                 }
             }
             Poll::Pending
@@ -115,10 +123,7 @@ impl Listener {
                 continue;
             }
             match self.next().await {
-                Ok((socket, peer)) => {
-                    let surplus = self.gate.len() >= self.max_connections;
-                    return (self.gate.admit(socket, peer, Vec::new(), surplus), peer);
-                }
+                Ok(admitted) => return admitted,
                 Err(error) => self.recover(&error).await,
             }
         }
@@ -129,7 +134,7 @@ impl Listener {
     async fn accept_last(&mut self) -> (Io, Peer) {
         tokio::select! {
             biased;
-            Ok((socket, peer)) = self.next() => return (self.gate.admit(socket, peer, Vec::new(), false), peer),
+            Ok(admitted) = self.next() => return admitted,
             () = std::future::ready(()) => {}
         }
         self.sockets.clear();

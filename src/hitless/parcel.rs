@@ -8,6 +8,7 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{
@@ -27,7 +28,7 @@ const MESSAGE_SOCKETS: usize = 253;
 /// The most bytes in a message, apart from the last connection's rest.
 const MESSAGE_BYTES: usize = 32 * 1024;
 /// The largest message: what precedes the last rest, and that rest.
-const MESSAGE_LIMIT: usize = 2 * MESSAGE_BYTES;
+const MESSAGE_LIMIT: usize = MESSAGE_BYTES + 72 * 1024;
 
 /// A connection that stands before a request, and what was already read of that request.
 #[derive(Debug)]
@@ -41,14 +42,14 @@ pub struct Clean {
 pub struct Parcel(OwnedFd);
 
 impl Parcel {
-    /// Opens an empty parcel in the service manager's descriptor store.
+    /// Opens an empty parcel in the service manager's descriptor store, within `timeout`.
     ///
     /// # Errors
     /// When there is no service manager, it does not answer, or it does not keep the descriptor (no
     /// `FileDescriptorStoreMax=`, or the store is full).
-    pub fn open() -> io::Result<Self> {
+    pub fn open(timeout: Duration) -> io::Result<Self> {
         let (sender, receiver) = pair()?;
-        systemd::store(NAME, receiver.as_fd())?;
+        systemd::store(NAME, receiver.as_fd(), timeout)?;
         drop(receiver);
         let parcel = Self(sender);
         if parcel.is_kept()? {
@@ -107,7 +108,7 @@ fn compose(connections: &[Clean]) -> (Vec<u8>, usize) {
         if message.len() > MESSAGE_BYTES {
             break;
         }
-        // A rest is at most 16 KiB (the ledger's limit).
+        // A rest is at most 64 KiB (the ledger's limit).
         message.extend_from_slice(&(clean.rest.len() as u32).to_le_bytes());
         message.extend_from_slice(&clean.rest);
         count += 1;
@@ -118,18 +119,18 @@ fn compose(connections: &[Clean]) -> (Vec<u8>, usize) {
 /// Takes out everything that a parcel holds.
 ///
 /// # Errors
-/// At the first message that cannot be read, or is of another version; its connections are closed, those of the
-/// messages before it are in `connections`.
+/// When a message cannot be read, or is of another version. Its connections are closed, all others are in `connections`.
 pub fn unpack(parcel: &OwnedFd, connections: &mut Vec<Clean>) -> io::Result<()> {
     let mut bytes = vec![0; MESSAGE_LIMIT];
+    let mut outcome = Ok(());
     loop {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MESSAGE_SOCKETS))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
         let message = match recvmsg(parcel, &mut [IoSliceMut::new(&mut bytes)], &mut control, flags) {
-            Ok(message) if message.bytes == 0 => return Ok(()),
+            Ok(message) if message.bytes == 0 => return outcome,
             Ok(message) => message,
-            Err(rustix::io::Errno::AGAIN) => return Ok(()),
+            Err(rustix::io::Errno::AGAIN) => return outcome,
             Err(error) => return Err(error.into()),
         };
         let sockets: Vec<OwnedFd> = control
@@ -141,9 +142,14 @@ pub fn unpack(parcel: &OwnedFd, connections: &mut Vec<Clean>) -> io::Result<()> 
             .flatten()
             .collect();
         if message.flags.intersects(ReturnFlags::CTRUNC | ReturnFlags::TRUNC) {
-            return Err(io::Error::other("a message of the parcel was cut short: too few descriptors (LimitNOFILE=)?"));
+            outcome =
+                Err(io::Error::other("a message of the parcel was cut short: too few descriptors (LimitNOFILE=)?"));
+            continue;
         }
-        connections.extend(decompose(&bytes[..message.bytes], sockets)?);
+        match decompose(&bytes[..message.bytes], sockets) {
+            Ok(opened) => connections.extend(opened),
+            Err(error) => outcome = Err(error),
+        }
     }
 }
 

@@ -14,9 +14,6 @@ use sd_notify::NotifyState;
 
 use super::parcel;
 
-/// How long the service manager may take to handle what it was sent.
-const BARRIER_TIMEOUT: Duration = Duration::from_secs(5);
-
 /// What the service manager passed on at the start.
 #[derive(Debug, Default)]
 pub struct Given {
@@ -67,11 +64,6 @@ pub fn stopping(timeout: Duration) {
     notify(&[NotifyState::Stopping, NotifyState::ExtendTimeoutUsec(timeout), NotifyState::Status("leaving")]);
 }
 
-/// Says in a line what the service is doing; `systemctl status` shows it.
-pub fn status(status: &str) {
-    notify(&[NotifyState::Status(status)]);
-}
-
 /// Keeps telling the watchdog that the runtime still runs tasks, when the unit has `WatchdogSec=`.
 ///
 /// The message is sent by a task that waits for another task each time: handlers that block every worker thread stop
@@ -86,19 +78,20 @@ pub async fn feed_watchdog() {
     }
 }
 
-/// Puts a descriptor into the store under `name`, and waits until the service manager has handled that.
+/// Puts a descriptor into the store under `name`, and waits until the service manager has handled that, for `timeout` at
+/// most.
 ///
 /// `FDPOLL=0` keeps it there when its other end is closed, which for a packed parcel is the rule.
 ///
 /// # Errors
 /// When there is no service manager or it does not answer in time. That it *kept* the descriptor is not reported.
-pub fn store(name: &str, fd: BorrowedFd<'_>) -> io::Result<()> {
+pub fn store(name: &str, fd: BorrowedFd<'_>, timeout: Duration) -> io::Result<()> {
     if std::env::var_os("NOTIFY_SOCKET").is_none() {
         return Err(io::Error::other("there is no service manager (NOTIFY_SOCKET is not set)"));
     }
     let message = [NotifyState::FdStore, NotifyState::FdName(name), NotifyState::Custom("FDPOLL=0")];
     sd_notify::notify_with_fds(&message, &[fd])?;
-    barrier()
+    barrier(timeout)
 }
 
 /// Takes what is kept under `name` out of the store.
@@ -107,11 +100,11 @@ pub fn forget(name: &str) {
 }
 
 /// Waits until the service manager has handled everything that was sent before.
-fn barrier() -> io::Result<()> {
+fn barrier(timeout: Duration) -> io::Result<()> {
     let (ours, theirs) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     sd_notify::notify_with_fds(&[NotifyState::Custom("BARRIER=1")], &[theirs.as_fd()])?;
     drop(theirs);
-    let timeout = rustix::time::Timespec { tv_sec: BARRIER_TIMEOUT.as_secs() as i64, tv_nsec: 0 };
+    let timeout = rustix::time::Timespec { tv_sec: timeout.as_secs() as i64, tv_nsec: timeout.subsec_nanos().into() };
     match poll(&mut [PollFd::new(&ours, PollFlags::empty())], Some(&timeout))? {
         0 => Err(io::Error::new(io::ErrorKind::TimedOut, "the service manager does not answer")),
         _ => Ok(()),
