@@ -25,11 +25,11 @@ const FRESH: Duration = Duration::from_millis(500);
 /// T: how long the process may take to leave, and what follows from it.
 ///
 /// ```text
-/// 0         T/6        T/3                          5T/6      T
-/// signal    |          |                             |        |
-/// |-- waits for a calm moment --|                    |        |
-/// |                    |-- answers, T/2 at most ----|        |
-/// |                                 hands over, tells HTTP/2 -|  whatever is left is cut
+/// 0                   T/3                           5T/6     T
+/// signal               |                             |       |
+/// |-- tries at calm ---|-- handlers at work end, ----|-------|  whatever is left is cut
+/// |   moments          |   T/2 at most               | HTTP/2 says goodbye
+/// |-- tries, while nothing but streams and clients that do not read stand in the way --| T - T/30
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ShutdownTimeout(Duration);

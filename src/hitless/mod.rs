@@ -5,11 +5,11 @@
 //!
 //! How a restart goes:
 //! 1. A signal. `/readyz` says 503, everything is still served. The service waits for a *calm moment*, when all
-//!    requests in flight are short ones, for T/3 at most ([`lifecycle`]).
-//! 2. The [`gate`] closes: nothing is accepted any more, and every [`connection`] that is *clean*, or becomes so, is
-//!    taken out of hyper. The [`ledger`] knows which is clean, [`track`] tells it of requests and
-//!    answers. Bytes that arrive stay in the kernel.
-//! 3. When only HTTP/2 and upgraded connections are left, axum's graceful shutdown begins for them.
+//!    requests in flight are short ones ([`lifecycle`]).
+//! 2. The [`gate`] closes: nothing is accepted any more, and every HTTP/1.1 [`connection`] that is *clean*, or becomes
+//!    so, is taken out of hyper. The [`ledger`] knows which is clean, [`track`] tells it of requests and answers. Bytes
+//!    that arrive stay in the kernel. If a request takes long after all, the gate opens again, and step 1 goes on.
+//! 3. When only HTTP/2 is left, axum's graceful shutdown begins for it.
 //! 4. The clean sockets go into the [`parcel`], which waits in systemd's file descriptor store ([`systemd`]).
 //! 5. The next process unpacks it, its [`listener`] yields those connections first, and it says `READY=1`.
 //! 6. At T, whatever is left is cut, counted and logged, and the exit status is not 0.
