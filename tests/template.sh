@@ -25,7 +25,8 @@ generate() {
     status=0
     template=$(mktemp -d)
     template_of "$template"
-    (cd "$1" && cargo generate --path "$template" --name="$2") || status=$?
+    # Into a folder of another workspace, which it would otherwise enter the service in.
+    (cd "$1" && cargo generate --no-workspace --path "$template" --name="$2") || status=$?
     rm -rf "$template"
     return $status
 }
@@ -51,6 +52,15 @@ generates() {
         cargo metadata --quiet --offline --format-version 1 --manifest-path "$work/$name/Cargo.toml" >/dev/null
         rm -rf "${work:?}/$name"
     done
+    # A rehearsal generates within this very workspace, and leaves it as it is.
+    before=$(cat Cargo.toml)
+    inside=$PWD/target/inside
+    rm -rf "$inside"
+    mkdir -p "$inside"
+    generate "$inside" my-api >/dev/null 2>&1
+    rm -rf "$inside"
+    [ "$(cat Cargo.toml)" = "$before" ] || fail "generating a service changed the template's Cargo.toml"
+
     generate "$work" my-api 2>&1
 }
 

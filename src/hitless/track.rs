@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 
 use axum::body::{Body, Bytes};
 use axum::extract::{ConnectInfo, Request};
-use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderValue, Method, StatusCode, Version, header};
 use axum::response::{IntoResponse, Response};
 use http_body::{Frame, SizeHint};
 use pin_project_lite::pin_project;
@@ -47,12 +47,13 @@ where
     fn call(&mut self, request: Request) -> Self::Future {
         let head = *request.method() == Method::HEAD;
         let connect = *request.method() == Method::CONNECT;
+        let version = request.version();
         let (ticket, surplus) = match request.extensions().get::<ConnectInfo<Connection>>() {
             Some(ConnectInfo(connection)) => (Some(connection.dispatched(&request)), connection.is_surplus()),
             None => (None, false),
         };
         let answer = if surplus { None } else { Some(self.0.call(request)) };
-        Answering { answer, ticket, head, connect }
+        Answering { answer, ticket, head, connect, version }
     }
 }
 
@@ -64,6 +65,7 @@ pin_project! {
         ticket: Option<Ticket>,
         head: bool,
         connect: bool,
+        version: Version,
     }
 }
 
@@ -90,6 +92,8 @@ where
         let failed = status.is_client_error() || status.is_server_error();
         if ticket.answering(last, upgrade, failed) {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            // Otherwise hyper adds `keep-alive` where an HTTP/1.0 client has asked for it.
+            *response.version_mut() = *this.version;
         }
         let bodiless = *this.head || status.is_informational() || matches!(status.as_u16(), 204 | 304);
         let length = response.headers().get(header::CONTENT_LENGTH);

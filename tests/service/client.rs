@@ -170,7 +170,10 @@ impl Answer {
     }
 
     pub fn says_close(&self) -> bool {
-        self.header("connection").is_some_and(|options| options.eq_ignore_ascii_case("close"))
+        self.header("connection").is_some_and(|options| {
+            let mut options = options.split(',').map(str::trim);
+            options.any(|option| option.eq_ignore_ascii_case("close"))
+        })
     }
 
     pub fn text(&self) -> &str {

@@ -132,6 +132,23 @@ fn the_environment_is_refused_by_its_key() {
 }
 
 #[test]
+fn what_kubernetes_says_of_a_service_of_the_same_name_is_not_for_us() {
+    let address = "tcp://10.0.0.1:8080";
+    let variables = [
+        ("port", address),
+        ("port_8080_tcp", address),
+        ("port_8080_tcp_addr", "10.0.0.1"),
+        ("service_host", "10.0.0.1"),
+        ("service_port", "8080"),
+        ("service_port_http", "8080"),
+    ];
+    let output = run(&["check"], &variables);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let and_a_mistake = [&variables[..], &[("portal", "1")]].concat();
+    assert_refused(&run(&["check"], &and_a_mistake), &["environment", "portal"]);
+}
+
+#[test]
 fn a_file_that_is_missing_or_broken_is_refused() {
     assert_refused(&run(&["check", "--config", "/nowhere/some.toml"], &[]), &["/nowhere/some.toml", "No such file"]);
     let (_folder, path) = file("listen = = 1");

@@ -1,6 +1,7 @@
 //! The promise: whatever is sent before, during and after a restart is answered whole, and every HTTP/1.1 connection
 //! that was open before is open after it.
 
+use std::cell::Cell;
 use std::fs;
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
@@ -36,6 +37,30 @@ async fn restart(service: &mut Service) {
 
 async fn client(service: &Service) -> Client {
     Client::connect(service.address()).await
+}
+
+/// What `event` gives, and the longest that a client who kept its connection waited for an answer meanwhile.
+async fn slowest_answer<T>(address: SocketAddr, event: impl Future<Output = T>) -> (T, Duration) {
+    let ask = Ask::get("/livez", 200, None);
+    let mut connection = Connection::open(address, None).await.expect("a connection is not refused");
+    assert_eq!(connection.exchange(&ask).await, Ok(Stays::Open));
+    let over = Cell::new(false);
+    let event = async {
+        let output = event.await;
+        over.set(true);
+        output
+    };
+    let client = async {
+        let mut slowest = Duration::ZERO;
+        while !over.get() {
+            let began = Instant::now();
+            assert_eq!(connection.exchange(&ask).await, Ok(Stays::Open));
+            slowest = slowest.max(began.elapsed());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        slowest
+    };
+    tokio::join!(event, client)
 }
 
 /// Which process answers now.
@@ -238,6 +263,90 @@ async fn clients_that_wait_for_the_end_of_file_get_it() {
         kept.ended().await;
     };
     tokio::join!(restarted, ended);
+}
+
+#[tokio::test]
+async fn what_could_not_be_handed_over_is_told_so_long_before_a_restart() {
+    let service = start(managed()).await;
+    let mut old = client(&service).await;
+    old.send("GET /livez HTTP/1.0\r\nConnection: keep-alive\r\n\r\n").await;
+    // More of a head than a parcel takes.
+    let mut long = client(&service).await;
+    long.send("GET /livez HTTP/1.1\r\nHost: test\r\nX-Long: ").await;
+    for _ in 0..20 {
+        long.send([b'x'; 10_000]).await;
+    }
+    long.send("\r\n\r\n").await;
+
+    for mut client in [old, long] {
+        let answer = client.answer().await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        assert_eq!(answer.header("connection"), Some("close"), "{answer:?}");
+        client.ended().await;
+    }
+}
+
+#[tokio::test]
+async fn a_streamed_answer_whose_header_tells_its_length_leaves_its_connection_open() {
+    let mut service = start(own_routes::managed()).await;
+    let mut client = client(&service).await;
+    for _ in 0..2 {
+        let answer = client.get("/length").await;
+        assert_good(&answer);
+        assert_eq!(answer.text(), "whole");
+        restart(&mut service).await;
+    }
+    assert_good(&client.get("/livez").await);
+}
+
+#[tokio::test]
+async fn http2_clients_that_hang_keep_nobody_waiting() {
+    const HELLO: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    // HEADERS that end stream 1: GET, http, /livez, and `test` for an authority.
+    const REQUEST: &[u8] = b"\0\0\x10\x01\x05\0\0\0\x01\x82\x86\x04\x06/livez\x01\x04test";
+    let mut service = start(managed().env(variable("shutdown_timeout"), "6s")).await;
+    let mut silent = client(&service).await;
+    silent.send(HELLO).await;
+    let mut asked = client(&service).await;
+    asked.send([HELLO, REQUEST].concat()).await;
+    for hung in [&mut silent, &mut asked] {
+        // It is HTTP/2: SETTINGS come first. From here on it neither reads nor answers.
+        assert_eq!(hung.take(9).await[3], 4);
+    }
+
+    let ((), slowest) = slowest_answer(service.address(), restart(&mut service)).await;
+
+    assert!(slowest < Duration::from_secs(2), "{slowest:?}");
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_its_answer_is_cut_at_t_and_keeps_nobody_waiting() {
+    let large = (64 << 20).to_string();
+    let settings = managed().env(variable("shutdown_timeout"), "6s").env(variable("limits.max_body_bytes"), &large);
+    let mut service = start(settings).await;
+    let mut deaf = client(&service).await;
+    deaf.send(format!("POST /echo HTTP/1.1\r\nHost: test\r\nContent-Length: {large}\r\n\r\n")).await;
+    // It sends for as long as its own answer, which it does not read, lets it.
+    let body = vec![b'x'; 64 << 20];
+    assert!(tokio::time::timeout(Duration::from_secs(1), deaf.send(body)).await.is_err(), "all of it was echoed");
+
+    let (status, slowest) = slowest_answer(service.address(), soon("the restart", service.restart())).await;
+
+    assert!(slowest < Duration::from_secs(2), "{slowest:?}");
+    let (status, log) = (status.unwrap(), service.log());
+    assert_eq!(status.code(), Some(1), "{log}");
+    assert!(log.lines().any(|line| line.contains("cut off a request") && line.contains("/echo")), "{log}");
+}
+
+#[tokio::test]
+async fn work_that_must_end_is_waited_for_and_keeps_nobody_waiting() {
+    let mut service = start(own_routes::managed()).await;
+    assert_good(&client(&service).await.get("/work").await);
+
+    let ((), slowest) = slowest_answer(service.address(), restart(&mut service)).await;
+
+    assert!(slowest < Duration::from_secs(1), "{slowest:?}");
+    assert!(service.log().contains(own_routes::DONE), "{}", service.log());
 }
 
 #[tokio::test]

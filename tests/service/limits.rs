@@ -1,8 +1,13 @@
 //! What one client may take: beyond it, a clear answer, and the others do not suffer.
 
+use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
 use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::routing::get;
+use futures_util::{StreamExt, stream};
+use tokio_util::sync::CancellationToken;
 
 use crate::client::{Answer, Client, soon};
 use crate::start::{App, spawn_app};
@@ -88,6 +93,31 @@ async fn a_request_begins_the_idle_time_anew() {
         assert_eq!(client.get("/livez").await.status, 200);
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_its_answer_is_left() {
+    const LENGTH: usize = 64 << 20;
+    let left = CancellationToken::new();
+    let leaving = left.clone();
+    let large = async move || {
+        let guard = leaving.clone().drop_guard();
+        let chunks = stream::repeat(Bytes::from_static(&[b'x'; 64 << 10])).take(LENGTH >> 16);
+        Body::from_stream(chunks.map(move |chunk| {
+            let _held_for_as_long_as_the_stream = &guard;
+            Ok::<_, Infallible>(chunk)
+        }))
+    };
+    let routes = Router::new().route("/large", get(large));
+    let app = spawn_app("[limits]\nidle_timeout = '1s'", routes).await;
+    let mut deaf = app.client().await;
+    deaf.ask("/large").await;
+    assert_eq!(deaf.head().await.status, 200);
+
+    soon("the end of the answer", left.cancelled()).await;
+
+    let received = deaf.until_end().await.len();
+    assert!(received < LENGTH, "{received}");
 }
 
 #[tokio::test]

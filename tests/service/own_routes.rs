@@ -1,9 +1,13 @@
-//! A service with a route that the template has not: `/upgrade`, which shouts back what it hears. As a process it is
+//! A service with routes that the template has not: `/upgrade`, which shouts back what it hears, `/length`, which streams
+//! an answer whose length only the header knows, and `/work`, which answers at once and works on. As a process it is
 //! this test binary, started once more.
 
+use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
+use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
@@ -43,11 +47,26 @@ async fn serves() {
     systemd::forget(parcel::NAME);
     listener.adopt(connections);
     let outcome = server::serve(listener, app, &lifecycle, told).await;
-    assert!(outcome.cut.is_empty(), "{outcome:?}");
+    assert!(outcome.cut.is_empty() && outcome.unfinished == 0, "{outcome:?}");
 }
 
 pub fn routes() -> Router<AppState> {
-    Router::new().route("/upgrade", get(upgrade))
+    Router::new().route("/upgrade", get(upgrade)).route("/length", get(length)).route("/work", get(work))
+}
+
+async fn length() -> impl IntoResponse {
+    let whole = futures_util::stream::once(async { Ok::<_, Infallible>("whole") });
+    ([(header::CONTENT_LENGTH, "5")], Body::from_stream(whole))
+}
+
+/// What `/work` says in the log when it is done.
+pub const DONE: &str = "the work is done";
+
+async fn work(State(handle): State<Handle>) {
+    handle.spawn(async {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        println!("{DONE}");
+    });
 }
 
 async fn upgrade(State(handle): State<Handle>, mut request: Request) -> impl IntoResponse {
