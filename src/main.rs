@@ -63,7 +63,7 @@ fn main() -> ExitCode {
             let given = systemd::given();
             return run(config, given).unwrap_or_else(|error| {
                 if tracing::dispatcher::has_been_set() {
-                    tracing::error!(%error, "failed");
+                    tracing::error!("{error}");
                 } else {
                     eprintln!("{error}");
                 }

@@ -86,6 +86,6 @@ pub fn panicked(panic: Box<dyn Any + Send>) -> Response<Body> {
         .map(String::as_str)
         .or_else(|| panic.downcast_ref::<&str>().copied())
         .unwrap_or("(not a text)");
-    tracing::error!(panic = message, "a handler panicked");
+    tracing::error!("a handler panicked: {message}");
     Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "").into_response()
 }

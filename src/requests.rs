@@ -101,9 +101,9 @@ impl<F: Future<Output = Result<Response, Infallible>>> Future for Answer<F> {
         let (method, path, took) = (this.method, this.uri.path(), this.begun.elapsed());
         let status = response.status().as_u16();
         if status >= 500 {
-            error!(target: "requests", %method, path, status, ?took, "failed");
+            error!(target: "requests", %method, path, status, ?took, "{method} {path}: {status}");
         } else {
-            debug!(target: "requests", %method, path, status, ?took, "answered");
+            debug!(target: "requests", %method, path, status, ?took, "{method} {path}: {status}");
         }
         if let Some(id) = this.id.take() {
             response.headers_mut().insert(X_REQUEST_ID, id);

@@ -53,7 +53,7 @@ pub async fn serve(
     told: impl Future<Output = Reason>,
 ) -> Outcome {
     let gate = Arc::clone(listener.gate());
-    tracing::info!(listening = ?listener.addresses(), adopted = gate.len(), "serving");
+    tracing::info!("serving on {}, with {} connections taken over", listener.addresses().join(", "), gate.len());
     let server = axum::serve(listener, Track(app).into_make_service_with_connect_info::<Connection>())
         .with_graceful_shutdown(lifecycle.quiesced());
     let server = tokio::spawn(server.into_future());
@@ -66,7 +66,7 @@ fn adopt(listener: &mut Listener, parcels: Vec<std::os::fd::OwnedFd>) {
     let mut connections = Vec::new();
     for parcel in &parcels {
         if let Err(error) = parcel::unpack(parcel, &mut connections) {
-            tracing::error!(%error, "a parcel of the previous process cannot be opened");
+            tracing::error!("not all connections of the previous process can be taken over: {error}");
         }
     }
     if !parcels.is_empty() {
@@ -135,6 +135,9 @@ fn allow_connections(max_connections: usize) {
     let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
     if raised.is_err() || !enough(maximum) {
         let allowed = if raised.is_ok() { maximum } else { current };
-        tracing::warn!(wanted, allowed, "too few descriptors for limits.max_connections (ulimit -n, LimitNOFILE=)");
+        let allowed = allowed.unwrap_or(u64::MAX);
+        tracing::warn!(
+            "{allowed} descriptors are allowed, limits.max_connections needs {wanted} (ulimit -n, LimitNOFILE=)"
+        );
     }
 }

@@ -505,7 +505,7 @@ impl Drop for Io {
             };
             match socket {
                 Ok(socket) => gate.put(vec![Clean { socket, rest }]),
-                Err(error) => tracing::error!(%error, peer = %self.connection.peer(), "a connection cannot be taken"),
+                Err(error) => tracing::error!("the connection of {} cannot be taken: {error}", self.connection.peer()),
             }
         }
         state.fate = Fate::Closing;

@@ -7,6 +7,7 @@
 //! there, and a later one sees the gate closed. So none is missed.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -24,6 +25,16 @@ pub struct Cut {
     /// Method and path, where a request was in flight.
     pub request: Option<(Method, String)>,
     pub age: Duration,
+}
+
+impl fmt::Display for Cut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { peer, request, age } = self;
+        match request {
+            Some((method, path)) => write!(f, "{method} {path} of {peer}, after {age:?}"),
+            None => write!(f, "a connection of {peer} without a request, after {age:?}"),
+        }
+    }
 }
 
 /// How the service stands to its connections.

@@ -242,7 +242,7 @@ impl Lifecycle {
             let connections = gate.take();
             let count = connections.len();
             outcome.handed_over = parcel.pack(connections).unwrap_or_else(|(packed, error)| {
-                tracing::error!(%error, packed, lost = count - packed, "the parcel does not take all connections");
+                tracing::error!("the parcel takes {packed} of {count} connections: {error}");
                 packed
             });
             outcome.lost = count - outcome.handed_over;
@@ -282,7 +282,8 @@ impl Lifecycle {
                     break;
                 }
                 if last {
-                    tracing::warn!(slowest = ?gate.slowest(), "no calm moment: clients wait for what is in flight");
+                    let slowest = gate.slowest().map(|cut| cut.to_string()).unwrap_or_default();
+                    tracing::warn!("no calm moment: clients wait for what is in flight, above all {slowest}");
                     let _ = tokio::time::timeout(timeout.request(), gate.taken(None)).await;
                     break;
                 }
@@ -291,14 +292,14 @@ impl Lifecycle {
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        tracing::info!(waited = ?start.elapsed(), connections = gate.len(), "the gate is closed");
+        tracing::info!("the gate is closed after {:?}", start.elapsed());
         self.quiesced.cancel();
     }
 
     /// Lets connections end: as a lame duck first, so that load balancers and clients can turn away.
     async fn retire(&self, gate: &Gate, reason: Reason, why: &std::io::Error) {
         let grace = if reason == Reason::Interrupt { Duration::ZERO } else { self.handle.0.timeout.sixth() };
-        tracing::info!(%why, ?grace, connections = gate.len(), "connections cannot be handed over and are retired");
+        tracing::info!("connections are not handed over but retired, new ones served for {grace:?}: {why}");
         gate.set_mode(Mode::Retiring);
         tokio::time::sleep(grace).await;
         gate.set_mode(Mode::Retired);
@@ -310,18 +311,21 @@ impl Lifecycle {
 
 impl Outcome {
     fn log(&self, took: Duration) {
-        for Cut { peer, request, age } in &self.cut {
-            match request {
-                Some((method, path)) => tracing::error!(%peer, %method, path, ?age, "cut off a request at T"),
-                None => tracing::error!(%peer, ?age, "cut off a connection at T"),
-            }
+        for cut in &self.cut {
+            let Cut { peer, request, age } = cut;
+            let method = request.as_ref().map(|(method, _)| method.as_str());
+            let path = request.as_ref().map(|(_, path)| path);
+            tracing::error!(%peer, method, path, ?age, "cut off at T: {cut}");
         }
         let Self { handed_over, cut, unfinished, lost } = self;
         let (handed_over, cut) = (*handed_over, cut.len());
         if ExitCode::from(self) == ExitCode::SUCCESS {
-            tracing::info!(handed_over, ?took, "left");
+            tracing::info!("left after {took:?}, {handed_over} connections handed over");
         } else {
-            tracing::error!(handed_over, cut, unfinished, lost, ?took, "left, and not everything ended well");
+            tracing::error!(
+                "left after {took:?}, {handed_over} connections handed over, {lost} lost; {cut} requests or connections \
+                 and {unfinished} tasks cut off"
+            );
         }
     }
 }
@@ -341,10 +345,10 @@ pub fn told_to_leave() -> std::io::Result<impl Future<Output = Reason>> {
             _ = interrupt.recv() => (Reason::Interrupt, interrupt),
             _ = hangup.recv() => (Reason::Hangup, hangup),
         };
-        tracing::info!(?reason, "told to leave");
+        tracing::info!("told to leave ({reason:?})");
         tokio::spawn(async move {
             again.recv().await;
-            tracing::error!(?reason, "told to leave a second time: ending at once");
+            tracing::error!("told to leave a second time ({reason:?}): ending at once");
             std::process::exit(1);
         });
         reason

@@ -67,7 +67,7 @@ impl Listener {
                     self.adopted.push_back((self.gate.admit(socket, peer, rest, false), peer));
                 }
                 // Most often its client has gone in the meantime.
-                Err(error) => tracing::debug!(%error, "a connection that was put aside cannot be served"),
+                Err(error) => tracing::debug!("a connection that was put aside cannot be served: {error}"),
             }
         }
     }
@@ -149,7 +149,7 @@ impl Listener {
             Some(Errno::CONNABORTED | Errno::CONNRESET | Errno::INTR) => {}
             // No descriptors, or no memory: a connection that ends may free what is missing.
             _ => {
-                tracing::error!(%error, connections = self.gate.len(), "cannot accept connections");
+                tracing::error!("cannot accept connections, with {} open: {error}", self.gate.len());
                 self.gate.one_gone().await;
             }
         }

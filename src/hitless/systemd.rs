@@ -114,6 +114,6 @@ fn barrier(timeout: Duration) -> io::Result<()> {
 /// Sends a message that the service can do without: a failure is logged, nothing more.
 fn notify(message: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(message) {
-        tracing::warn!(%error, ?message, "the service manager cannot be told");
+        tracing::warn!("the service manager cannot be told {message:?}: {error}");
     }
 }
