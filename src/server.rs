@@ -16,7 +16,7 @@ use crate::app::{self, AppState};
 use crate::config::{Config, Listen};
 use crate::hitless::systemd::{self, Activated, Given};
 use crate::hitless::{
-    Application, Connection, Gate, Lifecycle, Listener, Outcome, Reason, Track, lifecycle, listener, parcel,
+    Application, Connection, Gate, Lifecycle, Listener, Outcome, Reason, Siblings, Track, lifecycle, listener, parcel,
 };
 
 /// Runs the service from the start to the end of the process.
@@ -25,13 +25,14 @@ use crate::hitless::{
 /// When it cannot listen.
 pub async fn run(config: Config, given: Given) -> io::Result<Outcome> {
     let told = lifecycle::told_to_leave()?;
-    let lifecycle = Lifecycle::new(config.shutdown_timeout);
+    let lifecycle = Lifecycle::new(config.shutdown_timeout).among(Siblings::of_unit());
     let gate = Arc::new(Gate::default());
     allow_connections(config.limits.max_connections);
     let sockets = if given.listeners.is_empty() { vec![bind(&config)?] } else { given.listeners };
     let mut listener = Listener::new(sockets, Arc::clone(&gate), config.limits.max_connections)?;
 
     tokio::spawn(systemd::feed_watchdog());
+    tokio::spawn(lifecycle::report(Arc::clone(&gate), lifecycle.handle()));
     tokio::spawn(lifecycle::expire(gate, config.limits.idle_timeout, config.header_timeout()));
     let app = app::app(AppState::new(Arc::new(config), lifecycle.handle()));
 
@@ -57,7 +58,7 @@ pub async fn serve(
     let server = axum::serve(listener, Track(app).into_make_service_with_connect_info::<Connection>())
         .with_graceful_shutdown(lifecycle.quiesced());
     let server = tokio::spawn(server.into_future());
-    lifecycle.serving();
+    lifecycle.serving(&gate);
     lifecycle.leave(&gate, told.await, server).await
 }
 

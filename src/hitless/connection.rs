@@ -17,7 +17,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use axum::extract::connect_info::Connected;
-use axum::http::{HeaderMap, Method, Uri, Version, header};
+use axum::http::{HeaderMap, Method, StatusCode, Uri, Version, header};
 use axum::serve::IncomingStream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
@@ -181,6 +181,11 @@ impl Connection {
         }
     }
 
+    /// Whether the connection was taken from hyper, and is not put aside yet.
+    pub(super) fn is_taken(&self) -> bool {
+        self.lock().fate == Fate::Taken
+    }
+
     /// Whether something would be lost with the connection.
     pub(super) fn is_busy(&self) -> bool {
         !self.lock().leaves_by_itself()
@@ -251,8 +256,10 @@ impl Ticket {
     /// Enters that the answer's head is ready, and says whether it has to announce the end of the connection.
     ///
     /// `last`: the application ends the connection with this answer. `upgrade`: it turns it into something else.
-    /// `failed`: it did not succeed, and may have left the request's body unread.
-    pub(super) fn answering(&self, last: bool, upgrade: bool, failed: bool) -> bool {
+    /// With a `status` that is no success, it may have left the request's body unread.
+    pub(super) fn answering(&self, status: StatusCode, last: bool, upgrade: bool) -> bool {
+        self.connection.0.gate.count(status.is_server_error());
+        let failed = status.is_client_error() || status.is_server_error();
         let mut state = self.connection.lock();
         if let Some(request) = state.requests.iter_mut().find(|request| request.ticket == self.id) {
             request.answering = true;

@@ -75,6 +75,8 @@ pub struct Gate {
     deaf: AtomicBool,
     /// A connection has gone.
     gone: Notify,
+    answered: AtomicU64,
+    failed: AtomicU64,
 }
 
 impl Gate {
@@ -101,6 +103,19 @@ impl Gate {
     /// Whether there is no live connection.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Counts an answer; `failed` when the service is to blame (5xx).
+    pub(super) fn count(&self, failed: bool) {
+        self.answered.fetch_add(1, Relaxed);
+        if failed {
+            self.failed.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// The answers so far, and how many of them are the service's failures.
+    pub(super) fn counts(&self) -> (u64, u64) {
+        (self.answered.load(Relaxed), self.failed.load(Relaxed))
     }
 
     /// From now on answers leave connections open, or announce their end, as `mode` says.
@@ -210,7 +225,7 @@ impl Gate {
 
     /// Puts connections aside: for the parcel, or for the listener while the gate is open.
     pub(super) fn put(&self, connections: Vec<Clean>) {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner).extend(connections);
+        self.aside().extend(connections);
         if !self.is_closed() {
             self.moved.notify_waiters();
         }
@@ -218,7 +233,19 @@ impl Gate {
 
     /// The connections put aside so far.
     pub(super) fn take(&self) -> Vec<Clean> {
-        std::mem::take(&mut self.taken.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut self.aside())
+    }
+
+    fn aside(&self) -> MutexGuard<'_, Vec<Clean>> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Connections that were put aside meanwhile, as soon as there are some; `None` when every HTTP/1.1 connection was
+    /// taken or has ended.
+    pub(super) async fn next_taken(&self) -> Option<Vec<Clean>> {
+        let is_coming = |connection: &Connection| connection.is_awaited(None) || connection.is_taken();
+        self.wait_until(|gate| !gate.aside().is_empty() || !gate.all().values().any(is_coming)).await;
+        Some(self.take()).filter(|taken| !taken.is_empty())
     }
 
     /// What is still in flight.

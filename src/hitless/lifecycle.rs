@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -13,6 +13,7 @@ use tokio_util::task::TaskTracker;
 
 use super::gate::{Cut, Gate, Mode, Obstacle};
 use super::parcel::Parcel;
+use super::sibling::{Door, Siblings};
 use super::systemd;
 
 /// A calm moment is one at which every request in flight began, and ends, within this time.
@@ -60,6 +61,12 @@ impl ShutdownTimeout {
     /// The longest that the service waits for a calm moment: T/3, so that the requests of that moment end before T.
     pub fn calm(self) -> Duration {
         self.0 / 3
+    }
+
+    /// When HTTP/2 is told to go away at the latest, whatever else is still in flight: 5T/6, when every request has ended
+    /// that this can bound.
+    pub fn goodbye(self) -> Duration {
+        self.calm() + self.request()
     }
 
     /// When the service stops waiting for what nothing bounds: shortly before T.
@@ -113,7 +120,7 @@ pub enum Reason {
 /// How leaving ended.
 #[derive(Debug, Default)]
 pub struct Outcome {
-    /// Connections handed to the next process.
+    /// Connections handed to a sibling, or to the next process.
     pub handed_over: usize,
     /// What was still there at T.
     pub cut: Vec<Cut>,
@@ -182,6 +189,9 @@ pub struct Lifecycle {
     handle: Handle,
     phase: watch::Sender<Phase>,
     quiesced: CancellationToken,
+    siblings: Option<Siblings>,
+    /// Open while the service serves.
+    door: Mutex<Option<Door>>,
 }
 
 impl Lifecycle {
@@ -189,7 +199,12 @@ impl Lifecycle {
     pub fn new(timeout: ShutdownTimeout) -> Self {
         let (sender, phase) = watch::channel(Phase::Starting);
         let handle = Handle(Arc::new(Shared { timeout, phase, tasks: TaskTracker::new() }));
-        Self { handle, phase: sender, quiesced: CancellationToken::new() }
+        Self { handle, phase: sender, quiesced: CancellationToken::new(), siblings: None, door: Mutex::default() }
+    }
+
+    /// The same, among siblings.
+    pub fn among(self, siblings: Option<Siblings>) -> Self {
+        Self { siblings, ..self }
     }
 
     /// What handlers and tasks see of it.
@@ -202,13 +217,22 @@ impl Lifecycle {
         self.quiesced.clone().cancelled_owned()
     }
 
-    /// Enters that the service serves.
-    pub fn serving(&self) {
+    /// Enters that the service serves, behind `gate`: siblings may hand their connections in.
+    pub fn serving(&self, gate: &Arc<Gate>) {
         self.phase.send_replace(Phase::Serving);
+        match self.siblings.as_ref().map(|siblings| siblings.open_door(Arc::clone(gate))).transpose() {
+            Ok(door) => *self.door() = door,
+            Err(error) => tracing::error!("instances that leave cannot hand their connections to this one: {error}"),
+        }
         systemd::ready();
     }
 
-    /// Leaves: hands the connections over, or retires them where there is nobody to take them. Ends at T.
+    fn door(&self) -> std::sync::MutexGuard<'_, Option<Door>> {
+        self.door.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Leaves: hands the connections over, to a sibling or the next process, or retires them where there is nobody to
+    /// take them. Ends at T.
     ///
     /// `server` is axum's: told by [`quiesced`](Self::quiesced) that it may end, it does not say when it has.
     pub async fn leave<T>(&self, gate: &Gate, reason: Reason, server: JoinHandle<T>) -> Outcome {
@@ -217,14 +241,24 @@ impl Lifecycle {
         let deadline = tokio::time::Instant::from_std(since + timeout.total());
         self.phase.send_replace(Phase::Leaving { since });
         systemd::stopping(timeout.unit_stop());
+        let door = self.door().take();
+        if let Some(door) = door {
+            door.close().await;
+        }
 
-        // It waits for the service manager, and requests are still served.
-        let parcel = tokio::task::spawn_blocking(move || Parcel::open(timeout.sixth()));
-        let parcel = parcel.await.unwrap_or_else(|error| Err(error.into()));
+        let mut outcome = Outcome::default();
+        let mut parcel = None;
         let in_time = tokio::time::timeout_at(deadline, async {
-            match &parcel {
-                Ok(_) => self.hand_over(gate).await,
-                Err(error) => self.retire(gate, reason, error).await,
+            if !self.give(gate, since, &mut outcome.handed_over).await {
+                // It waits for the service manager, and requests are still served.
+                let opened = tokio::task::spawn_blocking(move || Parcel::open(timeout.sixth()));
+                match opened.await.unwrap_or_else(|error| Err(error.into())) {
+                    Ok(opened) => {
+                        parcel = Some(opened);
+                        self.hand_over(gate, since).await;
+                    }
+                    Err(error) => self.retire(gate, reason, &error).await,
+                }
             }
             gate.all_gone(FRESH).await;
             self.handle.0.tasks.close();
@@ -233,22 +267,52 @@ impl Lifecycle {
         .await;
 
         server.abort();
-        let mut outcome = Outcome::default();
         if in_time.is_err() {
             outcome.cut = gate.left();
             outcome.unfinished = self.handle.0.tasks.len();
         }
-        if let Ok(parcel) = parcel {
-            let connections = gate.take();
-            let count = connections.len();
-            outcome.handed_over = parcel.pack(connections).unwrap_or_else(|(packed, error)| {
+        let connections = gate.take();
+        let count = connections.len();
+        let packed = match parcel {
+            Some(parcel) => parcel.pack(connections).unwrap_or_else(|(packed, error)| {
                 tracing::error!("the parcel takes {packed} of {count} connections: {error}");
                 packed
-            });
-            outcome.lost = count - outcome.handed_over;
-        }
+            }),
+            None => 0,
+        };
+        outcome.handed_over += packed;
+        outcome.lost = count - packed;
         outcome.log(since.elapsed());
         outcome
+    }
+
+    /// Gives every connection to a sibling, each as soon as it is clean: the sibling serves everybody else meanwhile, so
+    /// nobody has to be waited for. Counts those `given`. False when there is no sibling, or none any more.
+    async fn give(&self, gate: &Gate, since: Instant, given: &mut usize) -> bool {
+        let Some(siblings) = &self.siblings else { return false };
+        gate.set_mode(Mode::HandingOver);
+        while let Some(sibling) = siblings.find().await {
+            tracing::info!("the instance with process id {} takes the connections", sibling.pid);
+            gate.close();
+            loop {
+                let left = self.handle.0.timeout.goodbye().saturating_sub(since.elapsed());
+                let Ok(Some(connections)) = tokio::time::timeout(left, gate.next_taken()).await else {
+                    self.quiesced.cancel();
+                    return true;
+                };
+                let count = connections.len();
+                if let Err(refused) = sibling.give(connections).await {
+                    *given += count - refused.len();
+                    gate.put(refused);
+                    break;
+                }
+                *given += count;
+            }
+        }
+        if gate.is_closed() {
+            gate.open();
+        }
+        false
     }
 
     /// Ends the process a little after T even when the runtime no longer runs, because handlers block all its threads.
@@ -266,9 +330,9 @@ impl Lifecycle {
     /// That no request in flight is old does not tell how long they will take. So this is a try: when they take long,
     /// the gate opens again, and what was taken is served on. After T/3 it stays closed, and everybody waits for the
     /// requests in flight: their time is bounded. For what nothing bounds, everybody is served on until shortly before T.
-    async fn hand_over(&self, gate: &Gate) {
+    async fn hand_over(&self, gate: &Gate, start: Instant) {
         gate.set_mode(Mode::HandingOver);
-        let (timeout, start) = (self.handle.0.timeout, Instant::now());
+        let timeout = self.handle.0.timeout;
         loop {
             let mut obstacle = gate.obstacle(CALM);
             if obstacle == Obstacle::None && !self.handle.0.tasks.is_empty() {
@@ -284,7 +348,9 @@ impl Lifecycle {
                 if last {
                     let slowest = gate.slowest().map(|cut| cut.to_string()).unwrap_or_default();
                     tracing::warn!("no calm moment: clients wait for what is in flight, above all {slowest}");
-                    let _ = tokio::time::timeout(timeout.request(), gate.taken(None)).await;
+                    // Time to say goodbye to HTTP/2 has to be left.
+                    let limit = if obstacle == Obstacle::Lasting { timeout.total() / 60 } else { timeout.request() };
+                    let _ = tokio::time::timeout(limit, gate.taken(None)).await;
                     break;
                 }
                 gate.open();
@@ -361,5 +427,20 @@ pub async fn expire(gate: Arc<Gate>, idle: Duration, head: Duration) {
     loop {
         tokio::time::sleep(pause).await;
         gate.expire(idle, head);
+    }
+}
+
+/// Keeps telling the service manager how the service is, for `systemctl status` and scripts: "serving 12 connections;
+/// 3456 requests, 2 failed".
+pub async fn report(gate: Arc<Gate>, handle: Handle) {
+    let mut told = String::new();
+    loop {
+        let (answered, failed) = gate.counts();
+        let status = format!("{} {} connections; {answered} requests, {failed} failed", handle.phase(), gate.len());
+        if status != told {
+            systemd::status(&status);
+            told = status;
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }

@@ -172,13 +172,13 @@ impl axum::serve::Listener for Listener {
                 moved.await;
                 continue;
             }
-            if gate.mode() == Mode::Retired {
-                return self.accept_last().await;
-            }
             let returned = gate.take();
             if !returned.is_empty() {
                 self.adopt(returned);
                 continue;
+            }
+            if gate.mode() == Mode::Retired {
+                return self.accept_last().await;
             }
             tokio::select! {
                 biased;

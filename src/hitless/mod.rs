@@ -14,6 +14,9 @@
 //! 5. The next process unpacks it, its [`listener`] yields those connections first, and it says `READY=1`.
 //! 6. At T, whatever is left is cut, counted and logged, and the exit status is not 0.
 //!
+//! Where another instance of the service serves on, it gets each connection at once, as soon as it is clean ([`sibling`]):
+//! nobody waits, neither for a calm moment nor for a start.
+//!
 //! Where nobody keeps a parcel (a container, a terminal), connections are *retired*: every answer says
 //! `Connection: close`, for T/6 new clients are still served, then the service drains.
 
@@ -23,6 +26,7 @@ pub mod ledger;
 pub mod lifecycle;
 pub mod listener;
 pub mod parcel;
+pub mod sibling;
 pub mod systemd;
 pub mod track;
 
@@ -30,6 +34,7 @@ pub use connection::{Connection, Peer};
 pub use gate::Gate;
 pub use lifecycle::{Handle, Lifecycle, Outcome, Phase, Reason, ShutdownTimeout};
 pub use listener::Listener;
+pub use sibling::Siblings;
 pub use track::{Application, Track};
 
 /// The version of the hitless template that this service was generated from.

@@ -67,18 +67,8 @@ impl Parcel {
     /// When the kernel takes no more, with the number of connections that did get in.
     pub fn pack(self, connections: Vec<Clean>) -> Result<usize, (usize, io::Error)> {
         let mut packed = 0;
-        let mut left = connections.as_slice();
-        while !left.is_empty() {
-            let (message, count) = compose(left);
-            let sockets: Vec<BorrowedFd> = left[..count].iter().map(|clean| clean.socket.as_fd()).collect();
-            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MESSAGE_SOCKETS))];
-            let mut control = SendAncillaryBuffer::new(&mut space);
-            // Cannot fail: there is space for MESSAGE_SOCKETS, and compose takes no more.
-            control.push(SendAncillaryMessage::ScmRights(&sockets));
-            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-            sendmsg(&self.0, &[IoSlice::new(&message)], &mut control, flags).map_err(|error| (packed, error.into()))?;
-            packed += count;
-            left = &left[count..];
+        while packed < connections.len() {
+            packed += send(&self.0, &connections[packed..]).map_err(|error| (packed, error))?;
         }
         Ok(packed)
     }
@@ -98,6 +88,24 @@ fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     // What waits inside counts against the sender's buffer: ask for the most that there is (net.core.wmem_max).
     sockopt::set_socket_send_buffer_size(&sender, 4 << 20)?;
     Ok((sender, receiver))
+}
+
+/// Sends the first of `connections` in one message, which their descriptors' copies travel with; gives their number.
+///
+/// # Errors
+/// When the kernel does not take the message, as it is, at once.
+pub(super) fn send(to: impl AsFd, connections: &[Clean]) -> io::Result<usize> {
+    let (message, count) = compose(connections);
+    let sockets: Vec<BorrowedFd> = connections[..count].iter().map(|clean| clean.socket.as_fd()).collect();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MESSAGE_SOCKETS))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !sockets.is_empty() {
+        // Cannot fail: there is space for MESSAGE_SOCKETS, and compose takes no more.
+        control.push(SendAncillaryMessage::ScmRights(&sockets));
+    }
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    sendmsg(to, &[IoSlice::new(&message)], &mut control, flags)?;
+    Ok(count)
 }
 
 /// The message for the first of `connections`, and how many of them it carries.
@@ -121,36 +129,65 @@ fn compose(connections: &[Clean]) -> (Vec<u8>, usize) {
 /// # Errors
 /// When a message cannot be read, or is of another version. Its connections are closed, all others are in `connections`.
 pub fn unpack(parcel: &OwnedFd, connections: &mut Vec<Clean>) -> io::Result<()> {
-    let mut bytes = vec![0; MESSAGE_LIMIT];
     let mut outcome = Ok(());
     loop {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MESSAGE_SOCKETS))];
-        let mut control = RecvAncillaryBuffer::new(&mut space);
-        let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
-        let message = match recvmsg(parcel, &mut [IoSliceMut::new(&mut bytes)], &mut control, flags) {
-            Ok(message) if message.bytes == 0 => return outcome,
-            Ok(message) => message,
-            Err(rustix::io::Errno::AGAIN) => return outcome,
-            Err(error) => return Err(error.into()),
-        };
-        let sockets: Vec<OwnedFd> = control
-            .drain()
-            .filter_map(|message| match message {
-                RecvAncillaryMessage::ScmRights(sockets) => Some(sockets),
-                _ => None,
-            })
-            .flatten()
-            .collect();
-        if message.flags.intersects(ReturnFlags::CTRUNC | ReturnFlags::TRUNC) {
-            outcome =
-                Err(io::Error::other("a message of the parcel was cut short: too few descriptors (LimitNOFILE=)?"));
-            continue;
-        }
-        match decompose(&bytes[..message.bytes], sockets) {
-            Ok(opened) => connections.extend(opened),
-            Err(error) => outcome = Err(error),
+        match receive(parcel) {
+            Ok(Some(message)) => match message.open() {
+                Ok(opened) => connections.extend(opened),
+                Err(error) => outcome = Err(error),
+            },
+            Ok(None) => return outcome,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return outcome,
+            Err(error) => return Err(error),
         }
     }
+}
+
+/// A message as it came, not opened yet.
+#[derive(Debug)]
+pub(super) struct Message {
+    bytes: Vec<u8>,
+    sockets: Vec<OwnedFd>,
+    cut_short: bool,
+}
+
+impl Message {
+    /// The connections in it.
+    ///
+    /// # Errors
+    /// When it was cut short, or is of another version: then its connections are closed here.
+    pub(super) fn open(self) -> io::Result<Vec<Clean>> {
+        if self.cut_short {
+            return Err(io::Error::other("a message was cut short: too few descriptors (LimitNOFILE=)?"));
+        }
+        decompose(&self.bytes, self.sockets)
+    }
+}
+
+/// Receives one message; `None` when there will be no more.
+///
+/// # Errors
+/// When there is none now (`WouldBlock`), or it cannot be read.
+pub(super) fn receive(from: impl AsFd) -> io::Result<Option<Message>> {
+    let mut bytes = vec![0; MESSAGE_LIMIT];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MESSAGE_SOCKETS))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+    let message = recvmsg(from, &mut [IoSliceMut::new(&mut bytes)], &mut control, flags)?;
+    if message.bytes == 0 {
+        return Ok(None);
+    }
+    let sockets = control
+        .drain()
+        .filter_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(sockets) => Some(sockets),
+            _ => None,
+        })
+        .flatten()
+        .collect();
+    bytes.truncate(message.bytes);
+    let cut_short = message.flags.intersects(ReturnFlags::CTRUNC | ReturnFlags::TRUNC);
+    Ok(Some(Message { bytes, sockets, cut_short }))
 }
 
 /// The connections of one message.

@@ -55,13 +55,18 @@ pub fn given() -> io::Result<Given> {
 
 /// Says that the service serves.
 pub fn ready() {
-    notify(&[NotifyState::Ready, NotifyState::Status("serving")]);
+    notify(&[NotifyState::Ready]);
 }
 
 /// Says that the service leaves, and that this may take until `timeout` from now.
 pub fn stopping(timeout: Duration) {
     let timeout = u32::try_from(timeout.as_micros()).unwrap_or(u32::MAX);
-    notify(&[NotifyState::Stopping, NotifyState::ExtendTimeoutUsec(timeout), NotifyState::Status("leaving")]);
+    notify(&[NotifyState::Stopping, NotifyState::ExtendTimeoutUsec(timeout)]);
+}
+
+/// Says how the service is, in a line for `systemctl status` and for scripts (`StatusText`).
+pub fn status(text: &str) {
+    notify(&[NotifyState::Status(text)]);
 }
 
 /// Keeps telling the watchdog that the runtime still runs tasks, when the unit has `WatchdogSec=`.

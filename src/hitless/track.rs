@@ -89,8 +89,7 @@ where
         let status = response.status();
         let last = says_close(response.headers());
         let upgrade = status == StatusCode::SWITCHING_PROTOCOLS || (*this.connect && status.is_success());
-        let failed = status.is_client_error() || status.is_server_error();
-        if ticket.answering(last, upgrade, failed) {
+        if ticket.answering(status, last, upgrade) {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             // Otherwise hyper adds `keep-alive` where an HTTP/1.0 client has asked for it.
             *response.version_mut() = *this.version;

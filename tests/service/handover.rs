@@ -25,17 +25,17 @@ use crate::client::{Answer, Client, soon};
 use crate::own_routes;
 use crate::start::{BINARY, managed, variable};
 
-async fn start(manager: Manager) -> Service {
+pub async fn start(manager: Manager) -> Service {
     soon("the start", manager.start()).await.expect("a service that starts")
 }
 
 /// Restarts the service, whose old process has to end well.
-async fn restart(service: &mut Service) {
+pub async fn restart(service: &mut Service) {
     let status = soon("the restart", service.restart()).await.expect("a restart");
     assert!(status.success(), "{status}; the log:\n{}", service.log());
 }
 
-async fn client(service: &Service) -> Client {
+pub async fn client(service: &Service) -> Client {
     Client::connect(service.address()).await
 }
 
@@ -69,13 +69,13 @@ async fn process(service: &Service) -> String {
 }
 
 #[track_caller]
-fn assert_good(answer: &Answer) {
+pub fn assert_good(answer: &Answer) {
     assert_eq!(answer.status, 200, "{answer:?}");
     assert!(!answer.says_close(), "{answer:?}");
 }
 
 /// Begins an upload: from then on the process that answers is at work on it. [`finish`] is its end.
-async fn begin(client: &mut Client) -> Answer {
+pub async fn begin(client: &mut Client) -> Answer {
     client.send("POST /echo HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nbegun\r\n").await;
     let answer = client.head().await;
     assert_good(&answer);
@@ -83,7 +83,7 @@ async fn begin(client: &mut Client) -> Answer {
     answer
 }
 
-async fn finish(client: &mut Client) {
+pub async fn finish(client: &mut Client) {
     client.send("5;with=extension\r\nended\r\n0\r\nAnd: a trailer\r\n\r\n").await;
     assert_eq!(client.chunk().await, b"ended");
     assert_eq!(client.chunk().await, b"");

@@ -12,5 +12,6 @@ mod limits;
 mod listening;
 mod readiness;
 mod routes;
+mod siblings;
 mod timeout;
 mod units;

@@ -1,13 +1,14 @@
 //! `/readyz`: the phase, and the checks that its owner registers.
 
 use std::future::{pending, ready};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::body::to_bytes;
 use axum::extract::State;
 use axum::response::IntoResponse;
 use serde_json::{Value, json};
-use service::hitless::Lifecycle;
+use service::hitless::{Gate, Lifecycle};
 use service::routes::health::{self, Readiness};
 
 use crate::start::config;
@@ -15,7 +16,7 @@ use crate::start::config;
 /// What `/readyz` answers of a service that serves and has these checks.
 async fn readyz(readiness: Readiness) -> (u16, Value) {
     let lifecycle = Lifecycle::new(config("").shutdown_timeout);
-    lifecycle.serving();
+    lifecycle.serving(&Arc::new(Gate::default()));
     let answer = health::readyz(State(lifecycle.handle()), State(readiness)).await.into_response();
     let status = answer.status().as_u16();
     let body = to_bytes(answer.into_body(), 10_000).await.unwrap();

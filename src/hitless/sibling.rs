@@ -1,0 +1,204 @@
+//! Siblings: other instances of this service on this host, which accept from the same listening socket.
+//!
+//! An instance that serves has a *door*, the Unix socket `$RUNTIME_DIRECTORY/<pid>`. One that leaves hands its clean
+//! connections in at the door of one that serves on, each as soon as it is clean: no client waits for a process to
+//! start.
+//!
+//! A connection changes hands exactly once. The giver keeps its descriptors until the sibling has said that it has them,
+//! and the sibling reads from none of them before it has said so. When it says nothing, the giver first makes sure that
+//! it cannot say so any more, and then goes on with the connections itself.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, Shutdown, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen,
+    recv, send, shutdown, socket_with,
+};
+use tokio::io::Interest;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::task::JoinHandle;
+
+use super::gate::Gate;
+use super::parcel::{self, Clean};
+
+/// How long a sibling may take over a message, before it counts as stuck.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// What the sibling says of a message: the connections are its own from now on.
+const TAKEN: u8 = 6; // ASCII's ACK
+
+/// The instances of this service on this host.
+#[derive(Clone, Debug)]
+pub struct Siblings(PathBuf);
+
+impl Siblings {
+    /// Those whose doors are in `directory`, which has to belong to the service alone.
+    pub fn within(directory: impl Into<PathBuf>) -> Self {
+        Self(directory.into())
+    }
+
+    /// Those that share this instance's `RuntimeDirectory=` (systemd.exec(5)); without one it is alone.
+    pub fn of_unit() -> Option<Self> {
+        let directories = std::env::var_os("RUNTIME_DIRECTORY")?;
+        std::env::split_paths(&directories).next().map(Self::within)
+    }
+
+    /// The living instances' process ids, this one's not among them.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn pids(&self) -> io::Result<Vec<u32>> {
+        let mut pids = Vec::new();
+        for entry in std::fs::read_dir(&self.0)? {
+            pids.extend(entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()));
+        }
+        pids.retain(|pid| *pid != std::process::id());
+        pids.sort_unstable();
+        Ok(pids)
+    }
+
+    /// The door of the instance with this process id.
+    pub fn door(&self, pid: u32) -> PathBuf {
+        self.0.join(pid.to_string())
+    }
+
+    /// Opens this instance's own door: what is handed in there is served behind `gate`.
+    ///
+    /// # Errors
+    /// When the socket cannot be made.
+    pub fn open_door(&self, gate: Arc<Gate>) -> io::Result<Door> {
+        let path = self.door(std::process::id());
+        let socket = seqpacket()?;
+        // Known by its name only once it can be knocked at. The name may be left of a process that was killed.
+        let unfinished = path.with_extension("new");
+        let _ = std::fs::remove_file(&unfinished);
+        bind(&socket, &SocketAddrUnix::new(&unfinished)?)?;
+        listen(&socket, 64)?;
+        std::fs::rename(&unfinished, &path)?;
+        Ok(Door { path, task: tokio::spawn(attend(UnixListener::from_std(socket.into())?, gate)) })
+    }
+
+    /// A sibling that serves, and understands this release's messages.
+    pub(super) async fn find(&self) -> Option<Sibling> {
+        for pid in self.pids().unwrap_or_default() {
+            let sibling = Sibling { pid, door: self.door(pid) };
+            match hand_in(&sibling.door, &[]).await {
+                Ok(_) => return Some(sibling),
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                    // Nobody will ever answer: left of a process that was killed.
+                    let _ = std::fs::remove_file(&sibling.door);
+                }
+                Err(error) => tracing::warn!("the instance with process id {pid} does not take connections: {error}"),
+            }
+        }
+        None
+    }
+}
+
+/// A sibling that has answered.
+#[derive(Debug)]
+pub(super) struct Sibling {
+    pub pid: u32,
+    door: PathBuf,
+}
+
+impl Sibling {
+    /// Gives connections to the sibling.
+    ///
+    /// # Errors
+    /// When it takes no more: with those that it has not taken.
+    pub async fn give(&self, mut connections: Vec<Clean>) -> Result<(), Vec<Clean>> {
+        while !connections.is_empty() {
+            match hand_in(&self.door, &connections).await {
+                Ok(count) => drop(connections.drain(..count)),
+                Err(error) => {
+                    tracing::warn!("the instance with process id {} takes no more connections: {error}", self.pid);
+                    return Err(connections);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Hands the first of `connections` in at a door; gives the number of those that were taken.
+///
+/// # Errors
+/// When none was, and none will be.
+pub async fn hand_in(door: &Path, connections: &[Clean]) -> io::Result<usize> {
+    let socket = seqpacket()?;
+    connect(&socket, &SocketAddrUnix::new(door)?)?;
+    let socket = UnixStream::from_std(socket.into())?;
+    let count = parcel::send(&socket, connections)?;
+    // Readable when it has answered or is gone; or it is stuck.
+    let _ = tokio::time::timeout(PATIENCE, socket.readable()).await;
+    // What it has not said by now it can no longer say.
+    shutdown(&socket, Shutdown::Both)?;
+    let mut answer = [0];
+    loop {
+        match recv(&socket, &mut answer, RecvFlags::DONTWAIT) {
+            Ok((1, _)) if answer == [TAKEN] => return Ok(count),
+            Ok(_) => return Err(io::Error::other("it does not say that it has them")),
+            // Reported before what came first.
+            Err(Errno::CONNRESET) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// The door of this instance. Siblings find it until it is closed.
+#[derive(Debug)]
+pub struct Door {
+    path: PathBuf,
+    task: JoinHandle<()>,
+}
+
+impl Door {
+    /// Closes the door. Everything that was taken in is behind the gate, everything else stays with its giver.
+    pub async fn close(self) {
+        let _ = std::fs::remove_file(&self.path);
+        self.task.abort();
+        let _ = self.task.await;
+    }
+}
+
+/// Takes in what is handed in, one message after the other.
+async fn attend(door: UnixListener, gate: Arc<Gate>) {
+    loop {
+        let taken = match door.accept().await {
+            Ok((giver, _)) => {
+                tokio::time::timeout(PATIENCE, take_in(&giver, &gate)).await.map_err(Into::into).flatten()
+            }
+            Err(error) => Err(error),
+        };
+        if let Err(error) = taken {
+            tracing::warn!("connections of a sibling are not taken over: {error}");
+            // Where descriptors are short, they would be at once again.
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+async fn take_in(giver: &UnixStream, gate: &Gate) -> io::Result<()> {
+    let user = giver.peer_cred()?.uid();
+    if user != 0 && user != rustix::process::geteuid().as_raw() {
+        return Err(io::Error::other(format!("user {user} is a stranger")));
+    }
+    let message = giver.async_io(Interest::READABLE, || parcel::receive(giver)).await?;
+    let connections = message.ok_or(Errno::CONNRESET)?.open()?;
+    // Said first: a giver that is no longer there to hear it keeps them.
+    send(giver, &[TAKEN], SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?;
+    gate.put(connections);
+    Ok(())
+}
+
+/// A socket that keeps messages apart. std and tokio have no type for it, and theirs for streams do all that is needed.
+fn seqpacket() -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    Ok(socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?)
+}

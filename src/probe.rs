@@ -1,0 +1,74 @@
+//! `<name> health`: asks what runs on this host whether it is ready, for scripts, containers and people.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::Path;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
+
+use crate::config::{Config, Listen};
+use crate::hitless::Siblings;
+use crate::hitless::parcel::Clean;
+use crate::hitless::sibling::hand_in;
+
+/// How long an instance may take to answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Asks the instance with this process id, or every living one; where there is none, whoever serves at `listen`. Prints
+/// what they answer, a line each, and says whether all of them are ready.
+pub async fn health(config: &Config, pid: Option<u32>) -> bool {
+    let run = Path::new("/run").join(env!("CARGO_PKG_NAME"));
+    let siblings = Siblings::of_unit().unwrap_or(Siblings::within(run));
+    let pids = pid.map_or_else(|| siblings.pids().unwrap_or_default(), |pid| vec![pid]);
+    if pids.is_empty() {
+        return report(&config.listen.to_string(), ask_at(&config.listen)).await;
+    }
+    let mut healthy = true;
+    for pid in pids {
+        healthy &= report(&format!("process {pid}"), ask_instance(&siblings.door(pid))).await;
+    }
+    healthy
+}
+
+async fn report(whom: &str, answer: impl Future<Output = io::Result<(u16, String)>>) -> bool {
+    let answer = tokio::time::timeout(PATIENCE, answer).await.unwrap_or_else(|late| Err(late.into()));
+    match &answer {
+        Ok((status, body)) => println!("{whom}: {status} {}", body.trim_end()),
+        Err(error) => println!("{whom}: {error}"),
+    }
+    matches!(answer, Ok((200, _)))
+}
+
+/// Asks one instance among those that share a socket: it is handed one end of a connection, as by a sibling.
+async fn ask_instance(door: &Path) -> io::Result<(u16, String)> {
+    let (ours, theirs) = UnixStream::pair()?;
+    hand_in(door, &[Clean { socket: theirs.into_std()?.into(), rest: Vec::new() }]).await?;
+    ask(ours).await
+}
+
+async fn ask_at(listen: &Listen) -> io::Result<(u16, String)> {
+    match listen {
+        Listen::Unix(path) => ask(UnixStream::connect(path).await?).await,
+        Listen::Tcp(address) => {
+            // Every address of this host: one of them will do.
+            let ip = match address.ip() {
+                IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Ipv4Addr::LOCALHOST.into(),
+                IpAddr::V6(Ipv6Addr::UNSPECIFIED) => Ipv6Addr::LOCALHOST.into(),
+                ip => ip,
+            };
+            ask(TcpStream::connect((ip, address.port())).await?).await
+        }
+    }
+}
+
+/// `GET /readyz`: the answer's status and body. The service's own answer to it has no transfer coding.
+async fn ask(mut socket: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<(u16, String)> {
+    socket.write_all(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await?;
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).await?;
+    let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
+    let body = answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned());
+    status.zip(body).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the answer is not HTTP"))
+}

@@ -1,0 +1,266 @@
+//! Several instances: one that leaves gives its connections to one that serves on, each exactly once. Here each has a
+//! listening socket of its own, so that a test can choose whom a client meets first.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
+
+use lab::http1::{Ask, Connection, Stays};
+use lab::manager::Service;
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept, bind, listen, recv, send, socket_with,
+};
+use rustix::process::Signal;
+use tempfile::TempDir;
+use tokio::task::JoinSet;
+
+use crate::client::{Client, soon};
+use crate::handover::{assert_good, begin, client, finish, restart, start};
+use crate::start::{command, managed, variable};
+
+/// An instance among those of `directory`.
+async fn instance(directory: &TempDir) -> Service {
+    start(managed().env("RUNTIME_DIRECTORY", directory.path())).await
+}
+
+/// A client whose connection the instance has served.
+async fn known(service: &Service) -> Client {
+    let mut client = client(service).await;
+    assert_good(&client.get("/livez").await);
+    client
+}
+
+async fn process(client: &mut Client) -> String {
+    let answer = client.get("/livez").await;
+    assert_good(&answer);
+    answer.process().to_owned()
+}
+
+async fn leaves(service: &mut Service) {
+    let status = soon("the end", service.exited()).await.unwrap();
+    assert!(status.success(), "{status}; the log:\n{}", service.log());
+}
+
+#[tokio::test]
+async fn each_connection_goes_to_the_living_as_soon_as_it_is_clean() {
+    let directory = TempDir::new().unwrap();
+    let (mut old, mut new) = (instance(&directory).await, instance(&directory).await);
+    let mut idle = known(&old).await;
+    let mut fresh = client(&old).await;
+    let mut halfway = known(&old).await;
+    halfway.send("GET /livez HTTP/1.1\r\nHo").await;
+    let mut busy = known(&old).await;
+    let left = begin(&mut busy).await.process().to_owned();
+    let living = process(&mut known(&new).await).await;
+
+    old.signal(Signal::TERM).unwrap();
+    old.wait_for("STOPPING=1").await.unwrap();
+    // The old one is still at work, and nobody waits for it.
+    for client in [&mut idle, &mut fresh] {
+        soon("the sibling", async { while process(client).await != living {} }).await;
+    }
+    halfway.send("st: test\r\n\r\n").await;
+    assert_eq!(halfway.answer().await.process(), living);
+    finish(&mut busy).await;
+    assert_eq!(process(&mut busy).await, living);
+    leaves(&mut old).await;
+    assert_ne!(left, living);
+    assert!(old.stored().is_empty(), "nothing was left for the store");
+
+    // And back again, all at once.
+    soon("the start", old.start()).await.unwrap();
+    new.signal(Signal::TERM).unwrap();
+    leaves(&mut new).await;
+    for client in [&mut idle, &mut fresh, &mut halfway, &mut busy] {
+        assert_ne!(process(client).await, living);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn thirty_restarts_in_turn_under_load_lose_nothing() {
+    let directory = TempDir::new().unwrap();
+    let mut instances = [instance(&directory).await, instance(&directory).await];
+    let over = Arc::new(AtomicBool::new(false));
+    let answered = Arc::new(AtomicUsize::new(0));
+    let mut clients = JoinSet::new();
+    for number in 0..24 {
+        let address = instances[number % 2].address();
+        let (over, answered) = (Arc::clone(&over), Arc::clone(&answered));
+        clients.spawn(async move {
+            let mut connection = Connection::open(address, None).await.expect("a connection is not refused");
+            while !over.load(Relaxed) {
+                let ask = match number % 3 {
+                    0 => Ask::get("/ping", 200, None),
+                    1 => Ask::echo("/echo", 200, format!("{number} {}", answered.load(Relaxed)).as_bytes()),
+                    _ => Ask::get("/livez", 200, None).in_two(9, Duration::from_millis(3)),
+                };
+                assert_eq!(connection.exchange(&ask).await, Ok(Stays::Open));
+                answered.fetch_add(1, Relaxed);
+            }
+        });
+    }
+    for turn in 0..30 {
+        let before = answered.load(Relaxed);
+        restart(&mut instances[turn % 2]).await;
+        soon("answers after the restart", async {
+            while answered.load(Relaxed) < before + 24 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        })
+        .await;
+    }
+    over.store(true, Relaxed);
+    soon("the clients", clients.join_all()).await;
+}
+
+#[tokio::test]
+async fn instances_that_leave_at_the_same_time_lose_nothing() {
+    let directory = TempDir::new().unwrap();
+    let (mut one, mut two) = (instance(&directory).await, instance(&directory).await);
+    let mut clients = Vec::new();
+    for _ in 0..20 {
+        clients.push(known(&one).await);
+        clients.push(known(&two).await);
+    }
+    for _ in 0..5 {
+        tokio::join!(restart(&mut one), restart(&mut two));
+        for client in &mut clients {
+            assert_good(&client.get("/livez").await);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_sibling_that_is_stuck_gets_nothing_and_takes_nothing_later() {
+    let directory = TempDir::new().unwrap();
+    let (mut old, stuck) = (instance(&directory).await, instance(&directory).await);
+    let mut client = known(&old).await;
+    stuck.signal(Signal::STOP).unwrap();
+
+    restart(&mut old).await;
+    let now = process(&mut client).await;
+
+    stuck.signal(Signal::CONT).unwrap();
+    soon("the sibling's regret", async {
+        while !stuck.log().contains("are not taken over") {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    // Two that read from one connection would answer in turn, or in pieces.
+    for _ in 0..20 {
+        assert_eq!(process(&mut client).await, now);
+    }
+}
+
+#[tokio::test]
+async fn a_sibling_that_was_killed_is_forgotten() {
+    let directory = TempDir::new().unwrap();
+    let (mut old, mut killed) = (instance(&directory).await, instance(&directory).await);
+    let mut client = known(&old).await;
+    let door = directory.path().join(killed.pid().unwrap().to_string());
+    killed.signal(Signal::KILL).unwrap();
+    soon("the end", killed.exited()).await.unwrap();
+    assert!(door.exists());
+
+    restart(&mut old).await;
+
+    assert_good(&client.get("/livez").await);
+    assert!(!door.exists(), "nobody is behind this door");
+}
+
+/// A sibling of another release: it answers a message with `answer`, or hangs up.
+fn another_release(door: &Path, answer: Option<u8>) -> std::thread::JoinHandle<()> {
+    let door = SocketAddrUnix::new(door).unwrap();
+    let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+    bind(&socket, &door).unwrap();
+    listen(&socket, 1).unwrap();
+    std::thread::spawn(move || {
+        let giver = accept(&socket).unwrap();
+        recv(&giver, &mut [0_u8; 16], rustix::net::RecvFlags::empty()).unwrap();
+        if let Some(answer) = answer {
+            send(&giver, &[answer], rustix::net::SendFlags::empty()).unwrap();
+        }
+    })
+}
+
+#[tokio::test]
+async fn a_sibling_that_does_not_understand_gets_nothing() {
+    for answer in [None, Some(b'?')] {
+        let directory = TempDir::new().unwrap();
+        let mut service = instance(&directory).await;
+        let mut client = known(&service).await;
+        let other = another_release(&directory.path().join("1"), answer);
+
+        restart(&mut service).await;
+
+        assert_good(&client.get("/livez").await);
+        other.join().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn the_last_one_leaves_its_connections_to_the_store() {
+    let directory = TempDir::new().unwrap();
+    let (mut first, mut last) = (instance(&directory).await, instance(&directory).await);
+    let mut client = known(&first).await;
+    for service in [&mut first, &mut last] {
+        service.signal(Signal::TERM).unwrap();
+        leaves(service).await;
+    }
+    assert_eq!(last.stored(), ["parcel"]);
+    client.ask("/livez").await;
+    soon("the start", last.start()).await.unwrap();
+    assert_good(&client.answer().await);
+}
+
+/// What `health` says, in lines, and whether all is well.
+async fn health(arguments: &[&str], environment: &[(&str, &str)]) -> (bool, Vec<String>) {
+    let mut command = command();
+    command.arg("health").args(arguments).envs(environment.iter().copied());
+    let output = soon("health", command.output()).await.unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    (output.status.success(), said.lines().map(str::to_owned).collect())
+}
+
+#[tokio::test]
+async fn health_asks_every_instance_or_one() {
+    let directory = TempDir::new().unwrap();
+    let (mut one, two) = (instance(&directory).await, instance(&directory).await);
+    let [first, second] = [&one, &two].map(|service| service.pid().unwrap().to_string());
+    let here = [("RUNTIME_DIRECTORY", directory.path().to_str().unwrap())];
+    let line = |pid: &str| format!(r#"process {pid}: 200 {{"phase":"serving"}}"#);
+
+    let (good, mut said) = health(&[], &here).await;
+    said.sort();
+    let mut both = [line(&first), line(&second)];
+    both.sort();
+    assert_eq!((good, said), (true, both.to_vec()));
+    assert_eq!(health(&[&second], &here).await, (true, vec![line(&second)]));
+
+    one.signal(Signal::KILL).unwrap();
+    soon("the end", one.exited()).await.unwrap();
+    let (good, said) = health(&[&first], &here).await;
+    assert!(!good && said[0].contains("refused"), "{said:?}");
+    assert!(!health(&[], &here).await.0);
+}
+
+#[tokio::test]
+async fn health_asks_where_the_service_listens_when_there_are_no_instances() {
+    let service = start(managed()).await;
+    let nowhere = TempDir::new().unwrap();
+    let address = service.address().to_string();
+    let listen = variable("listen");
+    let here = [("RUNTIME_DIRECTORY", nowhere.path().to_str().unwrap()), (listen.as_str(), address.as_str())];
+    assert_eq!(health(&[], &here).await, (true, vec![format!(r#"{address}: 200 {{"phase":"serving"}}"#)]));
+}
+
+#[tokio::test]
+async fn the_service_manager_is_told_of_connections_and_requests() {
+    let service = start(managed()).await;
+    let mut client = known(&service).await;
+    assert_eq!(client.get("/nowhere").await.status, 404);
+    let status = soon("a status", service.wait_for("STATUS=serving 1 connections; 2 requests, 0 failed")).await;
+    assert!(status.is_ok(), "{:?}", service.messages());
+}
