@@ -244,7 +244,9 @@ impl Gate {
     /// taken or has ended.
     pub(super) async fn next_taken(&self) -> Option<Vec<Clean>> {
         let is_coming = |connection: &Connection| connection.is_awaited(None) || connection.is_taken();
-        self.wait_until(|gate| !gate.aside().is_empty() || !gate.all().values().any(is_coming)).await;
+        let has_some = |gate: &Self| !gate.aside().is_empty();
+        // One lock after the other: a connection takes them the other way round.
+        self.wait_until(|gate| has_some(gate) || !gate.all().values().any(is_coming)).await;
         Some(self.take()).filter(|taken| !taken.is_empty())
     }
 
