@@ -456,6 +456,10 @@ impl AsyncWrite for Io {
     ) -> Poll<io::Result<usize>> {
         let Io { socket, connection, .. } = self.get_mut();
         let mut state = connection.lock();
+        if state.fate == Fate::Taken {
+            // hyper refuses the part of a head that it has. The whole goes to another process.
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
         if state.protocol == Protocol::Http1 && state.is_quiet() {
             // Not an answer of the application: hyper refuses what it read, and will close.
             state.ledger.lose();

@@ -135,6 +135,25 @@ async fn a_fresh_connection_and_one_that_is_halfway_through_a_head_live_through_
 }
 
 #[tokio::test]
+async fn the_beginning_of_http2_goes_to_the_new_process_whole() {
+    // hyper takes it for HTTP/1 when it gets no more, and would refuse it.
+    let preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    for read in [8, 16] {
+        let mut service = start(managed()).await;
+        let mut client = client(&service).await;
+        client.send(&preface[..read]).await;
+        process(&service).await;
+
+        restart(&mut service).await;
+
+        // The rest, empty settings, and a PING, which the new process answers with its own settings first.
+        client.send(&preface[read..]).await;
+        client.send(b"\0\0\0\x04\0\0\0\0\0").await;
+        assert_eq!(client.take(9).await[3], 4, "no SETTINGS frame after {read} bytes");
+    }
+}
+
+#[tokio::test]
 async fn a_request_in_flight_is_answered_by_the_old_process_and_its_connection_goes_on_at_the_new() {
     // A calm moment is waited for until T/3 = 1 s: one request ends before that, one after it.
     for wait in [Duration::from_millis(50), Duration::from_millis(1300)] {
