@@ -168,13 +168,20 @@ impl axum::serve::Listener for Listener {
             }
             let mut moved = std::pin::pin!(gate.moved().notified());
             moved.as_mut().enable();
-            if gate.is_closed() {
+            let closed = {
+                // The gate does not close meanwhile: connections on their way back are known to nobody.
+                let _entering = gate.enter();
+                let closed = gate.is_closed();
+                if !closed {
+                    self.adopt(gate.take());
+                }
+                closed
+            };
+            if closed {
                 moved.await;
                 continue;
             }
-            let returned = gate.take();
-            if !returned.is_empty() {
-                self.adopt(returned);
+            if !self.adopted.is_empty() {
                 continue;
             }
             if gate.mode() == Mode::Retired {
