@@ -11,7 +11,7 @@ use tokio::net::{TcpStream, UnixStream};
 use crate::config::{Config, Listen};
 use crate::hitless::Siblings;
 use crate::hitless::parcel::Clean;
-use crate::hitless::sibling::hand_in;
+use crate::hitless::sibling::{self, hand_in};
 
 /// How long an instance may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -44,7 +44,7 @@ async fn report(whom: &str, answer: impl Future<Output = io::Result<(u16, String
 /// Asks one instance among those that share a socket: it is handed one end of a connection, as by a sibling.
 async fn ask_instance(door: &Path) -> io::Result<(u16, String)> {
     let (ours, theirs) = UnixStream::pair()?;
-    hand_in(door, &[Clean { socket: theirs.into_std()?.into(), rest: Vec::new() }]).await?;
+    hand_in(door, &[Clean { socket: theirs.into_std()?.into(), rest: Vec::new() }], sibling::PATIENCE).await?;
     ask(ours).await
 }
 

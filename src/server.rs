@@ -25,7 +25,9 @@ use crate::hitless::{
 /// When it cannot listen.
 pub async fn run(config: Config, given: Given) -> io::Result<Outcome> {
     let told = lifecycle::told_to_leave()?;
-    let lifecycle = Lifecycle::new(config.shutdown_timeout).among(Siblings::of_unit());
+    // Siblings share the sockets that systemd keeps. What comes to a socket of this process alone is its own.
+    let siblings = if given.listeners.is_empty() { None } else { Siblings::of_unit() };
+    let lifecycle = Lifecycle::new(config.shutdown_timeout).among(siblings);
     let gate = Arc::new(Gate::default());
     allow_connections(config.limits.max_connections);
     let sockets = if given.listeners.is_empty() { vec![bind(&config)?] } else { given.listeners };
@@ -58,8 +60,8 @@ pub async fn serve(
     let server = axum::serve(listener, Track(app).into_make_service_with_connect_info::<Connection>())
         .with_graceful_shutdown(lifecycle.quiesced());
     let server = tokio::spawn(server.into_future());
-    lifecycle.serving(&gate);
-    lifecycle.leave(&gate, told.await, server).await
+    let door = lifecycle.serving(&gate);
+    lifecycle.leave(&gate, door, told.await, server).await
 }
 
 /// Takes over the connections of the previous process.

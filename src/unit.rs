@@ -20,7 +20,8 @@ pub fn service(config: &Config) -> String {
     } else {
         "RestartSec=1s"
     };
-    let descriptors = config.limits.max_connections + SURPLUS + SPARE_DESCRIPTORS;
+    // Its own connections, and those of siblings that leave: what waits in parcels counts for all who share the user.
+    let descriptors = 4 * config.limits.max_connections + SURPLUS + SPARE_DESCRIPTORS;
     fill(
         include_str!("../deploy/service.unit"),
         &[

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -12,8 +12,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::gate::{Cut, Gate, Mode, Obstacle};
-use super::parcel::Parcel;
-use super::sibling::{Door, Siblings};
+use super::parcel::{Clean, Parcel};
+use super::sibling::{self, Door, Siblings};
 use super::systemd;
 
 /// A calm moment is one at which every request in flight began, and ends, within this time.
@@ -61,12 +61,6 @@ impl ShutdownTimeout {
     /// The longest that the service waits for a calm moment: T/3, so that the requests of that moment end before T.
     pub fn calm(self) -> Duration {
         self.0 / 3
-    }
-
-    /// When HTTP/2 is told to go away at the latest, whatever else is still in flight: 5T/6, when every request has ended
-    /// that this can bound.
-    pub fn goodbye(self) -> Duration {
-        self.calm() + self.request()
     }
 
     /// When the service stops waiting for what nothing bounds: shortly before T.
@@ -190,8 +184,6 @@ pub struct Lifecycle {
     phase: watch::Sender<Phase>,
     quiesced: CancellationToken,
     siblings: Option<Siblings>,
-    /// Open while the service serves.
-    door: Mutex<Option<Door>>,
 }
 
 impl Lifecycle {
@@ -199,7 +191,7 @@ impl Lifecycle {
     pub fn new(timeout: ShutdownTimeout) -> Self {
         let (sender, phase) = watch::channel(Phase::Starting);
         let handle = Handle(Arc::new(Shared { timeout, phase, tasks: TaskTracker::new() }));
-        Self { handle, phase: sender, quiesced: CancellationToken::new(), siblings: None, door: Mutex::default() }
+        Self { handle, phase: sender, quiesced: CancellationToken::new(), siblings: None }
     }
 
     /// The same, among siblings.
@@ -217,39 +209,37 @@ impl Lifecycle {
         self.quiesced.clone().cancelled_owned()
     }
 
-    /// Enters that the service serves, behind `gate`: siblings may hand their connections in.
-    pub fn serving(&self, gate: &Arc<Gate>) {
+    /// Enters that the service serves, behind `gate`: siblings may hand their connections in, at the door.
+    pub fn serving(&self, gate: &Arc<Gate>) -> Option<Door> {
         self.phase.send_replace(Phase::Serving);
-        match self.siblings.as_ref().map(|siblings| siblings.open_door(Arc::clone(gate))).transpose() {
-            Ok(door) => *self.door() = door,
-            Err(error) => tracing::error!("instances that leave cannot hand their connections to this one: {error}"),
-        }
+        let door = self.siblings.as_ref().map(|siblings| siblings.open_door(Arc::clone(gate))).transpose();
         systemd::ready();
-    }
-
-    fn door(&self) -> std::sync::MutexGuard<'_, Option<Door>> {
-        self.door.lock().unwrap_or_else(PoisonError::into_inner)
+        door.unwrap_or_else(|error| {
+            tracing::error!("instances that leave cannot hand their connections to this one: {error}");
+            None
+        })
     }
 
     /// Leaves: hands the connections over, to a sibling or the next process, or retires them where there is nobody to
     /// take them. Ends at T.
     ///
     /// `server` is axum's: told by [`quiesced`](Self::quiesced) that it may end, it does not say when it has.
-    pub async fn leave<T>(&self, gate: &Gate, reason: Reason, server: JoinHandle<T>) -> Outcome {
+    pub async fn leave<T>(&self, gate: &Gate, door: Option<Door>, reason: Reason, server: JoinHandle<T>) -> Outcome {
         let since = Instant::now();
         let timeout = self.handle.0.timeout;
         let deadline = tokio::time::Instant::from_std(since + timeout.total());
         self.phase.send_replace(Phase::Leaving { since });
         systemd::stopping(timeout.unit_stop());
-        let door = self.door().take();
         if let Some(door) = door {
             door.close().await;
         }
 
         let mut outcome = Outcome::default();
         let mut parcel = None;
+        // It keeps to T by itself: whoever stopped it would not know whose the connections on their way are.
+        let given = self.give(gate, since, &mut outcome.handed_over).await;
         let in_time = tokio::time::timeout_at(deadline, async {
-            if !self.give(gate, since, &mut outcome.handed_over).await {
+            if !given {
                 // It waits for the service manager, and requests are still served.
                 let opened = tokio::task::spawn_blocking(move || Parcel::open(timeout.sixth()));
                 match opened.await.unwrap_or_else(|error| Err(error.into())) {
@@ -287,26 +277,41 @@ impl Lifecycle {
     }
 
     /// Gives every connection to a sibling, each as soon as it is clean: the sibling serves everybody else meanwhile, so
-    /// nobody has to be waited for. Counts those `given`. False when there is no sibling, or none any more.
+    /// nobody has to be waited for. Counts those `given`. False when there is no sibling that takes them (all).
     async fn give(&self, gate: &Gate, since: Instant, given: &mut usize) -> bool {
         let Some(siblings) = &self.siblings else { return false };
+        let timeout = self.handle.0.timeout;
+        let left = |until: Duration| until.saturating_sub(since.elapsed());
         gate.set_mode(Mode::HandingOver);
-        while let Some(sibling) = siblings.find().await {
-            tracing::info!("the instance with process id {} takes the connections", sibling.pid);
+        // Each once: what one has refused, for want of descriptors perhaps, it would refuse again.
+        for pid in siblings.pids().unwrap_or_default() {
+            let door = siblings.door(pid);
+            let hand_in = async |connections: &[Clean]| {
+                sibling::hand_in(&door, connections, left(timeout.total()) / 2).await.inspect_err(|error| {
+                    tracing::warn!("the instance with process id {pid} does not take connections: {error}");
+                })
+            };
+            if hand_in(&[]).await.is_err() {
+                continue;
+            }
+            tracing::info!("the instance with process id {pid} takes the connections");
             gate.close();
             loop {
-                let left = self.handle.0.timeout.goodbye().saturating_sub(since.elapsed());
-                let Ok(Some(connections)) = tokio::time::timeout(left, gate.next_taken()).await else {
+                let taken = tokio::time::timeout(left(timeout.last_moment()), gate.next_taken());
+                let Ok(Some(mut connections)) = taken.await else {
                     self.quiesced.cancel();
                     return true;
                 };
-                let count = connections.len();
-                if let Err(refused) = sibling.give(connections).await {
-                    *given += count - refused.len();
-                    gate.put(refused);
+                while !connections.is_empty()
+                    && let Ok(count) = hand_in(&connections).await
+                {
+                    connections.drain(..count);
+                    *given += count;
+                }
+                if !connections.is_empty() {
+                    gate.put(connections);
                     break;
                 }
-                *given += count;
             }
         }
         if gate.is_closed() {
@@ -434,6 +439,7 @@ pub async fn expire(gate: Arc<Gate>, idle: Duration, head: Duration) {
 /// 3456 requests, 2 failed".
 pub async fn report(gate: Arc<Gate>, handle: Handle) {
     let mut told = String::new();
+    let mut phase = handle.0.phase.clone();
     loop {
         let (answered, failed) = gate.counts();
         let status = format!("{} {} connections; {answered} requests, {failed} failed", handle.phase(), gate.len());
@@ -441,6 +447,6 @@ pub async fn report(gate: Arc<Gate>, handle: Handle) {
             systemd::status(&status);
             told = status;
         }
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        let _ = tokio::time::timeout(Duration::from_secs(1), phase.changed()).await;
     }
 }

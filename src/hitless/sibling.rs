@@ -10,6 +10,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +28,7 @@ use super::gate::Gate;
 use super::parcel::{self, Clean};
 
 /// How long a sibling may take over a message, before it counts as stuck.
-const PATIENCE: Duration = Duration::from_secs(1);
+pub const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What the sibling says of a message: the connections are its own from now on.
 const TAKEN: u8 = 6; // ASCII's ACK
@@ -48,7 +49,7 @@ impl Siblings {
         std::env::split_paths(&directories).next().map(Self::within)
     }
 
-    /// The living instances' process ids, this one's not among them.
+    /// The living instances' process ids, this one's not among them. The door of one that was killed is removed.
     ///
     /// # Errors
     /// When the directory cannot be read.
@@ -57,7 +58,7 @@ impl Siblings {
         for entry in std::fs::read_dir(&self.0)? {
             pids.extend(entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()));
         }
-        pids.retain(|pid| *pid != std::process::id());
+        pids.retain(|pid| *pid != std::process::id() && !is_left(&self.door(*pid)));
         pids.sort_unstable();
         Ok(pids)
     }
@@ -74,7 +75,7 @@ impl Siblings {
     pub fn open_door(&self, gate: Arc<Gate>) -> io::Result<Door> {
         let path = self.door(std::process::id());
         let socket = seqpacket()?;
-        // Known by its name only once it can be knocked at. The name may be left of a process that was killed.
+        // Its name, a number, only once it can be knocked at. Either may be left of a process that was killed.
         let unfinished = path.with_extension("new");
         let _ = std::fs::remove_file(&unfinished);
         bind(&socket, &SocketAddrUnix::new(&unfinished)?)?;
@@ -82,68 +83,27 @@ impl Siblings {
         std::fs::rename(&unfinished, &path)?;
         Ok(Door { path, task: tokio::spawn(attend(UnixListener::from_std(socket.into())?, gate)) })
     }
-
-    /// A sibling that serves, and understands this release's messages.
-    pub(super) async fn find(&self) -> Option<Sibling> {
-        for pid in self.pids().unwrap_or_default() {
-            let sibling = Sibling { pid, door: self.door(pid) };
-            match hand_in(&sibling.door, &[]).await {
-                Ok(_) => return Some(sibling),
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                    // Nobody will ever answer: left of a process that was killed.
-                    let _ = std::fs::remove_file(&sibling.door);
-                }
-                Err(error) => tracing::warn!("the instance with process id {pid} does not take connections: {error}"),
-            }
-        }
-        None
-    }
 }
 
-/// A sibling that has answered.
-#[derive(Debug)]
-pub(super) struct Sibling {
-    pub pid: u32,
-    door: PathBuf,
-}
-
-impl Sibling {
-    /// Gives connections to the sibling.
-    ///
-    /// # Errors
-    /// When it takes no more: with those that it has not taken.
-    pub async fn give(&self, mut connections: Vec<Clean>) -> Result<(), Vec<Clean>> {
-        while !connections.is_empty() {
-            match hand_in(&self.door, &connections).await {
-                Ok(count) => drop(connections.drain(..count)),
-                Err(error) => {
-                    tracing::warn!("the instance with process id {} takes no more connections: {error}", self.pid);
-                    return Err(connections);
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Hands the first of `connections` in at a door; gives the number of those that were taken.
+/// Hands the first of `connections` in at a door, within `patience`; gives the number of those that were taken. None of
+/// none tells whether somebody serves there, and understands this release's messages.
 ///
 /// # Errors
-/// When none was, and none will be.
-pub async fn hand_in(door: &Path, connections: &[Clean]) -> io::Result<usize> {
+/// When none was taken, and none will be.
+pub async fn hand_in(door: &Path, connections: &[Clean], patience: Duration) -> io::Result<usize> {
     let socket = seqpacket()?;
     connect(&socket, &SocketAddrUnix::new(door)?)?;
     let socket = UnixStream::from_std(socket.into())?;
     let count = parcel::send(&socket, connections)?;
     // Readable when it has answered or is gone; or it is stuck.
-    let _ = tokio::time::timeout(PATIENCE, socket.readable()).await;
+    let _ = tokio::time::timeout(patience.min(PATIENCE), socket.readable()).await;
     // What it has not said by now it can no longer say.
     shutdown(&socket, Shutdown::Both)?;
     let mut answer = [0];
     loop {
         match recv(&socket, &mut answer, RecvFlags::DONTWAIT) {
             Ok((1, _)) if answer == [TAKEN] => return Ok(count),
-            Ok(_) => return Err(io::Error::other("it does not say that it has them")),
+            Ok(_) => return Err(io::Error::other("it takes no connections")),
             // Reported before what came first.
             Err(Errno::CONNRESET) => {}
             Err(error) => return Err(error.into()),
@@ -165,6 +125,17 @@ impl Door {
         self.task.abort();
         let _ = self.task.await;
     }
+}
+
+/// Whether nobody is behind a door any more, which is then removed. A socket of another type is not let in, so that the
+/// living are not disturbed.
+fn is_left(door: &Path) -> bool {
+    let knock = UnixDatagram::unbound().and_then(|socket| socket.connect(door));
+    let left = knock.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
+    if left {
+        let _ = std::fs::remove_file(door);
+    }
+    left
 }
 
 /// Takes in what is handed in, one message after the other.

@@ -1,23 +1,28 @@
 //! Several instances: one that leaves gives its connections to one that serves on, each exactly once. Here each has a
 //! listening socket of its own, so that a test can choose whom a client meets first.
 
+use std::fs;
 use std::path::Path;
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use lab::http1::{Ask, Connection, Stays};
-use lab::manager::Service;
+use lab::manager::{Manager, Service};
 use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept, bind, listen, recv, send, socket_with,
+    AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept, bind, listen, recv, send,
+    socket_with,
 };
-use rustix::process::Signal;
+use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
+use service::unit;
 use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::task::JoinSet;
 
 use crate::client::{Client, soon};
 use crate::handover::{assert_good, begin, client, finish, restart, start};
-use crate::start::{command, managed, variable};
+use crate::start::{BINARY, command, config, managed, variable};
 
 /// An instance among those of `directory`.
 async fn instance(directory: &TempDir) -> Service {
@@ -170,34 +175,139 @@ async fn a_sibling_that_was_killed_is_forgotten() {
     assert!(!door.exists(), "nobody is behind this door");
 }
 
-/// A sibling of another release: it answers a message with `answer`, or hangs up.
-fn another_release(door: &Path, answer: Option<u8>) -> std::thread::JoinHandle<()> {
-    let door = SocketAddrUnix::new(door).unwrap();
+/// What is no proper sibling does with a message.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Does {
+    HangUp,
+    Say(u8),
+    Nothing,
+}
+
+/// A process behind a door: it does something with a knock, and something else with connections.
+fn improper(door: &Path, knock: Does, connections: Does) {
     let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
-    bind(&socket, &door).unwrap();
-    listen(&socket, 1).unwrap();
+    bind(&socket, &SocketAddrUnix::new(door).unwrap()).unwrap();
+    listen(&socket, 64).unwrap();
+    // It ends with the tests.
     std::thread::spawn(move || {
-        let giver = accept(&socket).unwrap();
-        recv(&giver, &mut [0_u8; 16], rustix::net::RecvFlags::empty()).unwrap();
-        if let Some(answer) = answer {
-            send(&giver, &[answer], rustix::net::SendFlags::empty()).unwrap();
+        let mut kept = Vec::new();
+        while let Ok(giver) = accept(&socket) {
+            let length = recv(&giver, &mut [0_u8; 16], RecvFlags::empty()).map_or(0, |(length, _)| length);
+            match if length == 1 { knock } else { connections } {
+                Does::HangUp => {}
+                Does::Say(byte) => drop(send(&giver, &[byte], SendFlags::NOSIGNAL)),
+                Does::Nothing => kept.push(giver),
+            }
         }
-    })
+    });
 }
 
 #[tokio::test]
-async fn a_sibling_that_does_not_understand_gets_nothing() {
-    for answer in [None, Some(b'?')] {
+async fn a_sibling_that_is_of_another_release_or_takes_none_gets_nothing() {
+    const TAKEN: Does = Does::Say(6);
+    for (knock, connections) in [
+        (Does::HangUp, Does::HangUp),
+        (Does::Say(b'?'), Does::HangUp),
+        (TAKEN, Does::HangUp),
+        (TAKEN, Does::Say(b'?')),
+        (TAKEN, Does::Nothing),
+    ] {
         let directory = TempDir::new().unwrap();
         let mut service = instance(&directory).await;
         let mut client = known(&service).await;
-        let other = another_release(&directory.path().join("1"), answer);
+        improper(&directory.path().join("1"), knock, connections);
 
         restart(&mut service).await;
 
         assert_good(&client.get("/livez").await);
-        other.join().unwrap();
+        let refusals = service.log().matches("does not take connections").count();
+        assert_eq!(refusals, 1, "{knock:?} {connections:?}: {}", service.log());
     }
+}
+
+#[tokio::test]
+async fn a_sibling_that_gets_stuck_is_not_waited_for_beyond_t() {
+    let directory = TempDir::new().unwrap();
+    let manager = managed().env("RUNTIME_DIRECTORY", directory.path()).env(variable("shutdown_timeout"), "1s");
+    let mut service = start(manager).await;
+    let mut client = known(&service).await;
+    improper(&directory.path().join("1"), Does::Say(6), Does::Nothing);
+    restart(&mut service).await;
+    assert_good(&client.get("/livez").await);
+}
+
+#[tokio::test]
+async fn a_sibling_without_descriptors_costs_no_connection() {
+    let directory = TempDir::new().unwrap();
+    let (mut old, full) = (instance(&directory).await, instance(&directory).await);
+    let mut clients = Vec::new();
+    for _ in 0..50 {
+        clients.push(known(&old).await);
+    }
+    let pid = Pid::from_raw(full.pid().unwrap().cast_signed());
+    let most = Some(fs::read_dir(format!("/proc/{}/fd", full.pid().unwrap())).unwrap().count() as u64 + 20);
+    prlimit(pid, Resource::Nofile, Rlimit { current: most, maximum: most }).unwrap();
+
+    restart(&mut old).await;
+
+    for client in &mut clients {
+        assert_good(&client.get("/livez").await);
+    }
+}
+
+/// What waits in parcels counts against one limit for all processes of a user, who has the unit's and no privileges.
+#[tokio::test]
+async fn full_instances_that_leave_at_once_lose_nothing() {
+    const CONNECTIONS: usize = 300;
+    let settings = format!("limits.max_connections = {CONNECTIONS}");
+    let unit = unit::service(&config(&settings));
+    let limit = unit.lines().find_map(|line| line.strip_prefix("LimitNOFILE=")).unwrap();
+    let script = r#"ulimit -n "$0" && case $(id -u) in
+        0) exec setpriv --bounding-set=-sys_resource,-sys_admin "$1" ;; *) exec "$1" ;; esac"#;
+    // Neither finds the other, as when both have closed their doors.
+    let full = || {
+        let manager = Manager::new("/bin/sh").args(["-c", script, limit, BINARY]);
+        manager.env(variable("limits.max_connections"), CONNECTIONS.to_string())
+    };
+    let (mut one, mut two) = (start(full()).await, start(full()).await);
+    let mut clients = Vec::new();
+    for _ in 0..CONNECTIONS {
+        clients.push(known(&one).await);
+        clients.push(known(&two).await);
+    }
+    for service in [&one, &two] {
+        service.signal(Signal::TERM).unwrap();
+    }
+    for service in [&mut one, &mut two] {
+        leaves(service).await;
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_streams_until_shortly_before_t_keeps_its_connection() {
+    let directory = TempDir::new().unwrap();
+    let manager = managed().env("RUNTIME_DIRECTORY", directory.path()).env(variable("shutdown_timeout"), "6s");
+    let (mut old, _new) = (start(manager).await, instance(&directory).await);
+    let mut busy = known(&old).await;
+    begin(&mut busy).await;
+    let end = tokio::time::Instant::now() + Duration::from_millis(5400);
+    tokio::join!(restart(&mut old), async {
+        tokio::time::sleep_until(end).await;
+        finish(&mut busy).await;
+    });
+    assert_good(&busy.get("/livez").await);
+}
+
+#[tokio::test]
+async fn an_instance_with_a_socket_of_its_own_is_nobodys_sibling() {
+    let directory = TempDir::new().unwrap();
+    let mut command = command();
+    command.env("RUNTIME_DIRECTORY", directory.path()).env(variable("listen"), "127.0.0.1:0");
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
+    let line = soon("a line", log.next_line()).await.unwrap().unwrap();
+    assert!(line.contains("serving on"), "{line}");
+    assert_eq!(fs::read_dir(&directory).unwrap().count(), 0);
 }
 
 #[tokio::test]
@@ -243,7 +353,7 @@ async fn health_asks_every_instance_or_one() {
     soon("the end", one.exited()).await.unwrap();
     let (good, said) = health(&[&first], &here).await;
     assert!(!good && said[0].contains("refused"), "{said:?}");
-    assert!(!health(&[], &here).await.0);
+    assert_eq!(health(&[], &here).await, (true, vec![line(&second)]), "the dead are not asked");
 }
 
 #[tokio::test]
