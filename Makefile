@@ -9,14 +9,16 @@ PEER     ?=
 RESTARTS ?= 20
 DEBIAN   ?= bookworm
 
-# make deploy and its kin: HOST="root@a root@b", SSH_OPTS="-p 2222 -i key", TARGET= for another platform, RELEASE= to go back to.
+# make deploy and its kin: HOST="root@a anna@b", SSH_OPTS="-p 2222 -i key", TARGET= for another platform, RELEASE= to go
+# back to, WATCH= seconds to watch a new release (10), TRIAL=no where it must not run beside the old one, YES=1 to uninstall
+# without being asked.
 HOST     ?=
 SSH_OPTS ?=
 TARGET   ?=
 RELEASE  ?=
-export HOST SSH_OPTS
+export HOST SSH_OPTS WATCH TRIAL YES
 
-.PHONY: help run rehearse test check bench deploy rollback status logs
+.PHONY: help run rehearse test check bench deploy deb rollback apply status logs uninstall
 
 help: ## This list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -41,13 +43,24 @@ bench: ## Throughput, beside bare axum's
 
 deploy: ## Put it on HOST=root@host, or replace what runs there [SSH_OPTS="-p 2222" TARGET=x86_64-unknown-linux-musl]
 	cargo build --release --bin $(NAME) $(if $(TARGET),--target $(TARGET))
+	@$(if $(TARGET),:,$(BUILT) check >/dev/null)
 	@deploy/push $(NAME) $(BUILT)
 
+deb: ## A Debian package of it, whose upgrade is a deploy [TARGET=]
+	cargo build --release --bin $(NAME) $(if $(TARGET),--target $(TARGET))
+	@TARGET=$(TARGET) deploy/deb $(NAME) $(BUILT) $(dir $(BUILT))
+
 rollback: ## Put the previous release on HOST= back, or RELEASE=
-	@ssh $(SSH_OPTS) $(HOST) sh /opt/$(NAME)/current/host rollback $(NAME) $(RELEASE)
+	@deploy/tell $(NAME) rollback $(RELEASE)
+
+apply: ## Let a changed configuration on HOST= take effect
+	@deploy/tell $(NAME) apply
 
 status: ## What runs on HOST=
-	@ssh $(SSH_OPTS) $(HOST) sh /opt/$(NAME)/current/host status $(NAME)
+	@deploy/tell $(NAME) status
 
 logs: ## Follow the journal on HOST=
-	@ssh -t $(SSH_OPTS) $(HOST) journalctl --unit=$(NAME).service --lines=50 --follow
+	@ssh -t $(SSH_OPTS) $(HOST) sh /opt/$(NAME)/current/host logs $(NAME)
+
+uninstall: ## Remove it from HOST=, but for its configuration
+	@deploy/tell $(NAME) uninstall

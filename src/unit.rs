@@ -22,9 +22,12 @@ pub fn service(config: &Config) -> String {
     };
     // Its own connections, and those of siblings that leave: what waits in parcels counts for all who share the user.
     let descriptors = 4 * config.limits.max_connections + SURPLUS + SPARE_DESCRIPTORS;
+    // A longer name would not be one, and systemd would give each instance a user of its own.
+    let user = env!("CARGO_PKG_NAME").chars().take(31).collect();
     fill(
         include_str!("../deploy/service.unit"),
         &[
+            ("user", user),
             ("start_timeout", span(unit.start_timeout)),
             ("stop_timeout", span(config.shutdown_timeout.unit_stop())),
             ("watchdog", span(unit.watchdog)),

@@ -37,7 +37,7 @@ fail() {
 }
 
 refuses_names() {
-    for name in Bad_Name my_api 1abc 'my service' -dash build lab a23456789012345678901234567890123; do
+    for name in Bad_Name my_api 1abc 'my service' -dash build lab my-deploy a23456789012345678901234567890123; do
         if generate "$work" "$name" >"$work/said" 2>&1; then fail "\"$name\" was accepted"; fi
         grep -q "\"$name\" cannot name a service: " "$work/said" || fail "\"$name\" was refused unclearly: $(cat "$work/said")"
     done
