@@ -53,14 +53,30 @@ accepts() {
 
 template() { tests/template.sh; }
 
-# Twenty restarts under load, on a Debian booted for it.
-restarts() {
+# Hosts, that is Debians booted for it, and what happens to the service there.
+lab() {
     [ "$(id -u)" -eq 0 ] || cannot "booting a host needs root"
-    needs systemd-nspawn debootstrap ip ssh
-    cargo run --quiet --release --package lab -- rehearse --no-stand-in --restarts 20 --debian "$1"
+    needs systemd-nspawn debootstrap ip ssh git
+    cargo run --quiet --release --package lab -- "$@"
 }
-bookworm() { restarts bookworm; }
-trixie() { restarts trixie; }
+
+# Twenty restarts under load.
+bookworm() { lab rehearse --no-stand-in --restarts 20 --debian bookworm; }
+trixie() { lab rehearse --no-stand-in --restarts 20 --debian trixie; }
+
+# Updates and rollbacks by ssh, and instances restarted in turn. What runs the tests may be busy: hence the bound.
+deploys() { deploys_on bookworm && deploys_on trixie; }
+deploys_on() {
+    lab deploy --as-is --updates 6 --debian "$1" && lab rolling --as-is --restarts 6 --bound 250 --debian "$1"
+}
+
+# All that can go wrong with a deploy; where that is the same at each of its steps, at every third.
+faults_12() { faults_on bookworm; }
+faults_13() { faults_on trixie; }
+faults_on() {
+    needs dpkg-shlibdeps
+    lab faults --as-is --every 3 --debian "$1"
+}
 
 # Runs parts one after the other, each to the end whatever becomes of the others.
 run() {
@@ -105,7 +121,11 @@ else
     lane format scripts lints service units
     [ ! -x tests/template.sh ] || lane template
     wait
-    lane bookworm trixie
+    lane bookworm trixie deploys
+    wait
+    # They wait most of the time.
+    lane faults_12
+    lane faults_13
     wait
 fi
 

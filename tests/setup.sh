@@ -43,7 +43,7 @@ rehearse | test)
     ;;
 esac
 case $1 in
-test) wanted shellcheck shellcheck systemd-analyze systemd git git ;;
+test) wanted shellcheck shellcheck systemd-analyze systemd git git dpkg-shlibdeps dpkg-dev ;;
 bench) wanted wrk wrk ;;
 esac
 install_missing

@@ -3,18 +3,6 @@
 set -eu
 name=$1 image=$2 directory=$3
 
-# Without systemd outside there is nobody to ask for a scope: every host gets a control group of
-# its own by hand, or two of them would share one and each take the other's processes for its own.
-keep=
-if [ ! -d /run/systemd/system ]; then
-	keep=--keep-unit
-	for hierarchy in /sys/fs/cgroup /sys/fs/cgroup/unified /sys/fs/cgroup/systemd; do
-		[ -e "$hierarchy/cgroup.procs" ] || continue
-		mkdir -p "$hierarchy/$name"
-		echo $$ >"$hierarchy/$name/cgroup.procs"
-	done
-fi
-
 mkdir -p "$directory"
 mount -t tmpfs -o mode=755 tmpfs "$directory"
 mkdir "$directory/upper" "$directory/work" "$directory/root"
@@ -22,6 +10,26 @@ mount -t overlay -o "lowerdir=$image,upperdir=$directory/upper,workdir=$director
 
 # systemd from 256 on refuses to boot on control groups of version 1, which some machines still mount.
 export UNIFIED_CGROUP_HIERARCHY=1
-# shellcheck disable=SC2086 # empty or one option
-exec systemd-nspawn --quiet --register=no $keep --machine="$name" --directory="$directory/root" \
-	--network-namespace-path="/run/netns/$name" --boot
+
+# Without systemd outside there is nobody to ask for a scope: every host gets a control group of
+# its own by hand, or two of them would share one and each take the other's processes for its own.
+keep=
+own_group() {
+	[ ! -d /run/systemd/system ] || return 0
+	keep=--keep-unit
+	for hierarchy in /sys/fs/cgroup /sys/fs/cgroup/unified /sys/fs/cgroup/systemd; do
+		[ -e "$hierarchy/cgroup.procs" ] || continue
+		mkdir -p "$hierarchy/$name"
+		sh -c 'echo $PPID' >"$hierarchy/$name/cgroup.procs"
+	done
+}
+
+# With --keep-unit it ends when the host restarts, with this status, and leaves the rest to us.
+status=133
+while [ "$status" -eq 133 ]; do
+	status=0
+	# shellcheck disable=SC2086 # empty or one option
+	(own_group && exec systemd-nspawn --quiet --register=no $keep --machine="$name" --directory="$directory/root" \
+		--network-namespace-path="/run/netns/$name" --boot) || status=$?
+done
+exit "$status"

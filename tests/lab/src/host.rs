@@ -18,7 +18,9 @@ use anyhow::{Context, bail, ensure};
 use rustix::process::{Pid, Signal};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
-const PACKAGES: &str = "systemd,systemd-sysv,dbus,iproute2,procps,openssh-server";
+/// What the hosts have; `EDITION` counts with it, so that images made of less are not taken for new ones.
+const PACKAGES: &str = "systemd,systemd-sysv,dbus,iproute2,procps,openssh-server,sudo,libfaketime";
+const EDITION: u32 = 2;
 const RUN: &str = "/run/hitless-lab";
 const BOOT_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -36,14 +38,15 @@ impl Image {
         check_tools()?;
         let cache = cache()?;
         fs::create_dir_all(&cache).with_context(|| format!("creating {}", cache.display()))?;
-        let image = Self { suite: suite.into(), path: cache.join(suite) };
+        let name = format!("{suite}-{EDITION}");
+        let image = Self { suite: suite.into(), path: cache.join(&name) };
         // Another run may be at it: then wait for its image.
-        let lock = File::create(cache.join(format!("{suite}.lock")))?;
+        let lock = File::create(cache.join(format!("{name}.lock")))?;
         tokio::task::spawn_blocking(move || lock.lock().map(|()| lock)).await??;
         if image.path.is_dir() {
             return Ok(image);
         }
-        let unfinished = cache.join(format!("{suite}.unfinished"));
+        let unfinished = cache.join(format!("{name}.unfinished"));
         if unfinished.exists() {
             fs::remove_dir_all(&unfinished).with_context(|| format!("removing {}", unfinished.display()))?;
         }
@@ -244,22 +247,34 @@ impl Host {
         let mut host = Self { slot, nspawn, leader: 0, stage: String::new() };
         host.wait_booted().await?;
         host.stage = host.describe().await?;
+        // It knows its own name, as every host does: sudo looks it up, and there is no DNS here.
+        host.run("echo 127.0.1.1 $(uname -n) >>/etc/hosts").await?;
         host.admit_ssh().await?;
         Ok(host)
     }
 
+    /// Waits until it is up again after it was restarted from within.
+    pub async fn rebooted(&mut self) -> anyhow::Result<()> {
+        let before = self.leader;
+        let deadline = Instant::now() + BOOT_PATIENCE;
+        while Path::new("/proc").join(before.to_string()).exists() {
+            ensure!(Instant::now() < deadline, "the host does not go down");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        self.wait_booted().await?;
+        self.wait_for_ssh().await
+    }
+
     async fn wait_booted(&mut self) -> anyhow::Result<()> {
         let deadline = Instant::now() + BOOT_PATIENCE;
-        let children = format!("/proc/{0}/task/{0}/children", self.nspawn.id());
         loop {
             if let Some(status) = self.nspawn.try_wait()? {
                 bail!("systemd-nspawn could not boot ({status}):\n{}", self.log());
             }
             ensure!(Instant::now() < deadline, "the host was not up within {BOOT_PATIENCE:?}:\n{}", self.log());
             // Until nspawn's child has become systemd it may still stand outside.
-            let child = fs::read_to_string(&children)?.split_whitespace().next().and_then(|pid| pid.parse().ok());
-            if let Some(leader) = child
-                && fs::read_to_string(format!("/proc/{leader}/comm"))? == "systemd\n"
+            if let Some(leader) = first_child(self.nspawn.id()).and_then(first_child)
+                && fs::read_to_string(format!("/proc/{leader}/comm")).is_ok_and(|comm| comm == "systemd\n")
             {
                 self.leader = leader;
                 // Fails until the manager answers, then waits for the boot to end.
@@ -285,6 +300,10 @@ impl Host {
             .status()?;
         ensure!(made.success(), "ssh-keygen failed");
         self.put(&key.with_extension("pub"), "/root/.ssh/authorized_keys", 0o600).await?;
+        self.wait_for_ssh().await
+    }
+
+    async fn wait_for_ssh(&self) -> anyhow::Result<()> {
         let deadline = Instant::now() + BOOT_PATIENCE;
         while tokio::net::TcpStream::connect((self.address(), 22)).await.is_err() {
             ensure!(Instant::now() < deadline, "sshd does not listen:\n{}", self.log());
@@ -364,10 +383,18 @@ impl Host {
     }
 }
 
+/// A process' first child.
+fn first_child(pid: u32) -> Option<u32> {
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+    children.split_whitespace().next()?.parse().ok()
+}
+
 impl Drop for Host {
     fn drop(&mut self) {
-        // First, or it might still be about to boot what is being cleared.
-        let _ = self.nspawn.kill();
+        // First, or it might still be about to boot what is being cleared. The script and systemd-nspawn are a group.
+        if let Some(pid) = Pid::from_raw(self.nspawn.id().cast_signed()) {
+            let _ = rustix::process::kill_process_group(pid, Signal::KILL);
+        }
         let _ = self.nspawn.wait();
         self.slot.clear();
     }

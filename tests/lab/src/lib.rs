@@ -5,24 +5,38 @@
 //! - [`manager`]: a stand-in for systemd, for tests and for machines without root;
 //! - [`host`]: throwaway Debian hosts with the real one; [`stage`]: either of them;
 //! - [`subject`]: the service that is built and put there;
+//! - [`site`], [`scene`]: a service on a host, and all that is around it; [`operator`]: who deploys it, with the very
+//!   scripts; [`release`]: what is deployed, good and bad; [`wire`]: what the operator's ssh goes over;
 //! - [`rehearse`]: the main job; [`verdict`], [`report`]: its outcome for the terminal and as a page;
+//! - [`deploy`]: updates and rollbacks; [`rolling`]: several instances in turn; [`delays`]: what either costs;
+//! - [`faults`], [`stories`]: all that can go wrong with a deploy;
 //! - [`measure`]: figures that have a bound;
 //! - [`record`]: what was found, as data;
 //! - [`bench`]: throughput beside bare axum's;
 //! - [`peer`]: the same routes without hitless, for contrast.
 
 pub mod bench;
+pub mod delays;
+pub mod deploy;
+pub mod faults;
 pub mod host;
 pub mod http1;
 pub mod http2;
 pub mod load;
 pub mod manager;
 pub mod measure;
+pub mod operator;
 pub mod peer;
 pub mod record;
 pub mod rehearse;
+pub mod release;
 pub mod report;
+pub mod rolling;
+pub mod scene;
+pub mod site;
 pub mod stage;
+pub mod stories;
 pub mod subject;
 pub mod traffic;
 pub mod verdict;
+pub mod wire;

@@ -27,10 +27,12 @@ pub enum Kind {
     Sipping,
     Idle,
     Http2,
+    Relentless,
 }
 
 impl Kind {
-    /// All of them, with the number of clients a run has unless told otherwise.
+    /// All of them but the last, with the number of clients a run has unless told otherwise. While the relentless are
+    /// at work there is no calm moment to restart in, which matters where nobody else serves meanwhile.
     pub const ALL: [(Self, u32); 9] = [
         (Self::Pausing, 50),
         (Self::Busy, 4),
@@ -69,18 +71,22 @@ impl Kind {
                 "HTTP/2, four streams",
                 "Keeps four streams going; after a GOAWAY it connects again, as the protocol has it.",
             ),
+            Self::Relentless => (
+                "slow requests without end",
+                "Asks for what takes the service seconds, again and again, on a kept connection or on a new one.",
+            ),
         }
     }
 
     /// Whether such a client must end on the connection it began with.
     pub fn keeps(self) -> bool {
-        !matches!(self, Self::Fresh | Self::Dawdling | Self::Http2)
+        !matches!(self, Self::Fresh | Self::Dawdling | Self::Http2 | Self::Relentless)
     }
 
     /// Whether the owner's routes leave this kind anything to ask.
     fn has_work(self, traffic: &Traffic) -> bool {
         match self {
-            Self::Slow => !traffic.slow.is_empty(),
+            Self::Slow | Self::Relentless => !traffic.slow.is_empty(),
             Self::Uploading | Self::Sipping => !traffic.upload.is_empty(),
             _ => !traffic.fast.is_empty(),
         }
@@ -217,13 +223,15 @@ impl Load {
         self.shared.tallies.iter().find_map(|(_, _, tally)| lock(&tally.failures).first().cloned())
     }
 
-    /// The slowest answer to a request that was under way between two moments, in milliseconds.
-    pub fn slowest_between(&self, from: f64, to: f64) -> f64 {
-        let mut slowest = 0.0_f64;
-        for (_, _, tally) in &self.shared.tallies {
+    /// The slowest answer that clients of some kinds had to a request that was under way between two moments: when it
+    /// was asked, and how long it took, in milliseconds.
+    pub fn slowest_between(&self, kinds: &[Kind], from: f64, to: f64) -> (f64, f64) {
+        let mut slowest = (from, 0.0);
+        for (_, _, tally) in self.shared.tallies.iter().filter(|(kind, ..)| kinds.contains(kind)) {
             for &(at, ms) in lock(&tally.answers).iter() {
-                if at <= to && at + f64::from(ms) / 1e3 >= from {
-                    slowest = slowest.max(f64::from(ms));
+                let ms = f64::from(ms);
+                if at <= to && at + ms / 1e3 >= from && ms > slowest.1 {
+                    slowest = (at, ms);
                 }
             }
         }
@@ -249,6 +257,23 @@ impl Load {
         findings.answers.sort_by(|a, b| a.at.total_cmp(&b.at));
         findings.failures.sort_by(|a, b| a.at.total_cmp(&b.at));
         findings
+    }
+}
+
+impl Findings {
+    /// Fails with the first thing that must not happen.
+    pub fn spotless(&self) -> anyhow::Result<()> {
+        if let Some(first) = self.failures.first() {
+            let (count, scenario) = (self.failures.len(), &self.scenarios[usize::from(first.scenario)].name);
+            anyhow::bail!(
+                "{count} failures, the first after {:.3} s: {scenario}: {}: {}",
+                first.at,
+                first.kind,
+                first.what
+            );
+        }
+        anyhow::ensure!(self.moved == 0, "{} clients did not end on the connection they began with", self.moved);
+        Ok(())
     }
 }
 
@@ -335,6 +360,13 @@ impl Client {
                     let ask = Ask::get(&route.path, route.status, route.body.as_deref());
                     self.ask(&ask).await;
                     self.rest(between(2_000, 4_000)).await;
+                }
+            }
+            Kind::Relentless => {
+                while self.goes_on() {
+                    let route = self.route(|traffic| &traffic.slow);
+                    let ask = Ask::get(&route.path, route.status, route.body.as_deref());
+                    self.ask(&if fastrand::bool() { ask } else { ask.last() }).await;
                 }
             }
             Kind::Uploading => {

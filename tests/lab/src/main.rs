@@ -1,20 +1,27 @@
-//! `lab rehearse`: restarts a service under load and tells what was lost.
+//! `lab`: restarts, deploys and hurts a service under load, and tells what was lost.
 
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
 use lab::rehearse::{self, Options, Outcome};
+use lab::{deploy, faults, rolling};
 use tokio::signal::unix::{SignalKind, signal};
 
 #[derive(Parser)]
-#[command(about = "The laboratory: restarts a service under load and tells what was lost")]
+#[command(about = "The laboratory: restarts, deploys and hurts a service under load, and tells what was lost")]
 enum Command {
     /// Rehearse a deploy and restarts on a throwaway Debian.
     Rehearse(Options),
     /// Measure what has a bound: what a slow request costs the fast ones during a restart, and how
     /// long a restart takes with 1,000, 4,000 and 9,000 idle connections.
     Measure(Options),
+    /// Rehearse updates and rollbacks by ssh.
+    Deploy(deploy::Options),
+    /// Restart several instances in turn, and compare one socket with one for each.
+    Rolling(rolling::Options),
+    /// Try all that can go wrong with a deploy.
+    Faults(faults::Options),
     /// Compare the throughput with bare axum's.
     Bench,
     /// Be the system for contrast: axum's own graceful shutdown on a socket of systemd's.
@@ -31,6 +38,9 @@ async fn main() -> ExitCode {
         match command {
             Command::Rehearse(options) => rehearse::rehearse(&options).await,
             Command::Measure(options) => lab::measure::measure(&options).await,
+            Command::Deploy(options) => deploy::deploy(&options).await,
+            Command::Rolling(options) => rolling::rolling(&options).await,
+            Command::Faults(options) => faults::faults(&options).await,
             Command::Bench => lab::bench::bench().await.map(|()| Outcome::Kept),
             Command::Peer => lab::peer::serve(Duration::from_secs(1)).await.map(|()| Outcome::Kept),
         }

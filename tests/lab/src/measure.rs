@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::Context;
 use tokio::time::sleep;
 
 use crate::load::{Kind, Load};
@@ -14,6 +14,9 @@ use crate::verdict::aligned;
 
 /// How many restarts of each kind; the median counts.
 const ROUNDS: usize = 5;
+
+/// Those that notice every delay.
+const FAST: [Kind; 2] = [Kind::Pausing, Kind::Busy];
 
 /// By how much a slow request may delay the fast ones.
 const SLOW_REQUEST_COSTS: f64 = 100.0;
@@ -61,14 +64,18 @@ async fn slowest_fast(stage: &mut Stage, traffic: &Traffic, slow: bool) -> anyho
         settle(&fast).await?;
         let in_flight = slow.then(|| Load::start(stage.address(), traffic, &[(Kind::Slow, 1)]));
         sleep(Duration::from_millis(500)).await;
+        fast.restarts_begin();
+        if let Some(slow) = &in_flight {
+            slow.restarts_begin();
+        }
         let from = fast.clock();
         stage.restart().await?;
         let to = fast.clock();
         sleep(Duration::from_millis(500)).await;
-        slowest.push(fast.slowest_between(from, to));
-        spotless(fast).await?;
+        slowest.push(fast.slowest_between(&FAST, from, to).1);
+        fast.finish().await.spotless()?;
         if let Some(in_flight) = in_flight {
-            spotless(in_flight).await?;
+            in_flight.finish().await.spotless()?;
         }
     }
     Ok(slowest)
@@ -85,18 +92,9 @@ async fn restart_with_idle(stage: &mut Stage, traffic: &Traffic, count: u32) -> 
         let from = idle.clock();
         stage.restart().await?;
         took.push((idle.clock() - from) * 1e3);
-        let findings = idle.finish().await;
-        ensure!(findings.moved == 0, "{} of {count} idle connections did not live through a restart", findings.moved);
+        idle.finish().await.spotless().with_context(|| format!("{count} idle connections"))?;
     }
     Ok(took)
-}
-
-async fn spotless(load: Load) -> anyhow::Result<()> {
-    let findings = load.finish().await;
-    match findings.failures.first() {
-        None => Ok(()),
-        Some(failure) => anyhow::bail!("{}: {}", failure.kind, failure.what),
-    }
 }
 
 /// The middle one.

@@ -2,6 +2,8 @@
 //!
 //! Times are seconds since the run started unless a name says otherwise; latencies are milliseconds.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 /// One run: a service, the stage it stood on, the restarts it went through and what its clients saw.
@@ -89,16 +91,9 @@ pub struct Totals {
 }
 
 impl Totals {
-    /// Nothing lost, nothing refused, nothing closed.
-    pub fn spotless(&self) -> bool {
-        self.lost == 0 && self.refused == 0 && self.closed == 0
-    }
-}
-
-impl Record {
-    /// Sums the scenarios up.
-    pub fn totals(&self) -> Totals {
-        self.scenarios.iter().fold(Totals::default(), |sum, scenario| Totals {
+    /// Sums scenarios up.
+    pub fn of(scenarios: &[Scenario]) -> Self {
+        scenarios.iter().fold(Self::default(), |sum, scenario| Self {
             clients: sum.clients + u64::from(scenario.clients),
             answered: sum.answered + scenario.answered,
             lost: sum.lost + scenario.lost,
@@ -107,5 +102,23 @@ impl Record {
             opened: sum.opened + scenario.opened,
             kept: sum.kept + scenario.kept,
         })
+    }
+
+    /// Nothing lost, nothing refused, nothing closed.
+    pub fn spotless(&self) -> bool {
+        self.lost == 0 && self.refused == 0 && self.closed == 0
+    }
+}
+
+impl Record {
+    pub fn totals(&self) -> Totals {
+        Totals::of(&self.scenarios)
+    }
+}
+
+impl fmt::Display for Totals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { answered, lost, refused, closed, .. } = self;
+        write!(f, "{answered} answered, {lost} lost, {refused} refused, {closed} closed")
     }
 }

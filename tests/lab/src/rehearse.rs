@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, bail};
 use tokio::time::{Instant, sleep};
 
+use crate::host::{Host, Image};
 use crate::load::{Crowd, Findings, Kind, Load};
 use crate::record::{Record, Restart};
 use crate::stage::Stage;
@@ -107,15 +108,28 @@ pub async fn rehearse(options: &Options) -> anyhow::Result<Outcome> {
     })
 }
 
+/// What is to be deployed; in the template, unless it is taken as it is, a service that is generated from it.
+pub(crate) async fn subject(as_is: bool) -> anyhow::Result<Subject> {
+    raise_descriptor_limit()?;
+    let subject = Subject::find(Path::new(".")).await?;
+    if !subject.is_template() || as_is {
+        return Ok(subject);
+    }
+    println!("Generating a service from the template ...");
+    subject.generate().await
+}
+
+/// What hosts are booted from.
+pub(crate) async fn image(debian: &str) -> anyhow::Result<Image> {
+    let line = Line::default();
+    let image = Image::prepare(debian, |step| line.show(step)).await;
+    line.end();
+    image
+}
+
 /// Everything up to the first request. The template's own slow request takes `ping_delay`.
 pub(crate) async fn set_up(options: &Options, ping_delay: &str) -> anyhow::Result<(Stage, Subject, Traffic)> {
-    raise_descriptor_limit()?;
-    let mut subject = Subject::find(Path::new(".")).await?;
-    let generate = subject.is_template() && !options.as_is && options.peer.is_none();
-    if generate {
-        println!("Generating a service from the template ...");
-        subject = subject.generate().await?;
-    }
+    let subject = subject(options.as_is || options.peer.is_some()).await?;
     let traffic = Traffic::load(&subject.traffic())?;
 
     let host = if options.stand_in {
@@ -123,10 +137,8 @@ pub(crate) async fn set_up(options: &Options, ping_delay: &str) -> anyhow::Resul
     } else {
         println!("Booting a throwaway Debian ({}) ...", options.debian);
         let began = Instant::now();
-        let line = Line::default();
-        let booted = Stage::host(&options.debian, |step| line.show(step)).await;
-        line.end();
-        match booted {
+        let booted = async { Host::boot(&image(&options.debian).await?).await };
+        match booted.await {
             Ok(host) => {
                 println!("{}, up after {:.1} s", host.stage, began.elapsed().as_secs_f64());
                 Some(host)
@@ -200,15 +212,7 @@ pub(crate) async fn settle(load: &Load) -> anyhow::Result<()> {
 }
 
 fn progress(load: &Load, number: u32, count: u32) -> String {
-    let totals = load.totals();
-    format!(
-        "restart {number} of {count}, {:.0} s, {} answered, {} lost, {} refused, {} closed",
-        load.clock(),
-        totals.answered,
-        totals.lost,
-        totals.refused,
-        totals.closed
-    )
+    format!("restart {number} of {count}, {:.0} s, {}", load.clock(), load.totals())
 }
 
 fn write_report(record: &Record, options: &Options, subject: &Subject) -> anyhow::Result<PathBuf> {

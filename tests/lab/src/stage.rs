@@ -6,12 +6,12 @@ use std::process::ExitStatus;
 use anyhow::{Context, ensure};
 use tokio::process::Command;
 
-use crate::host::{Host, Image};
+use crate::host::Host;
 use crate::manager::{self, Manager, Service};
 use crate::subject::Subject;
 
 /// Where a service listens on its host.
-const PORT: u16 = 8080;
+pub const PORT: u16 = 8080;
 
 /// What restarts the service.
 #[derive(Debug)]
@@ -25,11 +25,6 @@ pub enum Stage {
 }
 
 impl Stage {
-    /// Boots a host; an error is a reason to take the stand-in.
-    pub async fn host(suite: &str, progress: impl FnMut(&str)) -> anyhow::Result<Host> {
-        Host::boot(&Image::prepare(suite, progress).await?).await
-    }
-
     /// Deploys a service to the host with its own `make deploy`.
     pub async fn deploy(host: Host, subject: &Subject, settings: &[(&str, &str)]) -> anyhow::Result<Self> {
         let name = subject.name.clone();

@@ -89,6 +89,35 @@ impl Subject {
         Ok(Self { target: self.target.clone(), ..generated })
     }
 
+    /// The same service under another name, built: what a second one of the same template is like.
+    pub async fn twin(&self) -> anyhow::Result<(Self, PathBuf)> {
+        const PARTS: [&str; 6] = ["Cargo.toml", "Cargo.lock", "config", "deploy", "src", "tests"];
+        let name = match self.name.as_str() {
+            "twin" => "other",
+            _ => "twin",
+        };
+        let twin = Self { name: name.into(), directory: self.target.join("twin"), ..self.clone() };
+        std::fs::create_dir_all(&twin.directory)?;
+        // Another run may be at it.
+        let lock = std::fs::File::create(self.target.join("twin.lock"))?;
+        let _lock = tokio::task::spawn_blocking(move || lock.lock().map(|()| lock)).await??;
+        let copy = Command::new("cp")
+            .args(["--recursive", "--parents", "--update", "--target-directory"])
+            .arg(&twin.directory)
+            .args(PARTS)
+            .current_dir(&self.directory)
+            .status()
+            .await?;
+        ensure!(copy.success(), "copying the service failed");
+        for file in ["Cargo.toml", "Cargo.lock"] {
+            let text = std::fs::read_to_string(self.directory.join(file))?;
+            let names = [&self.name, name].map(|name| format!("\nname = \"{name}\"\n"));
+            std::fs::write(twin.directory.join(file), text.replacen(&names[0], &names[1], 1))?;
+        }
+        let binary = twin.build().await?;
+        Ok((twin, binary))
+    }
+
     /// Builds it the way `make deploy` does, and returns the program.
     pub async fn build(&self) -> anyhow::Result<PathBuf> {
         let status = Command::new("cargo")

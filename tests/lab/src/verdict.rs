@@ -2,17 +2,34 @@
 
 use std::fmt::Write;
 
-use crate::record::{Failure, Record};
+use crate::record::{Failure, Record, Scenario, Totals};
 
 /// Kinds of failures spelled out, at most.
 const SPELLED_OUT: usize = 20;
 
-/// The figures as a table, with the first failures below it.
+/// What became of a rehearsal.
 pub fn table(record: &Record) -> String {
+    let subject = match &record.peer {
+        Some(peer) => peer.clone(),
+        None => format!("{} {}", record.service, record.version),
+    };
+    let longest = record.restarts.iter().map(|restart| restart.ready - restart.at).fold(0.0, f64::max);
+    format!(
+        "\n{subject} on {}: {} restarts in {:.0} s, the longest took {:.1} s\n\n{}",
+        record.stage,
+        record.restarts.len(),
+        record.seconds,
+        longest,
+        scenarios(&record.scenarios, &record.failures)
+    )
+}
+
+/// The figures as a table, with the first failures below it.
+pub fn scenarios(scenarios: &[Scenario], failures: &[Failure]) -> String {
     let mut rows = vec![
         ["", "clients", "answered", "lost", "refused", "closed", "kept", "median", "99 %", "slowest"].map(String::from),
     ];
-    for scenario in &record.scenarios {
+    for scenario in scenarios {
         rows.push([
             scenario.name.clone(),
             scenario.clients.to_string(),
@@ -26,7 +43,7 @@ pub fn table(record: &Record) -> String {
             millis(scenario.slowest_ms),
         ]);
     }
-    let totals = record.totals();
+    let totals = Totals::of(scenarios);
     rows.push([
         "all".into(),
         totals.clients.to_string(),
@@ -39,28 +56,13 @@ pub fn table(record: &Record) -> String {
         String::new(),
         String::new(),
     ]);
-
-    let subject = match &record.peer {
-        Some(peer) => peer.clone(),
-        None => format!("{} {}", record.service, record.version),
-    };
-    let longest = record.restarts.iter().map(|restart| restart.ready - restart.at).fold(0.0, f64::max);
-    let mut text = format!(
-        "\n{subject} on {}: {} restarts in {:.0} s, the longest took {:.1} s\n\n{}",
-        record.stage,
-        record.restarts.len(),
-        record.seconds,
-        longest,
-        aligned(&rows)
-    );
-    text.push_str(&failures(record));
-    text
+    aligned(&rows) + &listed(scenarios, failures)
 }
 
 /// What went wrong, alike things together, in the order they first happened.
-fn failures(record: &Record) -> String {
+fn listed(scenarios: &[Scenario], failures: &[Failure]) -> String {
     let mut kinds: Vec<(&Failure, usize)> = vec![];
-    for failure in &record.failures {
+    for failure in failures {
         let alike = |other: &Failure| {
             (other.scenario, &other.kind, &other.what) == (failure.scenario, &failure.kind, &failure.what)
         };
@@ -71,7 +73,7 @@ fn failures(record: &Record) -> String {
     }
     let mut text = String::from(if kinds.is_empty() { "" } else { "\n" });
     for (first, times) in kinds.iter().take(SPELLED_OUT) {
-        let scenario = &record.scenarios[usize::from(first.scenario)].name;
+        let scenario = &scenarios[usize::from(first.scenario)].name;
         let _ =
             writeln!(text, "{times:5} {:7}  {scenario}: {} (first after {:.3} s)", first.kind, first.what, first.at);
     }
@@ -95,6 +97,6 @@ pub fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
     text
 }
 
-fn millis(ms: f64) -> String {
+pub fn millis(ms: f64) -> String {
     if ms < 10.0 { format!("{ms:.1} ms") } else { format!("{ms:.0} ms") }
 }

@@ -1,0 +1,148 @@
+//! Where something happens to a service: a host it runs on, who deploys to it and who watches.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, ensure};
+
+use crate::host::Image;
+use crate::load::{Kind, Load};
+use crate::operator::{Operator, Running, Said, Way};
+use crate::rehearse::{self, settle};
+use crate::release::{Release, Releases};
+use crate::site::{BRISK, Site, Traces};
+use crate::subject::Subject;
+use crate::traffic::Traffic;
+
+/// What every scene is made from.
+#[derive(Debug, Clone)]
+pub struct Props {
+    pub image: Image,
+    pub subject: Subject,
+    /// The service's binary.
+    pub good: PathBuf,
+    /// Another service of the same template, and its binary.
+    pub twin: Option<(Subject, PathBuf)>,
+    /// Of all places where a deploy can be hurt, every so manieth is tried.
+    pub every: usize,
+}
+
+impl Props {
+    /// Builds the service and makes the image, where there is none yet.
+    pub async fn get(debian: &str, as_is: bool) -> anyhow::Result<Self> {
+        let subject = rehearse::subject(as_is).await?;
+        let image = rehearse::image(debian).await?;
+        Ok(Self { good: subject.build().await?, image, subject, twin: None, every: 1 })
+    }
+
+    /// Places to hurt a deploy at, from `first` on: where not all of them are tried, others each time.
+    pub fn places(&self, first: usize) -> impl Iterator<Item = usize> + use<> {
+        (first + fastrand::usize(..self.every)..).step_by(self.every).take(PLACES)
+    }
+}
+
+/// No deploy has so many steps.
+const PLACES: usize = 40;
+
+/// A host, the service on it, and the operator.
+#[derive(Debug)]
+pub struct Scene {
+    pub props: Props,
+    pub traffic: Traffic,
+    pub releases: Releases,
+    pub operator: Operator,
+    pub site: Site,
+}
+
+/// The service before something happened.
+#[derive(Debug)]
+pub struct Before {
+    pub release: String,
+    pub traces: Traces,
+}
+
+impl Scene {
+    /// On a new host with the service on it, a first install behind it.
+    pub async fn set(props: &Props) -> anyhow::Result<Self> {
+        let scene = Self::set_without_service(props, BRISK).await?;
+        scene.push(Release::Good).await?.works().context("the first install")?;
+        Ok(scene)
+    }
+
+    /// On a new host that the service was never deployed to, and its settings.
+    pub async fn set_without_service(props: &Props, settings: &str) -> anyhow::Result<Self> {
+        let subject = &props.subject;
+        let scene = Self {
+            traffic: Traffic::load(&subject.traffic())?,
+            releases: Releases::of(props.good.clone(), &subject.name)?,
+            operator: Operator::new(subject).await?,
+            site: Site::boot(&props.image, &subject.name, settings).await?,
+            props: props.clone(),
+        };
+        scene.releases.prepare(&scene.site).await?;
+        Ok(scene)
+    }
+
+    pub async fn before(&self) -> anyhow::Result<Before> {
+        Ok(Before { release: self.site.in_charge().await?, traces: self.site.traces().await? })
+    }
+
+    /// Deploys, as root.
+    pub async fn push(&self, release: Release) -> anyhow::Result<Said> {
+        self.start_push(release).await?.finish().await
+    }
+
+    /// The same, to be watched.
+    pub async fn start_push(&self, release: Release) -> anyhow::Result<Running> {
+        self.operator.start_push(&Way::to(&self.site), &self.releases.binary(release)?).await
+    }
+
+    /// Waits for a deploy that goes on by itself, or is only about to begin: until none has been under way for a second.
+    pub async fn calms_down(&self) -> anyhow::Result<()> {
+        const OVER: &str = r#"
+            calm=0
+            for try in $(seq 600); do
+                case $(systemctl is-active "$N-deploy.service") in
+                inactive | failed | unknown) calm=$((calm + 1)) ;;
+                *) calm=0 ;;
+                esac
+                [ "$calm" -lt 10 ] || exit 0
+                sleep 0.1
+            done
+            systemctl status "$N-deploy.service"
+            exit 1"#;
+        self.site.run(OVER).await.context("the deploy has no end").map(drop)
+    }
+
+    /// Fails unless the host is exactly as it was.
+    pub async fn is_as(&self, before: &Before) -> anyhow::Result<()> {
+        let release = self.site.in_charge().await?;
+        ensure!(release == before.release, "{release} is in charge, and not {}", before.release);
+        self.site.traces().await?.same_as(&before.traces)
+    }
+
+    /// Fails unless another release is in charge and nothing else is different.
+    pub async fn is_new_since(&self, before: &Before) -> anyhow::Result<()> {
+        let release = self.site.in_charge().await?;
+        ensure!(release != before.release, "{release} is in charge as before");
+        let traces = self.site.traces().await?.but_releases(&self.site.name);
+        traces.same_as(&before.traces.clone().but_releases(&self.site.name))
+    }
+
+    /// A good deploy.
+    pub async fn deploys(&self) -> anyhow::Result<()> {
+        let before = self.before().await?;
+        self.push(Release::Good).await?.works()?;
+        self.is_new_since(&before).await?;
+        let releases = self.site.releases().await?;
+        ensure!(releases.len() <= 5, "more than five releases are kept: {releases:?}");
+        Ok(())
+    }
+
+    /// Clients that are answered, and whose connections count from now on as open before.
+    pub async fn watch(&self, crowd: &[(Kind, u32)]) -> anyhow::Result<Load> {
+        let load = Load::start(self.site.address(), &self.traffic, crowd);
+        settle(&load).await?;
+        load.restarts_begin();
+        Ok(load)
+    }
+}
