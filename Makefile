@@ -18,7 +18,7 @@ TARGET   ?=
 RELEASE  ?=
 export HOST SSH_OPTS WATCH TRIAL YES
 
-.PHONY: help run rehearse test check bench deploy deb rollback apply status logs uninstall
+.PHONY: help run rehearse test check fuzz bench deploy deb rollback apply status logs uninstall
 
 help: ## This list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -36,6 +36,10 @@ test: ## Every test, from nothing
 
 check: ## The fast checks: format, lints, shell scripts
 	@tests/all.sh format lints scripts
+
+fuzz: ## Look for what breaks a handover, for a while [SECONDS=900]
+	@tests/setup.sh fuzz
+	tests/fuzz/fuzz.sh $(or $(SECONDS),900)
 
 bench: ## Throughput, beside bare axum's
 	@tests/setup.sh bench

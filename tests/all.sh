@@ -51,6 +51,15 @@ accepts() {
     [ -z "$said" ] && systemd-analyze security --offline=true --no-pager --threshold="$2" "$unit.service"
 }
 
+# The machinery's own files, in memory: random connections, and orders of threads. In its folder, where its build is
+# configured.
+memory() {
+    cd tests/fuzz || exit
+    cargo fmt --all --check &&
+        cargo clippy --quiet --workspace --all-targets --features shuttle -- --deny warnings &&
+        cargo test --quiet && cargo test --quiet --features shuttle --test gate
+}
+
 template() { tests/template.sh; }
 
 # Hosts, that is Debians booted for it, and what happens to the service there.
@@ -118,7 +127,7 @@ if [ $# -gt 0 ]; then
     wait
 else
     # Side by side what compiles into folders of its own; the restarts have the machine to themselves.
-    lane format scripts lints service units
+    lane format scripts lints service units memory
     [ ! -x tests/template.sh ] || lane template
     wait
     lane bookworm trixie deploys

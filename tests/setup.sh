@@ -2,7 +2,7 @@
 # Installs what `make rehearse`, `make test` and `make bench` need on a Debian machine, where it may (as root),
 # and else says what is missing. Silent and quick when all is there.
 #
-#   tests/setup.sh rehearse|test|bench
+#   tests/setup.sh rehearse|test|fuzz|bench
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -44,6 +44,7 @@ rehearse | test)
 esac
 case $1 in
 test) wanted shellcheck shellcheck systemd-analyze systemd git git dpkg-shlibdeps dpkg-dev ;;
+fuzz) wanted c++ g++ ;;
 bench) wanted wrk wrk ;;
 esac
 install_missing

@@ -6,7 +6,6 @@ mod start;
 
 mod configuration;
 mod handover;
-mod ledger;
 mod lifecycle;
 mod limits;
 mod listening;

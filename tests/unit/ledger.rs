@@ -75,7 +75,7 @@ fn what_is_not_understood_is_lost_for_good() {
     undispatched.dispatched(Body::Length(0));
     assert!(undispatched.is_lost());
 
-    for body in ["x\r\n", "\r\n", "1\n", "1 \r\n", "1\r\nab", "0\r\n\n", "0000000000000001\r\n"] {
+    for body in ["x\r\n", "\r\n", "1\n", "1 \r\n", "1\r\nab", "0\r\n\n", "0000000000000001\r\n", ";a\r\n", "1;a\n"] {
         let mut chunked = told(b"POST / HTTP/1.1\r\n\r\n", 100);
         chunked.dispatched(Body::Chunked);
         chunked.read(body.as_bytes());
@@ -97,6 +97,14 @@ fn the_preface_of_http_2_is_never_a_request() {
 }
 
 #[test]
-fn a_head_too_large_to_travel_is_lost() {
-    assert!(told(&[b'a'; REST_LIMIT + 1], 4096).is_lost());
+fn up_to_64_kib_of_a_head_travel() {
+    for (length, lost) in [(64 * 1024, false), (64 * 1024 + 1, true)] {
+        let head = vec![b'a'; length];
+        assert_eq!(told(&head, 4096).is_lost(), lost);
+
+        let mut behind_another = told(b"GET / HTTP/1.1\r\n\r\n", 100);
+        behind_another.dispatched(Body::Length(0));
+        behind_another.read(&head);
+        assert_eq!(behind_another.is_lost(), lost);
+    }
 }

@@ -37,7 +37,7 @@ impl Delays {
         let slowest = |kinds| {
             let of = |(index, &(from, to)): (usize, &Window)| {
                 let (at, ms) = load.slowest_between(kinds, from, to);
-                Slowest { ms, window: index + 1, after: at - from }
+                Slowest { ms, window: index + 1, after: (at - from).max(0.0) }
             };
             let mut slowest: Vec<_> = windows.iter().enumerate().map(of).collect();
             slowest.sort_by(|a, b| a.ms.total_cmp(&b.ms));

@@ -1,0 +1,37 @@
+//! The parts of `src/hitless` that have to do with a connection, as they are, and what they need of the others.
+
+#![allow(dead_code, reason = "the life of the process is not among them")]
+#![allow(clippy::useless_conversion, reason = "all sockets are of one type here")]
+
+#[path = "../../../src/hitless/connection.rs"]
+pub mod connection;
+#[path = "../../../src/hitless/gate.rs"]
+pub mod gate;
+#[path = "../../../src/hitless/ledger.rs"]
+pub mod ledger;
+#[path = "../../../src/hitless/listener.rs"]
+pub mod listener;
+#[path = "../../../src/hitless/track.rs"]
+pub mod track;
+
+#[cfg(feature = "shuttle")]
+mod leaving;
+pub mod process;
+
+pub mod parcel {
+    /// As in `src/hitless/parcel.rs`.
+    #[derive(Debug)]
+    pub struct Clean {
+        pub socket: std::os::fd::OwnedFd,
+        pub rest: Vec<u8>,
+    }
+}
+
+pub mod systemd {
+    /// As in `src/hitless/systemd.rs`.
+    #[derive(Debug)]
+    pub enum Activated {
+        Tcp(std::net::TcpListener),
+        Unix(std::net::UnixListener),
+    }
+}
