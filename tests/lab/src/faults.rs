@@ -30,7 +30,7 @@ pub struct Options {
     #[arg(long, value_name = "NAME")]
     pub only: Option<String>,
     /// How many hosts to try them on, side by side.
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 2)]
     pub hosts: usize,
     /// Of all the steps at which a deploy is stopped, only every so manieth.
     #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..))]

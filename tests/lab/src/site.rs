@@ -7,10 +7,8 @@ use anyhow::{Context, ensure};
 use crate::host::{Host, Image};
 use crate::stage::PORT;
 
-/// Settings that make a fault show soon: the service leaves within seconds, and a start that hangs is given up. A client
-/// that is idle is so all the time.
+/// Settings that make a fault show soon: a start that hangs is given up. A client that is idle is so all the time.
 pub const BRISK: &str = r#"
-shutdown_timeout = "12s"
 ping_delay = "1s"
 [limits]
 idle_timeout = "1h"
