@@ -65,7 +65,7 @@ fn table() -> Vec<Fault> {
             .mended(&format!("cp /root/good.toml {CONFIG}")),
         push("unit edited by hand", Good, Fails(&["$N.service was edited by hand", "+# by hand"]))
             .given("cp /etc/systemd/system/$N.service /root && echo '# by hand' >>/etc/systemd/system/$N.service")
-            .mended("cp /root/$N.service /etc/systemd/system/$N.service"),
+            .mended("mv /root/$N.service /etc/systemd/system/$N.service"),
         story("an operator's drop-in wins and stays", stories::drop_in),
         push("service stopped before", Good, Works).given("systemctl stop $N.socket $N.service").before(NOBODY),
         push("service failed before", Good, Works)
