@@ -106,6 +106,8 @@ run() {
 
 if [ -n "${RESULTS-}" ]; then
     results=$RESULTS
+    # A part may run this script for a service that it generates: that has results of its own.
+    unset RESULTS
     run "$@"
     exit
 fi
