@@ -49,7 +49,7 @@ generates() {
     # Each is a name that an untaught template trips over: the longest, one of a crate that is used, the library's own.
     for name in a2345678901234567890123456789012 axum service; do
         generate "$work" "$name" >/dev/null 2>&1
-        cargo metadata --quiet --offline --format-version 1 --manifest-path "$work/$name/Cargo.toml" >/dev/null
+        cargo metadata --quiet --format-version 1 --manifest-path "$work/$name/Cargo.toml" >/dev/null
         rm -rf "${work:?}/$name"
     done
     # A rehearsal generates within this very workspace, and leaves it as it is.
