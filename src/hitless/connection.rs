@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use axum::extract::connect_info::Connected;
 use axum::http::{HeaderMap, Method, StatusCode, Uri, Version, header};
 use axum::serve::IncomingStream;
+use rustix::net::{RecvFlags, recv};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_util::either::Either;
@@ -74,6 +75,10 @@ struct State {
     /// The requests in flight: one at most in HTTP/1.1, many in HTTP/2.
     requests: Vec<InFlight>,
     tickets: u64,
+    /// It ends with the request in flight: either side has said so.
+    last: bool,
+    /// The client has closed its side, and waits for its answer.
+    half_closed: bool,
     /// A response has ended and its last bytes are not known to have reached the socket.
     unflushed: bool,
     /// When the connection became idle, or the head that is being read began.
@@ -132,13 +137,12 @@ impl Connection {
         if !http1 {
             state.protocol = Protocol::Http2;
             state.ledger.lose();
-        } else if request.version() < Version::HTTP_11 || says_close(request.headers()) {
-            // The client waits for the end of file.
-            state.ledger.lose();
         } else {
             // hyper's own reading of the head, so that there are no two opinions on where the request ends.
             let length = request.body().size_hint().exact();
             state.ledger.dispatched(length.map_or(Body::Chunked, Body::Length));
+            // Such a client waits for the end of file.
+            state.last |= state.half_closed || request.version() < Version::HTTP_11 || says_close(request.headers());
         }
         state.tickets += 1;
         let ticket = state.tickets;
@@ -271,14 +275,11 @@ impl Ticket {
             state.ledger.lose();
             return false;
         }
-        if last || (failed && !state.ledger.answer_due()) {
-            // In the second case hyper will close the connection, because the request's body was not read.
-            state.ledger.lose();
-            return true;
-        }
+        // In the second case hyper will close the connection, because the request's body was not read.
+        state.last |= last || (failed && !state.ledger.answer_due());
         match self.connection.0.gate.mode() {
             // What cannot be handed over ends now, with notice, rather than at a restart, without.
-            Mode::Open | Mode::HandingOver => state.ledger.is_lost(),
+            Mode::Open | Mode::HandingOver => state.is_never_clean(),
             Mode::Retiring | Mode::Retired => true,
         }
     }
@@ -317,13 +318,23 @@ impl Drop for Ticket {
 impl State {
     /// Whether another process can go on with the connection.
     fn is_clean(&self) -> bool {
-        self.fate == Fate::Open && self.is_quiet() && self.ledger.rest().is_some()
+        self.fate == Fate::Open && self.is_quiet() && !self.last && self.ledger.rest().is_some()
+    }
+
+    /// Whether there is a request of which hyper has nothing more to read, as far as is known.
+    fn has_request(&self) -> bool {
+        self.protocol == Protocol::Http1 && (self.ledger.answer_due() || self.ledger.dispatch_due())
+    }
+
+    /// Whether no other process can ever go on with the connection.
+    fn is_never_clean(&self) -> bool {
+        self.last || self.ledger.is_lost()
     }
 
     /// Whether nothing is lost when axum, told to end, closes the connection: HTTP/2, or what cannot be handed over,
     /// without a request.
     fn leaves_by_itself(&self) -> bool {
-        self.is_quiet() && self.protocol != Protocol::Upgraded && self.ledger.is_lost()
+        self.is_quiet() && self.protocol != Protocol::Upgraded && self.is_never_clean()
     }
 
     /// Whether no request is in flight and no answer on its way to the socket.
@@ -363,6 +374,8 @@ impl Io {
             fate: Fate::Open,
             requests: Vec::new(),
             tickets: 0,
+            last: false,
+            half_closed: false,
             unflushed: false,
             since: Instant::now(),
             stalled: None,
@@ -377,6 +390,16 @@ impl Io {
     pub(super) fn connection(&self) -> &Connection {
         &self.connection
     }
+}
+
+/// Whether something has arrived that the runtime has not told of yet: after a standstill there is a lot to tell.
+fn has_unread(socket: &Socket) -> bool {
+    let (mut byte, flags) = ([0], RecvFlags::PEEK | RecvFlags::DONTWAIT);
+    let received = match socket {
+        Either::Left(tcp) => recv(tcp, &mut byte, flags),
+        Either::Right(unix) => recv(unix, &mut byte, flags),
+    };
+    received.is_ok_and(|(_, count)| count > 0)
 }
 
 /// Why `Io::socket` can be unwrapped.
@@ -404,6 +427,9 @@ impl AsyncRead for Io {
         if state.fate == Fate::Taken {
             return Poll::Ready(Ok(()));
         }
+        if state.half_closed && state.has_request() && !state.expired {
+            return Poll::Pending;
+        }
 
         let start = buf.filled().len();
         if !unread.is_empty() {
@@ -417,7 +443,7 @@ impl AsyncRead for Io {
                     state.fate = Fate::Closing;
                     return Poll::Ready(Err(error));
                 }
-                Poll::Pending if state.expired => {
+                Poll::Pending if state.expired && !has_unread(&socket) => {
                     if state.is_at_head() {
                         // As far as the socket takes it: the client has had its time.
                         let _ = socket.poll_write(cx, HEAD_TIMEOUT);
@@ -431,7 +457,12 @@ impl AsyncRead for Io {
 
         let read = &buf.filled()[start..];
         if read.is_empty() {
-            // The client has closed its side, and waits for the end of file.
+            if state.has_request() {
+                // Its request is whole, and it may well wait for the answer. hyper would drop the request.
+                state.half_closed = true;
+                state.last |= state.ledger.answer_due();
+                return Poll::Pending;
+            }
             state.fate = Fate::Closing;
             return Poll::Ready(Ok(()));
         }
@@ -483,7 +514,8 @@ impl AsyncWrite for Io {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         // hyper flushes only when it has written all that it had. A socket's own flush does nothing.
         let mut state = self.connection.lock();
-        if std::mem::take(&mut state.unflushed) && self.connection.0.gate.is_closed() {
+        let flushed = std::mem::take(&mut state.unflushed);
+        if flushed && (state.half_closed || self.connection.0.gate.is_closed()) {
             // hyper may have nothing more to do with the connection: have it read once more, to be taken.
             cx.waker().wake_by_ref();
         }

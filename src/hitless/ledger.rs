@@ -125,6 +125,11 @@ impl Ledger {
         matches!(self.position, Position::Head(_)).then_some(&self.ahead)
     }
 
+    /// Whether a head was read whole and hyper is to dispatch its request.
+    pub fn dispatch_due(&self) -> bool {
+        matches!(self.position, Position::Dispatch)
+    }
+
     /// Whether a request was read whole and its answer is due, so that nothing needs to be read.
     pub fn answer_due(&self) -> bool {
         matches!(self.position, Position::Answer)

@@ -250,7 +250,8 @@ impl Lifecycle {
                     Err(error) => self.retire(gate, reason, &error).await,
                 }
             }
-            gate.all_gone(FRESH).await;
+            // Where a sibling has the others, nobody waits for an HTTP/2 client's goodbye.
+            gate.all_gone(if given { timeout.sixth() } else { FRESH }).await;
             self.handle.0.tasks.close();
             self.handle.0.tasks.wait().await;
         })

@@ -59,6 +59,11 @@ impl Client {
         self.answer().await
     }
 
+    /// Closes the client's side: nothing more will be sent.
+    pub async fn close_side(&mut self) {
+        soon("closing one side", self.stream.shutdown()).await.expect("closing one side");
+    }
+
     /// Has a body echoed.
     pub async fn echo(&mut self, body: &str) -> Answer {
         let length = body.len();

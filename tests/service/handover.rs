@@ -285,6 +285,47 @@ async fn clients_that_wait_for_the_end_of_file_get_it() {
 }
 
 #[tokio::test]
+async fn a_client_that_closes_its_side_is_answered_whole() {
+    let mut service = start(managed()).await;
+    let (get, post) = ("GET /ping HTTP/1.1\r\nHost: test\r\n", "POST /echo HTTP/1.1\r\nHost: test\r\n");
+    let requests = [
+        (format!("{get}\r\n"), 1),
+        (format!("{get}Connection: close\r\n\r\n"), 1),
+        ("GET /ping HTTP/1.0\r\n\r\n".to_owned(), 1),
+        (format!("{post}Content-Length: 2\r\n\r\n12"), 1),
+        (format!("{post}Transfer-Encoding: chunked\r\n\r\n2\r\n12\r\n0\r\n\r\n"), 1),
+        (format!("{get}\r\n{get}\r\n{get}\r\n"), 3),
+    ];
+    let mut clients = Vec::new();
+    for (request, answers) in &requests {
+        let mut client = client(&service).await;
+        client.send(request).await;
+        client.close_side().await;
+        clients.push((client, request, *answers));
+    }
+    // One whose answer has begun, on a connection that was to stay.
+    let mut begun = client(&service).await;
+    begin(&mut begun).await;
+    begun.send("5\r\nended\r\n0\r\n\r\n").await;
+    begun.close_side().await;
+
+    let restarted = restart(&mut service);
+    let answered = async {
+        for (client, request, answers) in &mut clients {
+            for _ in 0..*answers {
+                assert_eq!(client.answer().await.status, 200, "{request}");
+            }
+        }
+        assert_eq!(begun.chunk().await, b"ended");
+        assert_eq!(begun.chunk().await, b"");
+    };
+    tokio::join!(restarted, answered);
+    for client in clients.into_iter().map(|(client, ..)| client).chain([begun]) {
+        client.ended().await;
+    }
+}
+
+#[tokio::test]
 async fn what_could_not_be_handed_over_is_told_so_long_before_a_restart() {
     let service = start(managed()).await;
     let mut old = client(&service).await;

@@ -7,10 +7,11 @@ use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::routing::get;
 use futures_util::{StreamExt, stream};
+use rustix::process::Signal;
 use tokio_util::sync::CancellationToken;
 
 use crate::client::{Answer, Client, soon};
-use crate::start::{App, spawn_app};
+use crate::start::{App, Process, spawn_app};
 
 async fn app(limits: &str) -> App {
     spawn_app(&format!("ping_delay = '600ms'\n[limits]\n{limits}"), Router::new()).await
@@ -64,6 +65,28 @@ async fn a_head_that_comes_in_time_by_single_bytes_is_served() {
         tokio::task::yield_now().await;
     }
     assert_eq!(client.answer().await.status, 200);
+}
+
+/// More clients than the runtime hears of at a time.
+#[tokio::test]
+async fn a_client_is_not_blamed_for_a_standstill_of_the_service() {
+    let service = Process::start(&[("limits.header_timeout", "2s")]).await;
+    let mut clients = Vec::new();
+    for _ in 0..3_000 {
+        clients.push(service.client().await);
+    }
+    for client in &mut clients {
+        client.send("GET /livez HTTP/1.1\r\n").await;
+    }
+    service.signal(Signal::STOP);
+    for client in &mut clients {
+        client.send("Host: test\r\n\r\n").await;
+    }
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    service.signal(Signal::CONT);
+    for client in &mut clients {
+        assert_eq!(client.answer().await.status, 200);
+    }
 }
 
 #[tokio::test]
