@@ -29,9 +29,9 @@ pub async fn run(config: Config, given: Given) -> io::Result<Outcome> {
     let siblings = if given.listeners.is_empty() { None } else { Siblings::of_unit() };
     let lifecycle = Lifecycle::new(config.shutdown_timeout).among(siblings);
     let gate = Arc::new(Gate::default());
-    allow_connections(config.limits.max_connections);
+    let max_connections = allow_connections(config.limits.max_connections)?;
     let sockets = if given.listeners.is_empty() { vec![bind(&config)?] } else { given.listeners };
-    let mut listener = Listener::new(sockets, Arc::clone(&gate), config.limits.max_connections)?;
+    let mut listener = Listener::new(sockets, Arc::clone(&gate), max_connections)?;
 
     tokio::spawn(systemd::feed_watchdog());
     tokio::spawn(lifecycle::report(Arc::clone(&gate), lifecycle.handle()));
@@ -127,20 +127,29 @@ fn holder(address: SocketAddr) -> String {
     if lines.is_empty() { lines } else { format!("; held by:\n{lines}") }
 }
 
-/// Sees to it that the process may hold `max_connections`.
-fn allow_connections(max_connections: usize) {
+/// Sees to it that the process may hold `max_connections`, or says how many it may hold. There is always room for what
+/// takes connections over, or hands them over.
+fn allow_connections(max_connections: usize) -> io::Result<usize> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    let wanted = (max_connections + listener::SURPLUS + listener::SPARE_DESCRIPTORS) as u64;
-    let enough = |limit: Option<u64>| limit.is_none_or(|limit| limit >= wanted);
-    if enough(current) {
-        return;
+    let apart = (listener::SURPLUS + listener::SPARE_DESCRIPTORS) as u64;
+    let wanted = max_connections as u64 + apart;
+    let mut allowed = current.unwrap_or(u64::MAX);
+    if allowed < wanted && setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).is_ok() {
+        allowed = maximum.unwrap_or(u64::MAX);
     }
-    let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
-    if raised.is_err() || !enough(maximum) {
-        let allowed = if raised.is_ok() { maximum } else { current };
-        let allowed = allowed.unwrap_or(u64::MAX);
+    if allowed <= apart {
+        return Err(io::Error::other(format!(
+            "{allowed} descriptors are allowed (ulimit -n, LimitNOFILE=), which is not enough: the service needs {apart}, and \
+             one for each connection"
+        )));
+    }
+    if allowed < wanted {
+        let room = allowed - apart;
         tracing::warn!(
-            "{allowed} descriptors are allowed, limits.max_connections needs {wanted} (ulimit -n, LimitNOFILE=)"
+            "{room} connections are allowed, and not limits.max_connections = {max_connections}: that needs {wanted} \
+             descriptors, and there are {allowed} (ulimit -n, LimitNOFILE=)"
         );
+        return Ok(room as usize);
     }
+    Ok(max_connections)
 }

@@ -4,13 +4,19 @@
 //! connections wait inside it as `SCM_RIGHTS` messages, so that the store holds a single descriptor however many
 //! connections there are (systemd compares each new descriptor with all that it has: 9,000 of them take it 34 s).
 //! The store gets the empty parcel first: one that it does not keep is noticed while nothing is packed yet.
+//!
+//! What was read of unfinished heads travels beside the messages, in memory that has a descriptor (memfd_create(2)):
+//! a socket's buffer takes some hundred kilobytes, and clients that send long heads slowly would fill it.
 
-use std::io::{self, IoSlice, IoSliceMut};
+use std::fs::File;
+use std::io::{self, IoSlice, IoSliceMut, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair, sockopt,
@@ -22,13 +28,16 @@ use super::systemd;
 pub const NAME: &str = "parcel";
 
 /// The format's version, the first byte of every message. A message of another version is not opened.
-const VERSION: u8 = 1;
+///
+/// After it stands the length of each connection's rest, in four bytes. The descriptors are the connections, then, where
+/// there is any rest, the memory with all of them.
+const VERSION: u8 = 2;
 /// The most descriptors that one message can carry (`SCM_MAX_FD`, unix(7)).
-const MESSAGE_SOCKETS: usize = 253;
-/// The most bytes in a message, apart from the last connection's rest.
-const MESSAGE_BYTES: usize = 32 * 1024;
-/// The largest message: what precedes the last rest, and that rest.
-const MESSAGE_LIMIT: usize = MESSAGE_BYTES + 72 * 1024;
+const MESSAGE_DESCRIPTORS: usize = 253;
+/// The most connections in a message.
+const MESSAGE_SOCKETS: usize = MESSAGE_DESCRIPTORS - 1;
+/// The largest message, in bytes.
+const MESSAGE_LIMIT: usize = 1 + MESSAGE_SOCKETS * size_of::<u32>();
 
 /// A connection that stands before a request, and what was already read of that request.
 #[derive(Debug)]
@@ -65,7 +74,9 @@ impl Parcel {
     ///
     /// # Errors
     /// When the kernel takes no more, with the number of connections that did get in.
-    pub fn pack(self, connections: Vec<Clean>) -> Result<usize, (usize, io::Error)> {
+    pub fn pack(self, mut connections: Vec<Clean>) -> Result<usize, (usize, io::Error)> {
+        // Should there be no memory for what was read, then only those that it belongs to are lost.
+        connections.sort_by_key(|clean| clean.rest.len());
         let mut packed = 0;
         while packed < connections.len() {
             packed += send(&self.0, &connections[packed..]).map_err(|error| (packed, error))?;
@@ -95,33 +106,34 @@ fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
 /// # Errors
 /// When the kernel does not take the message, as it is, at once.
 pub(super) fn send(to: impl AsFd, connections: &[Clean]) -> io::Result<usize> {
-    let (message, count) = compose(connections);
-    let sockets: Vec<BorrowedFd> = connections[..count].iter().map(|clean| clean.socket.as_fd()).collect();
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MESSAGE_SOCKETS))];
+    let connections = &connections[..connections.len().min(MESSAGE_SOCKETS)];
+    let mut message = vec![VERSION];
+    // A rest is at most 64 KiB (the ledger's limit).
+    message.extend(connections.iter().flat_map(|clean| (clean.rest.len() as u32).to_le_bytes()));
+    let rests = rests(connections)?;
+    let sockets = connections.iter().map(|clean| clean.socket.as_fd());
+    let descriptors: Vec<BorrowedFd> = sockets.chain(rests.iter().map(AsFd::as_fd)).collect();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MESSAGE_DESCRIPTORS))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    if !sockets.is_empty() {
-        // Cannot fail: there is space for MESSAGE_SOCKETS, and compose takes no more.
-        control.push(SendAncillaryMessage::ScmRights(&sockets));
+    if !descriptors.is_empty() {
+        // Cannot fail: there is space for MESSAGE_DESCRIPTORS.
+        control.push(SendAncillaryMessage::ScmRights(&descriptors));
     }
     let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
     sendmsg(to, &[IoSlice::new(&message)], &mut control, flags)?;
-    Ok(count)
+    Ok(connections.len())
 }
 
-/// The message for the first of `connections`, and how many of them it carries.
-fn compose(connections: &[Clean]) -> (Vec<u8>, usize) {
-    let mut message = vec![VERSION];
-    let mut count = 0;
-    for clean in connections.iter().take(MESSAGE_SOCKETS) {
-        if message.len() > MESSAGE_BYTES {
-            break;
-        }
-        // A rest is at most 64 KiB (the ledger's limit).
-        message.extend_from_slice(&(clean.rest.len() as u32).to_le_bytes());
-        message.extend_from_slice(&clean.rest);
-        count += 1;
+/// Memory with what was read of each connection's next request, unless that is nothing.
+fn rests(connections: &[Clean]) -> io::Result<Option<File>> {
+    if connections.iter().all(|clean| clean.rest.is_empty()) {
+        return Ok(None);
     }
-    (message, count)
+    let mut memory = File::from(memfd_create(c"rests", MemfdFlags::CLOEXEC)?);
+    for clean in connections {
+        memory.write_all(&clean.rest)?;
+    }
+    Ok(Some(memory))
 }
 
 /// Takes out everything that a parcel holds.
@@ -147,7 +159,7 @@ pub fn unpack(parcel: &OwnedFd, connections: &mut Vec<Clean>) -> io::Result<()> 
 #[derive(Debug)]
 pub(super) struct Message {
     bytes: Vec<u8>,
-    sockets: Vec<OwnedFd>,
+    descriptors: Vec<OwnedFd>,
     cut_short: bool,
 }
 
@@ -160,7 +172,7 @@ impl Message {
         if self.cut_short {
             return Err(io::Error::other("a message was cut short: too few descriptors (LimitNOFILE=)?"));
         }
-        decompose(&self.bytes, self.sockets)
+        decompose(&self.bytes, self.descriptors)
     }
 }
 
@@ -170,50 +182,55 @@ impl Message {
 /// When there is none now (`WouldBlock`), or it cannot be read.
 pub(super) fn receive(from: impl AsFd) -> io::Result<Option<Message>> {
     let mut bytes = vec![0; MESSAGE_LIMIT];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MESSAGE_SOCKETS))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MESSAGE_DESCRIPTORS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
     let message = recvmsg(from, &mut [IoSliceMut::new(&mut bytes)], &mut control, flags)?;
     if message.bytes == 0 {
         return Ok(None);
     }
-    let sockets = control
+    let descriptors = control
         .drain()
         .filter_map(|message| match message {
-            RecvAncillaryMessage::ScmRights(sockets) => Some(sockets),
+            RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
             _ => None,
         })
         .flatten()
         .collect();
     bytes.truncate(message.bytes);
     let cut_short = message.flags.intersects(ReturnFlags::CTRUNC | ReturnFlags::TRUNC);
-    Ok(Some(Message { bytes, sockets, cut_short }))
+    Ok(Some(Message { bytes, descriptors, cut_short }))
 }
 
 /// The connections of one message.
-fn decompose(message: &[u8], sockets: Vec<OwnedFd>) -> io::Result<Vec<Clean>> {
+fn decompose(message: &[u8], mut descriptors: Vec<OwnedFd>) -> io::Result<Vec<Clean>> {
     let malformed = || io::Error::new(io::ErrorKind::InvalidData, "a message of the parcel is malformed");
-    let (&version, mut rests) = message.split_first().ok_or_else(malformed)?;
+    let (&version, lengths) = message.split_first().ok_or_else(malformed)?;
     if version != VERSION {
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,
             format!(
-                "the parcel has format {version}, this release opens format {VERSION}: its {} connections are closed",
-                sockets.len()
+                "the parcel has format {version}, this release opens format {VERSION}: its connections are closed \
+                 ({} descriptors)",
+                descriptors.len()
             ),
         ));
     }
-    let connections = sockets
-        .into_iter()
-        .map(|socket| {
-            let (length, tail) = rests.split_first_chunk()?;
-            let (rest, tail) = tail.split_at_checked(u32::from_le_bytes(*length) as usize)?;
-            rests = tail;
-            Some(Clean { socket, rest: rest.to_vec() })
-        })
-        .collect::<Option<Vec<_>>>()
-        .ok_or_else(malformed)?;
-    if rests.is_empty() { Ok(connections) } else { Err(malformed()) }
+    let (lengths, cut) = lengths.as_chunks();
+    let memory = if descriptors.len() > lengths.len() { descriptors.pop().map(File::from) } else { None };
+    if !cut.is_empty() || descriptors.len() != lengths.len() {
+        return Err(malformed());
+    }
+    let mut read = 0;
+    let connections = descriptors.into_iter().zip(lengths).map(|(socket, length)| {
+        let mut rest = vec![0; u32::from_le_bytes(*length) as usize];
+        if !rest.is_empty() {
+            memory.as_ref().ok_or_else(malformed)?.read_exact_at(&mut rest, read)?;
+            read += rest.len() as u64;
+        }
+        Ok(Clean { socket, rest })
+    });
+    connections.collect()
 }
 
 #[cfg(test)]

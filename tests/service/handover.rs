@@ -326,6 +326,30 @@ async fn a_client_that_closes_its_side_is_answered_whole() {
 }
 
 #[tokio::test]
+async fn where_descriptors_are_short_those_who_are_served_are_handed_over_all_the_same() {
+    let few = ["-c", "ulimit -n 300 && exec \"$0\" run", BINARY];
+    let mut service = start(Manager::new("/bin/sh").args(few)).await;
+    let mut served = Vec::new();
+    for _ in 0..400 {
+        let mut client = client(&service).await;
+        client.ask("/livez").await;
+        // Who is over the limit is told so, or waits in the queue.
+        if client.has_answer_within(Duration::from_millis(if served.is_empty() { 5_000 } else { 50 })).await
+            && client.answer().await.status == 200
+        {
+            served.push(client);
+        } else {
+            break;
+        }
+    }
+    assert_eq!(served.len(), 300 - 256);
+    restart(&mut service).await;
+    for client in &mut served {
+        assert_good(&client.get("/livez").await);
+    }
+}
+
+#[tokio::test]
 async fn what_could_not_be_handed_over_is_told_so_long_before_a_restart() {
     let service = start(managed()).await;
     let mut old = client(&service).await;

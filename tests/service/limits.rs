@@ -8,10 +8,11 @@ use axum::body::{Body, Bytes};
 use axum::routing::get;
 use futures_util::{StreamExt, stream};
 use rustix::process::Signal;
+use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 
 use crate::client::{Answer, Client, soon};
-use crate::start::{App, Process, spawn_app};
+use crate::start::{App, BINARY, Process, spawn_app};
 
 async fn app(limits: &str) -> App {
     spawn_app(&format!("ping_delay = '600ms'\n[limits]\n{limits}"), Router::new()).await
@@ -166,6 +167,15 @@ async fn one_connection_too_many_is_told_so_and_there_is_room_again_later() {
         }
     })
     .await;
+}
+
+#[tokio::test]
+async fn too_few_descriptors_are_a_clear_error() {
+    let few = Command::new("sh").args(["-c", "ulimit -n 200 && exec \"$0\"", BINARY]).output();
+    let output = soon("the end", few).await.expect("a shell");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("200 descriptors are allowed (ulimit -n, LimitNOFILE=)"), "{said}");
 }
 
 #[tokio::test]
