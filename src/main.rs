@@ -92,7 +92,7 @@ fn run(config: Config) -> Done {
     let given = systemd::given();
     telemetry::init(&config.log)?;
     let runtime = tokio::runtime::Runtime::new()?;
-    let outcome = runtime.block_on(server::run(config, given?));
+    let outcome = runtime.block_on(server::run(config, given));
     // What was cut at T may block a thread: nobody waits for it.
     runtime.shutdown_background();
     Ok(ExitCode::from(&outcome?))

@@ -31,6 +31,10 @@ pub async fn run(config: Config, given: Given) -> io::Result<Outcome> {
     let gate = Arc::new(Gate::default());
     let max_connections = allow_connections(config.limits.max_connections)?;
     let sockets = if given.listeners.is_empty() { vec![bind(&config)?] } else { given.listeners };
+    for (name, error) in &given.strangers {
+        tracing::warn!("a descriptor that is no socket to serve is dropped, {name:?}: {error}");
+        systemd::forget(name);
+    }
     let mut listener = Listener::new(sockets, Arc::clone(&gate), max_connections)?;
 
     tokio::spawn(systemd::feed_watchdog());

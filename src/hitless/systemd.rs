@@ -21,6 +21,9 @@ pub struct Given {
     pub listeners: Vec<Activated>,
     /// The parcels that earlier processes left in the descriptor store.
     pub parcels: Vec<OwnedFd>,
+    /// What else there was, by its name in the descriptor store, with the reason why it is of no use: another release
+    /// may have stored it.
+    pub strangers: Vec<(String, io::Error)>,
 }
 
 /// A listening socket that the service manager keeps.
@@ -31,26 +34,26 @@ pub enum Activated {
 }
 
 /// Takes what the service manager passed on. Only the first call gets it.
-///
-/// # Errors
-/// When a descriptor is neither a listening stream socket nor a parcel.
-pub fn given() -> io::Result<Given> {
+pub fn given() -> Given {
     // listenfd forgets the names, which tell a parcel from a listener, and takes away the variables.
     let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
     let mut names = names.split(':');
     let mut fds = ListenFd::from_env();
     let mut given = Given::default();
     for index in 0..fds.len() {
-        if names.next() == Some(parcel::NAME) {
+        let name = names.next().unwrap_or_default();
+        let taken = if name == parcel::NAME {
             let (family, kind) = (AddressFamily::UNIX.as_raw().into(), SocketType::SEQPACKET.as_raw() as i32);
-            given.parcels.extend(fds.take_custom::<OwnedFd>(index, family, kind, "parcel")?);
+            fds.take_custom::<OwnedFd>(index, family, kind, "parcel").map(|parcel| given.parcels.extend(parcel))
         } else if let Ok(Some(listener)) = fds.take_unix_listener(index) {
             given.listeners.push(Activated::Unix(listener));
-        } else if let Some(listener) = fds.take_tcp_listener(index)? {
-            given.listeners.push(Activated::Tcp(listener));
-        }
+            Ok(())
+        } else {
+            fds.take_tcp_listener(index).map(|listener| given.listeners.extend(listener.map(Activated::Tcp)))
+        };
+        given.strangers.extend(taken.err().map(|error| (name.to_owned(), error)));
     }
-    Ok(given)
+    given
 }
 
 /// Says that the service serves.

@@ -613,13 +613,9 @@ async fn a_parcel_of_another_release_costs_its_own_connections_and_no_others() {
     assert_good(&ours.get("/livez").await);
     let (theirs, socket) = UnixStream::pair().unwrap();
     theirs.set_nonblocking(true).unwrap();
-    store_parcel(&service, b"\xffof another format", socket);
-    soon("the store", async {
-        while service.stored() != ["parcel"] {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    })
-    .await;
+    let (sender, parcel) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+    send_with(&sender, b"\xffof another format", socket.into());
+    store(&service, "parcel", parcel).await;
 
     restart(&mut service).await;
 
@@ -628,16 +624,34 @@ async fn a_parcel_of_another_release_costs_its_own_connections_and_no_others() {
     assert!(service.stored().is_empty());
 }
 
-/// Puts a parcel into the store, as a release with another format might have done.
-fn store_parcel(service: &Service, message: &[u8], connection: UnixStream) {
-    let (sender, parcel) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
-    send_with(&sender, message, connection.into());
+#[tokio::test]
+async fn a_descriptor_that_means_nothing_to_this_release_does_not_keep_it_from_starting() {
+    let mut service = start(managed()).await;
+    let mut client = client(&service).await;
+    assert_good(&client.get("/livez").await);
+    store(&service, "of-another-release", UnixDatagram::unbound().unwrap().into()).await;
+
+    restart(&mut service).await;
+
+    assert_good(&client.get("/livez").await);
+    assert!(service.stored().is_empty());
+    assert!(service.log().contains("of-another-release"), "{}", service.log());
+}
+
+/// Puts a descriptor into the store, as another release might have done.
+async fn store(service: &Service, name: &str, fd: OwnedFd) {
     let environment = fs::read(format!("/proc/{}/environ", service.pid().unwrap())).unwrap();
     let mut variables = environment.split(|&byte| byte == 0);
     let path = variables.find_map(|variable| variable.strip_prefix(b"NOTIFY_SOCKET=")).unwrap();
     let notify = UnixDatagram::unbound().unwrap();
     notify.connect(str::from_utf8(path).unwrap()).unwrap();
-    send_with(&notify, b"FDSTORE=1\nFDNAME=parcel\nFDPOLL=0", parcel);
+    send_with(&notify, format!("FDSTORE=1\nFDNAME={name}\nFDPOLL=0").as_bytes(), fd);
+    soon("the store", async {
+        while service.stored() != [name] {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
 }
 
 fn send_with(socket: impl AsFd, message: &[u8], fd: OwnedFd) {
