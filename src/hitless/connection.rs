@@ -79,6 +79,8 @@ struct State {
     last: bool,
     /// The client has closed its side, and waits for its answer.
     half_closed: bool,
+    /// Upgraded when the service had been told to leave: its handler knew so from the first moment.
+    late: bool,
     /// A response has ended and its last bytes are not known to have reached the socket.
     unflushed: bool,
     /// When the connection became idle, or the head that is being read began.
@@ -171,7 +173,8 @@ impl Connection {
         }
         // The answer has ended, and the client does not read the rest of it.
         let unread = state.unflushed && state.since.elapsed() > calm;
-        let lasting = unread || state.protocol == Protocol::Upgraded || slow.next().is_some();
+        let upgraded = state.protocol == Protocol::Upgraded && !state.late;
+        let lasting = unread || upgraded || slow.next().is_some();
         if lasting { Obstacle::Lasting } else { Obstacle::None }
     }
 
@@ -270,6 +273,7 @@ impl Ticket {
         }
         if upgrade && self.http1 {
             state.protocol = Protocol::Upgraded;
+            state.late = self.connection.0.gate.mode() != Mode::Open;
         }
         if !self.http1 || upgrade {
             state.ledger.lose();
@@ -332,9 +336,9 @@ impl State {
     }
 
     /// Whether nothing is lost when axum, told to end, closes the connection: HTTP/2, or what cannot be handed over,
-    /// without a request.
+    /// without a request; and what was only upgraded to be told goodbye.
     fn leaves_by_itself(&self) -> bool {
-        self.is_quiet() && self.protocol != Protocol::Upgraded && self.is_never_clean()
+        self.is_quiet() && self.is_never_clean() && (self.protocol != Protocol::Upgraded || self.late)
     }
 
     /// Whether no request is in flight and no answer on its way to the socket.
@@ -376,6 +380,7 @@ impl Io {
             tickets: 0,
             last: false,
             half_closed: false,
+            late: false,
             unflushed: false,
             since: Instant::now(),
             stalled: None,
