@@ -242,13 +242,20 @@ impl Lifecycle {
             if !given {
                 // It waits for the service manager, and requests are still served.
                 let opened = tokio::task::spawn_blocking(move || Parcel::open(timeout.sixth()));
-                match opened.await.unwrap_or_else(|error| Err(error.into())) {
+                let refused = match opened.await.unwrap_or_else(|error| Err(error.into())) {
                     Ok(opened) => {
-                        parcel = Some(opened);
-                        self.hand_over(gate, since).await;
+                        let opened = parcel.insert(opened);
+                        self.take_all(gate, since).await;
+                        opened.is_kept(Duration::ZERO).err()
                     }
-                    Err(error) => self.retire(gate, reason, &error).await,
+                    Err(error) => Some(error),
+                };
+                if let Some(error) = refused {
+                    parcel = None;
+                    gate.open();
+                    self.retire(gate, reason, &error).await;
                 }
+                self.quiesced.cancel();
             }
             // Where a sibling has the others, nobody waits for an HTTP/2 client's goodbye.
             gate.all_gone(if given { timeout.sixth() } else { FRESH }).await;
@@ -336,7 +343,7 @@ impl Lifecycle {
     /// That no request in flight is old does not tell how long they will take. So this is a try: when they take long,
     /// the gate opens again, and what was taken is served on. After T/3 it stays closed, and everybody waits for the
     /// requests in flight: their time is bounded. For what nothing bounds, everybody is served on until shortly before T.
-    async fn hand_over(&self, gate: &Gate, start: Instant) {
+    async fn take_all(&self, gate: &Gate, start: Instant) {
         gate.set_mode(Mode::HandingOver);
         let timeout = self.handle.0.timeout;
         loop {
@@ -365,7 +372,6 @@ impl Lifecycle {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         tracing::info!("the gate is closed after {:?}", start.elapsed());
-        self.quiesced.cancel();
     }
 
     /// Lets connections end: as a lame duck first, so that load balancers and clients can turn away.
@@ -377,7 +383,6 @@ impl Lifecycle {
         gate.set_mode(Mode::Retired);
         // Who has just connected is still to ask; who never does is not waited for.
         let _ = tokio::time::timeout(grace.max(FRESH), gate.heads_read()).await;
-        self.quiesced.cancel();
     }
 }
 

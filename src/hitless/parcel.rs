@@ -15,7 +15,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
@@ -27,6 +27,8 @@ use super::systemd;
 /// The parcel's name in systemd's descriptor store.
 pub const NAME: &str = "parcel";
 
+/// How long systemd 257 may take to close a descriptor that it does not keep, after it has said that it is done.
+const SECOND_THOUGHTS: Duration = Duration::from_millis(50);
 /// The format's version, the first byte of every message. A message of another version is not opened.
 ///
 /// After it stands the length of each connection's rest, in four bytes. The descriptors are the connections, then, where
@@ -61,12 +63,21 @@ impl Parcel {
         systemd::store(NAME, receiver.as_fd(), timeout)?;
         drop(receiver);
         let parcel = Self(sender);
-        if parcel.is_kept()? {
-            Ok(parcel)
-        } else {
-            Err(io::Error::other(
+        parcel.is_kept(SECOND_THOUGHTS)?;
+        Ok(parcel)
+    }
+
+    /// Fails when nobody holds the other end, or lets go of it within `time`.
+    ///
+    /// # Errors
+    /// When what is packed would be lost.
+    pub fn is_kept(&self, time: Duration) -> io::Result<()> {
+        let time = Timespec { tv_sec: time.as_secs() as i64, tv_nsec: time.subsec_nanos().into() };
+        match poll(&mut [PollFd::new(&self.0, PollFlags::empty())], Some(&time))? {
+            0 => Ok(()),
+            _ => Err(io::Error::other(
                 "the service manager does not keep descriptors (FileDescriptorStoreMax= is not set, or the store is full)",
-            ))
+            )),
         }
     }
 
@@ -82,13 +93,6 @@ impl Parcel {
             packed += send(&self.0, &connections[packed..]).map_err(|error| (packed, error))?;
         }
         Ok(packed)
-    }
-
-    /// Whether somebody holds the other end.
-    fn is_kept(&self) -> io::Result<bool> {
-        let mut ends = [PollFd::new(&self.0, PollFlags::empty())];
-        poll(&mut ends, Some(&rustix::time::Timespec::default()))?;
-        Ok(!ends[0].revents().contains(PollFlags::HUP))
     }
 }
 
