@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand, ValueEnum};
 use service::config::Config;
 use service::hitless::systemd;
-use service::{probe, server, telemetry, unit};
+use service::{app, probe, server, telemetry, unit};
 
 /// The layers around a handler allocate some dozen times for each request, which this does in half the time of glibc's.
 #[global_allocator]
@@ -92,7 +92,7 @@ fn run(config: Config) -> Done {
     let given = systemd::given();
     telemetry::init(&config.log)?;
     let runtime = tokio::runtime::Runtime::new()?;
-    let outcome = runtime.block_on(server::run(config, given));
+    let outcome = runtime.block_on(server::run(config, given, app::app));
     // What was cut at T may block a thread: nobody waits for it.
     runtime.shutdown_background();
     Ok(ExitCode::from(&outcome?))

@@ -12,18 +12,18 @@ use axum::ServiceExt;
 use rustix::net::{AddressFamily, SocketType, sockopt};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::app::{self, AppState};
+use crate::app::AppState;
 use crate::config::{Config, Listen};
 use crate::hitless::systemd::{self, Activated, Given};
 use crate::hitless::{
     Application, Connection, Gate, Lifecycle, Listener, Outcome, Reason, Siblings, Track, lifecycle, listener, parcel,
 };
 
-/// Runs the service from the start to the end of the process.
+/// Runs the service that `app` makes of its state, from the start to the end of the process.
 ///
 /// # Errors
 /// When it cannot listen.
-pub async fn run(config: Config, given: Given) -> io::Result<Outcome> {
+pub async fn run<A: Application>(config: Config, given: Given, app: impl FnOnce(AppState) -> A) -> io::Result<Outcome> {
     let told = lifecycle::told_to_leave()?;
     // Siblings share the sockets that systemd keeps. What comes to a socket of this process alone is its own.
     let siblings = if given.listeners.is_empty() { None } else { Siblings::of_unit() };
@@ -40,7 +40,7 @@ pub async fn run(config: Config, given: Given) -> io::Result<Outcome> {
     tokio::spawn(systemd::feed_watchdog());
     tokio::spawn(lifecycle::report(Arc::clone(&gate), lifecycle.handle()));
     tokio::spawn(lifecycle::expire(gate, config.limits.idle_timeout, config.header_timeout()));
-    let app = app::app(AppState::new(Arc::new(config), lifecycle.handle()));
+    let app = app(AppState::new(Arc::new(config), lifecycle.handle()));
 
     // The last step: up to here a failure costs nobody a connection.
     adopt(&mut listener, given.parcels);

@@ -1,57 +1,57 @@
-//! A service with routes that the template has not: `/upgrade`, which shouts back what it hears, `/length`, which streams
-//! an answer whose length only the header knows, and `/work`, which answers at once and works on. As a process it is
-//! this test binary, started once more.
+//! A service with routes that the template has not: `/length`, which streams an answer whose length only the header knows,
+//! `/work`, which answers at once and works on, and `/endless`, whose work does not end.
 
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Request, State};
-use axum::http::{StatusCode, header};
+use axum::extract::State;
+use axum::http::header;
 use axum::response::IntoResponse;
 use axum::routing::get;
-use hyper_util::rt::TokioIo;
 use lab::manager::Manager;
 use service::app::{self, AppState};
-use service::hitless::{Gate, Handle, Lifecycle, Listener, lifecycle, parcel, systemd};
-use service::server;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
-use crate::start::config;
+use service::config::Config;
+use service::hitless::{Handle, systemd};
+use service::{server, telemetry};
 
 /// The process under the stand-in for systemd.
 pub fn managed() -> Manager {
+    process_of("own_routes::serves")
+}
+
+/// A process under the stand-in that is this test binary, started once more for the test `name`.
+pub fn process_of(name: &str) -> Manager {
     let test = std::env::current_exe().expect("this binary");
-    Manager::new(test).args(["--exact", "own_routes::serves", "--ignored", "--nocapture"])
+    Manager::new(test).args(["--exact", name, "--ignored", "--nocapture"])
+}
+
+/// Whether this is such a process, and not somebody running all ignored tests.
+pub fn is_managed() -> bool {
+    std::env::var_os("NOTIFY_SOCKET").is_some()
+}
+
+/// Ends such a process as the service's own ends.
+pub fn exit(code: ExitCode) {
+    std::process::exit(i32::from(code != ExitCode::SUCCESS));
 }
 
 #[tokio::test]
 #[ignore = "is a process of another test's"]
 async fn serves() {
-    if std::env::var_os("NOTIFY_SOCKET").is_none() {
-        return;
+    if is_managed() {
+        let given = systemd::given();
+        let config = Config::load(None).expect("a good configuration");
+        telemetry::init(&config.log).expect("a log");
+        let app = |state| app::layered(app::routes().merge(routes()), state);
+        exit(ExitCode::from(&server::run(config, given, app).await.expect("sockets to listen on")));
     }
-    let given = systemd::given();
-    let config = config("");
-    let told = lifecycle::told_to_leave().expect("signals");
-    let lifecycle = Lifecycle::new(config.shutdown_timeout);
-    let state = AppState::new(Arc::new(config), lifecycle.handle());
-    let app = app::layered(app::routes().merge(routes()), state);
-    let mut listener = Listener::new(given.listeners, Arc::new(Gate::default()), 100).expect("a listener");
-    let mut connections = Vec::new();
-    for parcel in &given.parcels {
-        parcel::unpack(parcel, &mut connections).expect("a parcel");
-    }
-    systemd::forget(parcel::NAME);
-    listener.adopt(connections);
-    let outcome = server::serve(listener, app, &lifecycle, told).await;
-    assert!(outcome.cut.is_empty() && outcome.unfinished == 0, "{outcome:?}");
 }
 
 pub fn routes() -> Router<AppState> {
-    Router::new().route("/upgrade", get(upgrade)).route("/length", get(length)).route("/work", get(work))
+    Router::new().route("/length", get(length)).route("/work", get(work)).route("/endless", get(endless))
 }
 
 async fn length() -> impl IntoResponse {
@@ -69,24 +69,6 @@ async fn work(State(handle): State<Handle>) {
     });
 }
 
-async fn upgrade(State(handle): State<Handle>, mut request: Request) -> impl IntoResponse {
-    let upgraded = hyper::upgrade::on(&mut request);
-    let leaving = handle.clone();
-    handle.spawn(async move {
-        let mut stream = TokioIo::new(upgraded.await.expect("an upgrade"));
-        let mut heard = [0; 100];
-        loop {
-            let count = tokio::select! {
-                count = stream.read(&mut heard) => count.unwrap_or(0),
-                () = leaving.draining() => break,
-            };
-            if count == 0 {
-                return;
-            }
-            stream.write_all(&heard[..count].to_ascii_uppercase()).await.expect("a client that listens");
-        }
-        stream.write_all(b"BYE").await.expect("a client that listens");
-        stream.shutdown().await.expect("an end of file");
-    });
-    (StatusCode::SWITCHING_PROTOCOLS, [(header::CONNECTION, "upgrade"), (header::UPGRADE, "shout")])
+async fn endless(State(handle): State<Handle>) {
+    handle.spawn(std::future::pending::<()>());
 }
