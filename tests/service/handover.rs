@@ -40,7 +40,7 @@ pub async fn client(service: &Service) -> Client {
 }
 
 /// What `event` gives, and the longest that a client who kept its connection waited for an answer meanwhile.
-async fn slowest_answer<T>(address: SocketAddr, event: impl Future<Output = T>) -> (T, Duration) {
+pub async fn slowest_answer<T>(address: SocketAddr, event: impl Future<Output = T>) -> (T, Duration) {
     let ask = Ask::get("/livez", 200, None);
     let mut connection = Connection::open(address, None).await.expect("a connection is not refused");
     assert_eq!(connection.exchange(&ask).await, Ok(Stays::Open));
@@ -454,28 +454,6 @@ async fn http2_ends_with_goaway_and_its_streams_are_finished() {
         assert_eq!(outcome, http2::Outcome::Answered);
     }
     assert_eq!(connection.end().await, (0, Ok(())));
-}
-
-#[tokio::test]
-async fn an_upgraded_connection_is_told_and_ends_without_a_handover() {
-    let mut service = start(own_routes::managed()).await;
-    let mut plain = client(&service).await;
-    let mut upgraded = client(&service).await;
-    let upgrade = "GET /upgrade HTTP/1.1\r\nHost: test\r\nConnection: upgrade\r\nUpgrade: shout\r\n\r\n";
-    upgraded.send(upgrade).await;
-    assert_eq!(upgraded.head().await.status, 101);
-    upgraded.send("hello").await;
-    assert_eq!(upgraded.take(5).await, b"HELLO");
-    assert_good(&plain.get("/livez").await);
-
-    let restarted = restart(&mut service);
-    let told = async {
-        assert_eq!(upgraded.take(3).await, b"BYE");
-        upgraded.ended().await;
-    };
-    tokio::join!(restarted, told);
-
-    assert_good(&plain.get("/livez").await);
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@ mod handover;
 mod lifecycle;
 mod limits;
 mod listening;
+mod live;
 mod readiness;
 mod routes;
 mod siblings;
