@@ -73,6 +73,12 @@ lab() {
 bookworm() { lab rehearse --no-stand-in --restarts 20 --debian bookworm; }
 trixie() { lab rehearse --no-stand-in --restarts 20 --debian trixie; }
 
+# A real browser through restarts.
+browser() {
+    needs chromedriver
+    lab browser --as-is --restarts 10 --debian trixie
+}
+
 # Updates and rollbacks by ssh, and instances restarted in turn. What runs the tests may be busy: hence the bound.
 deploys() { deploys_on bookworm && deploys_on trixie; }
 deploys_on() {
@@ -132,7 +138,7 @@ else
     lane format scripts lints service units memory
     [ ! -x tests/template.sh ] || lane template
     wait
-    lane bookworm trixie deploys
+    lane bookworm trixie browser deploys
     wait
     # They wait most of the time.
     lane faults_12

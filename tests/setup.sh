@@ -43,7 +43,11 @@ rehearse | test)
     ;;
 esac
 case $1 in
-test) wanted shellcheck shellcheck systemd-analyze systemd git git dpkg-shlibdeps dpkg-dev ;;
+test)
+    wanted shellcheck shellcheck systemd-analyze systemd git git dpkg-shlibdeps dpkg-dev
+    # It brings the browser along.
+    wanted chromedriver chromium-driver
+    ;;
 fuzz) wanted c++ g++ ;;
 bench) wanted wrk wrk ;;
 esac

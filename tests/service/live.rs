@@ -154,6 +154,10 @@ async fn websockets_are_closed_with_service_restart_and_their_handshake_complete
         let sockets = [socket(&service).await, socket(&service).await, socket(&service).await];
         let closed = async {
             for mut socket in sockets {
+                socket.get_ref().peek(&mut [0]).await.expect("a close");
+                // On its way before the client knows: no reason for a reset.
+                socket.send(Message::text("too late")).await.expect("sending");
+                tokio::time::sleep(Duration::from_millis(20)).await;
                 let message = soon("a close", socket.next()).await.expect("a close").expect("a message");
                 let Message::Close(Some(CloseFrame { code, reason })) = message else { panic!("{message:?}") };
                 assert_eq!((code, &*reason), (CloseCode::Restart, "service restart"));

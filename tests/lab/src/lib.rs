@@ -10,12 +10,14 @@
 //! - [`rehearse`]: the main job; [`verdict`], [`report`]: its outcome for the terminal and as a page;
 //! - [`deploy`]: updates and rollbacks; [`rolling`]: several instances in turn; [`delays`]: what either costs;
 //! - [`faults`], [`stories`]: all that can go wrong with a deploy;
+//! - [`browser`]: a real browser, driven over WebDriver;
 //! - [`measure`]: figures that have a bound;
 //! - [`record`]: what was found, as data;
 //! - [`bench`]: throughput beside bare axum's;
 //! - [`peer`]: the same routes without hitless, for contrast.
 
 pub mod bench;
+pub mod browser;
 pub mod delays;
 pub mod deploy;
 pub mod faults;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use lab::rehearse::{self, Options, Outcome};
-use lab::{deploy, faults, rolling};
+use lab::{browser, deploy, faults, rolling};
 use tokio::signal::unix::{SignalKind, signal};
 
 #[derive(Parser)]
@@ -22,6 +22,8 @@ enum Command {
     Rolling(rolling::Options),
     /// Try all that can go wrong with a deploy.
     Faults(faults::Options),
+    /// Restart the example of streams and WebSockets under a real browser.
+    Browser(browser::Options),
     /// Compare the throughput with bare axum's.
     Bench,
     /// Be the system for contrast: axum's own graceful shutdown on a socket of systemd's.
@@ -41,6 +43,7 @@ async fn main() -> ExitCode {
             Command::Deploy(options) => deploy::deploy(&options).await,
             Command::Rolling(options) => rolling::rolling(&options).await,
             Command::Faults(options) => faults::faults(&options).await,
+            Command::Browser(options) => browser::browser(&options).await,
             Command::Bench => lab::bench::bench().await.map(|()| Outcome::Kept),
             Command::Peer => lab::peer::serve(Duration::from_secs(1)).await.map(|()| Outcome::Kept),
         }

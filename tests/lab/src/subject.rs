@@ -120,8 +120,20 @@ impl Subject {
 
     /// Builds it the way `make deploy` does, and returns the program.
     pub async fn build(&self) -> anyhow::Result<PathBuf> {
+        self.cargo_build(&["--bin", &self.name]).await?;
+        Ok(self.target.join("release").join(&self.name))
+    }
+
+    /// Builds one of its examples.
+    pub async fn build_example(&self, name: &str) -> anyhow::Result<PathBuf> {
+        self.cargo_build(&["--example", name]).await?;
+        Ok(self.target.join("release/examples").join(name))
+    }
+
+    async fn cargo_build(&self, what: &[&str]) -> anyhow::Result<()> {
         let status = Command::new("cargo")
-            .args(["build", "--release", "--bin", &self.name])
+            .args(["build", "--release"])
+            .args(what)
             .current_dir(&self.directory)
             .env("CARGO_TARGET_DIR", &self.target)
             .kill_on_drop(true)
@@ -129,7 +141,7 @@ impl Subject {
             .await
             .context("starting cargo")?;
         ensure!(status.success(), "the service does not build");
-        Ok(self.target.join("release").join(&self.name))
+        Ok(())
     }
 
     /// What to ask it for.
