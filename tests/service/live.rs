@@ -264,3 +264,21 @@ async fn http2_streams_that_are_opened_all_the_time_are_all_answered_through_res
     let ((answered, connections), ()) = tokio::join!(client, restarts);
     assert!(answered > 100 && connections > 5, "{answered} answers on {connections} connections");
 }
+
+#[tokio::test]
+async fn event_streams_over_http2_end_whole_before_goaway() {
+    let mut service = start(managed()).await;
+    let connection = http2::Connection::open(service.address()).await.expect("a connection is not refused");
+    let ask = http2::Ask { path: "/events".into(), post: None, status: 200, body: None };
+    let mut streams = [connection.stream(), connection.stream()];
+    let [one, two] = &mut streams;
+    let restarted = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        restart(&mut service).await;
+    };
+    let (one, two, ()) = tokio::join!(http2::exchange(one, &ask), http2::exchange(two, &ask), restarted);
+
+    assert_eq!([one, two], [http2::Outcome::Answered, http2::Outcome::Answered]);
+    drop(streams);
+    assert_eq!(connection.end().await, (0, Ok(())));
+}

@@ -174,13 +174,13 @@ impl Browser {
         Ok(self.page().await?.findings)
     }
 
-    /// Waits until the page has seen so many processes, and its stream and its WebSocket are open.
-    pub async fn settled(&self, processes: u64) -> anyhow::Result<()> {
+    /// Waits until the page has seen so many processes, and its stream and its WebSocket are open: what it has seen then.
+    pub async fn settled(&self, processes: u64) -> anyhow::Result<Findings> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let Page { findings, state } = self.page().await?;
             if findings.processes >= processes && state.stream && state.socket {
-                return Ok(());
+                return Ok(findings);
             }
             ensure!(Instant::now() < deadline, "the page does not come back: {state:?}, {findings:?}");
             sleep(Duration::from_millis(20)).await;
@@ -238,9 +238,10 @@ pub async fn browser(options: &Options) -> anyhow::Result<Outcome> {
     let (began, line) = (Instant::now(), Line::default());
     for number in 1..=options.restarts {
         sleep(Duration::from_millis(fastrand::u64(..500))).await;
-        line.show(&format!("restart {number} of {}", options.restarts));
         scene.site.run("systemctl restart $N.service && systemctl is-active --quiet $N.service").await?;
-        browser.settled(u64::from(number) + 1).await?;
+        let Findings { polls, connections, events, .. } = browser.settled(u64::from(number) + 1).await?;
+        let seen = format!("{polls} requests on {connections} connections, {events} events");
+        line.show(&format!("restart {number} of {}, {seen}", options.restarts));
     }
     line.end();
     sleep(Duration::from_secs(1)).await;
