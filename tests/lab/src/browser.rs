@@ -103,13 +103,14 @@ pub struct Findings {
 impl Findings {
     /// Fails unless nothing was lost in so many restarts.
     pub fn flawless(&self, restarts: u64) -> anyhow::Result<()> {
-        // More than the browser keeps to one host, and some of them were closed.
-        const CONNECTIONS: u64 = 6;
+        // A connection that was closed under a request is opened again without a word. Those that it keeps anyhow, and
+        // some: whenever an interface of this machine comes or goes, such as another host's, the browser opens new ones.
+        let connections = 6 + restarts / 4;
         let Self { failed, lost, doubled, otherwise, .. } = *self;
         ensure!(failed == 0, "{failed} requests failed");
         ensure!((lost, doubled) == (0, 0), "{lost} events were lost, {doubled} doubled");
         ensure!(otherwise == 0, "{otherwise} WebSockets were closed otherwise than with 1012");
-        ensure!(self.connections <= CONNECTIONS, "{} connections were opened", self.connections);
+        ensure!(self.connections <= connections, "{} connections were opened", self.connections);
         // Else it has not been there.
         ensure!(self.processes == restarts + 1, "{} processes were seen in {restarts} restarts", self.processes);
         Ok(())
