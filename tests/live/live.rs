@@ -30,7 +30,7 @@ pub fn main() -> Result<ExitCode, Box<dyn Error>> {
     let config = Config::load(None)?;
     telemetry::init(&config.log)?;
     let runtime = Runtime::new()?;
-    let outcome = runtime.block_on(server::run(config, given?, live));
+    let outcome = runtime.block_on(server::run(config, given, live));
     runtime.shutdown_background();
     Ok(ExitCode::from(&outcome?))
 }

@@ -282,3 +282,35 @@ async fn event_streams_over_http2_end_whole_before_goaway() {
     drop(streams);
     assert_eq!(connection.end().await, (0, Ok(())));
 }
+
+#[tokio::test]
+async fn websockets_that_come_back_at_once_do_not_keep_it_from_leaving() {
+    let mut service = start(managed().env(variable("shutdown_timeout"), "12s")).await;
+    let address = service.address();
+    let mut clients = tokio::task::JoinSet::new();
+    for number in 0..20 {
+        clients.spawn(async move {
+            loop {
+                let stream = TcpStream::connect(address).await.expect("connecting");
+                let (mut socket, _) = client_async("ws://test/socket", stream).await.expect("an upgrade");
+                // As far away as clients are: what the server says takes a while to arrive.
+                let mut byte = [0];
+                socket.get_ref().peek(&mut byte).await.expect("a close");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                while let Some(message) = socket.next().await {
+                    message.expect("a message, or a close");
+                }
+                tokio::time::sleep(Duration::from_millis(10 * number)).await;
+            }
+        });
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+
+    let began = Instant::now();
+    let ((), slowest) = slowest_answer(address, restart(&mut service)).await;
+
+    assert!(clients.try_join_next().is_none(), "a WebSocket that was not closed, but cut");
+    assert!(slowest < Duration::from_secs(2), "{slowest:?}");
+    // There is one at every moment. Waited for, they would take until shortly before T.
+    assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
+}
