@@ -9,6 +9,7 @@
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
 use std::net::Ipv4Addr;
+use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -19,8 +20,10 @@ use rustix::process::{Pid, Signal};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
 /// What the hosts have; `EDITION` counts with it, so that images made of less are not taken for new ones.
-const PACKAGES: &str = "systemd,systemd-sysv,dbus,iproute2,procps,openssh-server,sudo,libfaketime";
-const EDITION: u32 = 2;
+const PACKAGES: &str = "systemd,systemd-sysv,dbus,iproute2,procps,openssh-server,sudo,libfaketime,nginx,haproxy,curl";
+const EDITION: u32 = 3;
+/// What of that does not run unless it is asked for.
+const ASLEEP: [&str; 2] = ["nginx.service", "haproxy.service"];
 const RUN: &str = "/run/hitless-lab";
 const BOOT_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -71,6 +74,10 @@ impl Image {
         }
         let status = debootstrap.wait().await?;
         ensure!(status.success(), "debootstrap of {suite} failed ({status}): {last}");
+        for unit in ASLEEP {
+            let masked = unfinished.join("etc/systemd/system").join(unit);
+            symlink("/dev/null", &masked).with_context(|| format!("masking {unit}"))?;
+        }
         fs::rename(&unfinished, &image.path)?;
         Ok(image)
     }
@@ -314,6 +321,11 @@ impl Host {
 
     pub fn address(&self) -> Ipv4Addr {
         self.slot.address(true)
+    }
+
+    /// Its root directory, as the machine sees it.
+    pub fn root(&self) -> PathBuf {
+        format!("/proc/{}/root", self.leader).into()
     }
 
     fn key(&self) -> PathBuf {
