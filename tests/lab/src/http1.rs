@@ -7,14 +7,15 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::tcp::ReadHalf;
-use tokio::net::{TcpSocket, TcpStream};
-use tokio::time::{sleep, timeout, timeout_at};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream, UnixStream};
+use tokio::time::{sleep, sleep_until, timeout, timeout_at};
+use tokio_util::either::Either;
 
 /// How long an answer may take before it counts as lost.
 pub const PATIENCE: Duration = Duration::from_secs(40);
@@ -33,6 +34,40 @@ pub enum Fault {
     Lost { what: String, closed: bool },
 }
 
+/// Where a service listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+}
+
+impl From<SocketAddr> for Place {
+    fn from(address: SocketAddr) -> Self {
+        Self::Tcp(address)
+    }
+}
+
+/// A socket of either kind.
+pub type Socket = Either<TcpStream, UnixStream>;
+
+impl Place {
+    /// Connects. `window`: `SO_RCVBUF` in bytes, where that means anything.
+    pub async fn connect(&self, window: Option<u32>) -> io::Result<Socket> {
+        match self {
+            Self::Tcp(address) => {
+                let socket = TcpSocket::new_v4()?;
+                if let Some(window) = window {
+                    socket.set_recv_buffer_size(window)?;
+                }
+                let socket = socket.connect(*address).await?;
+                socket.set_nodelay(true)?;
+                Ok(Either::Left(socket))
+            }
+            Self::Unix(path) => UnixStream::connect(path).await.map(Either::Right),
+        }
+    }
+}
+
 /// A request, byte for byte, and the answer it must get.
 #[derive(Debug, Clone)]
 pub struct Ask {
@@ -43,6 +78,10 @@ pub struct Ask {
     pub pause: Duration,
     /// Time between two reads of the answer, for a reader that is slow.
     pub sip: Option<Duration>,
+    /// How long nothing of the answer is read.
+    pub unread: Duration,
+    /// The writing side is shut down behind the request, and the end of file has to come behind the answer.
+    pub half_closes: bool,
     pub status: u16,
     pub body: Option<Bytes>,
 }
@@ -80,7 +119,16 @@ impl Ask {
     }
 
     fn new(name: String, bytes: Bytes, status: u16, body: Option<Bytes>) -> Self {
-        Self { name, pieces: vec![bytes], pause: Duration::ZERO, sip: None, status, body }
+        Self {
+            name,
+            pieces: vec![bytes],
+            pause: Duration::ZERO,
+            sip: None,
+            unread: Duration::ZERO,
+            half_closes: false,
+            status,
+            body,
+        }
     }
 
     /// The same request with `Connection: close`.
@@ -92,6 +140,22 @@ impl Ask {
             self.pieces = vec![[before, b"Connection: close\r\n", after].concat().into()];
         }
         self
+    }
+
+    /// The same request in HTTP/1.0.
+    pub fn in_http10(mut self) -> Self {
+        const VERSION: &[u8] = b" HTTP/1.1\r\n";
+        let bytes = self.pieces.concat();
+        if let Some(at) = bytes.windows(VERSION.len()).position(|window| window == VERSION) {
+            let (before, after) = bytes.split_at(at);
+            self.pieces = vec![[before, b" HTTP/1.0\r\n", &after[VERSION.len()..]].concat().into()];
+        }
+        self
+    }
+
+    /// The same request; behind it the client shuts its writing side down.
+    pub fn half_closing(self) -> Self {
+        Self { half_closes: true, ..self }
     }
 
     /// The same request, cut into two after `at` bytes.
@@ -106,6 +170,22 @@ impl Ask {
         let bytes = Bytes::from(self.pieces.concat());
         let pieces = (0..bytes.len()).step_by(size).map(|at| bytes.slice(at..bytes.len().min(at + size))).collect();
         Self { pieces, pause, ..self }
+    }
+
+    /// The same request, the bytes of its body sent one by one; those of its head, if it has no body.
+    pub fn byte_by_byte(self, pause: Duration) -> Self {
+        const END: &[u8] = b"\r\n\r\n";
+        let bytes = Bytes::from(self.pieces.concat());
+        let head = bytes.windows(END.len()).position(|window| window == END).map_or(0, |at| at + END.len());
+        let whole = if head < bytes.len() { head } else { 0 };
+        let first = (whole > 0).then(|| bytes.slice(..whole));
+        let single = (whole..bytes.len()).map(|at| bytes.slice(at..=at));
+        Self { pieces: first.into_iter().chain(single).collect(), pause, ..self }
+    }
+
+    /// The same request; nothing of its answer is read for a while.
+    pub fn unread_for(self, unread: Duration) -> Self {
+        Self { unread, ..self }
     }
 
     /// The same request, its answer read in sips.
@@ -134,25 +214,24 @@ pub enum Stays {
 /// One connection, kept as long as the server keeps it.
 #[derive(Debug)]
 pub struct Connection {
-    socket: TcpStream,
+    socket: Socket,
     buffer: BytesMut,
     pub opened: Instant,
+    /// Which process answered last, as far as its answer's `x-request-id` tells: what stands there before the dash.
+    pub answered_by: Bytes,
 }
 
 impl Connection {
     /// Connects. `window`: `SO_RCVBUF` in bytes, for a client that shall be slow to take an answer.
-    pub async fn open(address: SocketAddr, window: Option<u32>) -> Result<Self, Fault> {
-        let connect = async {
-            let socket = TcpSocket::new_v4()?;
-            if let Some(window) = window {
-                socket.set_recv_buffer_size(window)?;
-            }
-            let socket = socket.connect(address).await?;
-            socket.set_nodelay(true)?;
-            Ok::<_, io::Error>(socket)
-        };
-        match timeout(CONNECT_PATIENCE, connect).await {
-            Ok(Ok(socket)) => Ok(Self { socket, buffer: BytesMut::with_capacity(1024), opened: Instant::now() }),
+    pub async fn open(place: impl Into<Place>, window: Option<u32>) -> Result<Self, Fault> {
+        let place = place.into();
+        match timeout(CONNECT_PATIENCE, place.connect(window)).await {
+            Ok(Ok(socket)) => Ok(Self {
+                socket,
+                buffer: BytesMut::with_capacity(1024),
+                opened: Instant::now(),
+                answered_by: Bytes::new(),
+            }),
             Ok(Err(error)) => Err(Fault::Refused(format!("connect: {error}"))),
             Err(_) => Err(Fault::Refused(format!("connect: no answer within {CONNECT_PATIENCE:?}"))),
         }
@@ -161,11 +240,23 @@ impl Connection {
     /// Sends one request and reads its answer, whole.
     pub async fn exchange(&mut self, ask: &Ask) -> Result<Stays, Fault> {
         let sent = AtomicBool::new(false);
-        let (reader, mut writer) = self.socket.split();
+        let (reader, mut writer) = match &mut self.socket {
+            Either::Left(tcp) => {
+                let (reader, writer) = tcp.split();
+                (Either::Left(reader), Either::Left(writer))
+            }
+            Either::Right(unix) => {
+                let (reader, writer) = unix.split();
+                (Either::Right(reader), Either::Right(writer))
+            }
+        };
         let send = async {
+            let mut due = tokio::time::Instant::now();
             for (index, piece) in ask.pieces.iter().enumerate() {
                 if index > 0 {
-                    sleep(ask.pause).await;
+                    // Not one pause after the other: what each of them is late would add up.
+                    due += ask.pause;
+                    sleep_until(due).await;
                 }
                 let mut piece = piece.clone();
                 while piece.has_remaining() {
@@ -173,10 +264,21 @@ impl Connection {
                     sent.store(true, Relaxed);
                 }
             }
+            if ask.half_closes {
+                writer.shutdown().await.map_err(Broken::Gone)?;
+            }
             Ok(())
         };
-        let mut incoming = Incoming { reader, buffer: &mut self.buffer, sip: ask.sip };
-        let exchange = async { tokio::try_join!(send, incoming.answer(ask)) };
+        let answered_by = &mut self.answered_by;
+        let mut incoming = Incoming { reader, buffer: &mut self.buffer, sip: ask.sip, answered_by };
+        let answer = async {
+            if !ask.unread.is_zero() {
+                sleep(ask.unread).await;
+            }
+            let stays = incoming.answer(ask).await?;
+            if ask.half_closes { incoming.end().await.map(|()| Stays::Announced) } else { Ok(stays) }
+        };
+        let exchange = async { tokio::try_join!(send, answer) };
         let broken = match timeout(PATIENCE, exchange).await {
             Ok(Ok(((), stays))) => return Ok(stays),
             Ok(Err(broken)) => broken,
@@ -197,7 +299,11 @@ impl Connection {
     pub async fn rest(&mut self, pause: Duration) -> Result<Stays, Fault> {
         let end = tokio::time::Instant::now() + pause;
         // A loop, because readiness can be spurious.
-        while timeout_at(end, self.socket.readable()).await.is_ok() {
+        let readable = async |socket: &Socket| match socket {
+            Either::Left(tcp) => tcp.readable().await,
+            Either::Right(unix) => unix.readable().await,
+        };
+        while timeout_at(end, readable(&self.socket)).await.is_ok() {
             if let Stays::Announced = self.look()? {
                 return Ok(Stays::Announced);
             }
@@ -208,7 +314,11 @@ impl Connection {
     /// What the server has done by now, while no request was under way. Ask before sending one: a
     /// close that has already arrived costs no request.
     pub fn look(&mut self) -> Result<Stays, Fault> {
-        match self.socket.try_read_buf(&mut self.buffer) {
+        let read = match &self.socket {
+            Either::Left(tcp) => tcp.try_read_buf(&mut self.buffer),
+            Either::Right(unix) => unix.try_read_buf(&mut self.buffer),
+        };
+        match read {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Stays::Open),
             Err(error) => Err(Fault::Closed(format!("while idle: {error}"))),
             Ok(0) => Err(Fault::Closed("while idle: end of file".into())),
@@ -223,7 +333,9 @@ impl Connection {
     /// Ends the connection with a reset: one that is closed instead keeps its port for a minute, and a
     /// few rounds with thousands of connections use all ports up.
     pub fn abort(self) {
-        let _ = self.socket.set_zero_linger();
+        if let Either::Left(tcp) = &self.socket {
+            let _ = tcp.set_zero_linger();
+        }
     }
 
     /// After an announced close, waits for it; `false` if it does not come in time.
@@ -249,6 +361,7 @@ struct Head {
     content_length: Option<u64>,
     chunked: bool,
     close: bool,
+    answered_by: Option<Bytes>,
 }
 
 /// Parses a response's head; `None` while it is incomplete.
@@ -266,6 +379,7 @@ fn head(bytes: &[u8]) -> Result<Option<Head>, String> {
         content_length: None,
         chunked: false,
         close: response.version == Some(0),
+        answered_by: None,
     };
     for header in response.headers.iter() {
         let value = str::from_utf8(header.value).unwrap_or_default().trim();
@@ -278,19 +392,22 @@ fn head(bytes: &[u8]) -> Result<Option<Head>, String> {
             head.chunked = value.eq_ignore_ascii_case("chunked");
         } else if header.name.eq_ignore_ascii_case("connection") {
             head.close |= value.split(',').any(|token| token.trim().eq_ignore_ascii_case("close"));
+        } else if header.name.eq_ignore_ascii_case("x-request-id") {
+            head.answered_by = value.split_once('-').map(|(process, _)| Bytes::copy_from_slice(process.as_bytes()));
         }
     }
     Ok(Some(head))
 }
 
 /// The reading side of an exchange.
-struct Incoming<'a> {
-    reader: ReadHalf<'a>,
+struct Incoming<'a, R> {
+    reader: R,
     buffer: &'a mut BytesMut,
     sip: Option<Duration>,
+    answered_by: &'a mut Bytes,
 }
 
-impl Incoming<'_> {
+impl<R: AsyncRead + Unpin> Incoming<'_, R> {
     async fn answer(&mut self, ask: &Ask) -> Result<Stays, Broken> {
         let head = loop {
             match head(self.buffer).map_err(Broken::Wrong)? {
@@ -300,6 +417,7 @@ impl Incoming<'_> {
             }
         };
         self.buffer.advance(head.length);
+        *self.answered_by = head.answered_by.unwrap_or_default();
         let body = match (head.chunked, head.content_length) {
             (true, None) => self.chunks().await?,
             (false, Some(length)) => self.take(length).await?,
@@ -375,6 +493,15 @@ impl Incoming<'_> {
                 return Ok(line);
             }
             self.more("in the middle of the answer's body").await?;
+        }
+    }
+
+    /// The end of file, and nothing before it.
+    async fn end(&mut self) -> Result<(), Broken> {
+        match self.reader.read_buf(self.buffer).await {
+            Ok(0) => Ok(()),
+            Ok(_) => Err(Broken::Wrong(format!("more than the answer: {:?}", excerpt(self.buffer)))),
+            Err(error) => Err(Broken::Gone(io::Error::new(error.kind(), format!("{error} behind the answer")))),
         }
     }
 

@@ -11,7 +11,6 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,11 +22,10 @@ use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::http1::{Fault, PATIENCE};
+use crate::http1::{Fault, PATIENCE, Place, Socket};
 
 /// A request and the answer it must get.
 #[derive(Debug, Clone)]
@@ -82,11 +80,11 @@ pub type Stream = SendRequest<Full<Bytes>>;
 
 impl Connection {
     /// Connects with prior knowledge.
-    pub async fn open(address: SocketAddr) -> Result<Self, Fault> {
+    pub async fn open(place: impl Into<Place>) -> Result<Self, Fault> {
+        let place = place.into();
         let seen = Arc::new(Seen::default());
         let open = async {
-            let socket = TcpStream::connect(address).await.map_err(|e| format!("connect: {e}"))?;
-            socket.set_nodelay(true).map_err(|e| format!("connect: {e}"))?;
+            let socket = place.connect(None).await.map_err(|e| format!("connect: {e}"))?;
             let (incoming, outgoing) = (Frames::default(), Frames { skip: PREFACE, ..Frames::default() });
             let watched = Watched { socket, incoming, outgoing, seen: seen.clone() };
             hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(watched))
@@ -159,7 +157,7 @@ fn chain(error: &dyn std::error::Error) -> String {
 /// one once all streams are done.
 #[derive(Debug)]
 struct Watched {
-    socket: TcpStream,
+    socket: Socket,
     incoming: Frames,
     outgoing: Frames,
     seen: Arc<Seen>,
