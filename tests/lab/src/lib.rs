@@ -1,7 +1,8 @@
 //! The laboratory: what it takes to see whether a restart loses anything.
 //!
 //! - [`http1`], [`http2`]: clients so strict that nothing is hidden;
-//! - [`load`]: all kinds of them at once, asking what [`traffic`] lists;
+//! - [`load`]: all kinds of them at once, asking what [`traffic`] lists; [`answers`]: what they were answered;
+//!   [`gate`]: how near to the moment of the handover they asked;
 //! - [`manager`]: a stand-in for systemd, for tests and for machines without root;
 //! - [`host`]: throwaway Debian hosts with the real one; [`stage`]: either of them;
 //! - [`subject`]: the service that is built and put there;
@@ -14,13 +15,16 @@
 //! - [`measure`]: figures that have a bound;
 //! - [`record`]: what was found, as data;
 //! - [`bench`]: throughput beside bare axum's;
+//! - [`programs`]: nginx, HAProxy and curl, on the host;
 //! - [`peer`]: the same routes without hitless, for contrast.
 
+pub mod answers;
 pub mod bench;
 pub mod browser;
 pub mod delays;
 pub mod deploy;
 pub mod faults;
+pub mod gate;
 pub mod host;
 pub mod http1;
 pub mod http2;
@@ -29,6 +33,7 @@ pub mod manager;
 pub mod measure;
 pub mod operator;
 pub mod peer;
+pub mod programs;
 pub mod record;
 pub mod rehearse;
 pub mod release;

@@ -1,16 +1,17 @@
 //! The load: every kind of client at once, each strict, until told to stop.
 
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::http1::{Ask, Connection, Fault, Stays};
+use crate::answers::Answers;
+use crate::gate::{Edges, Gap};
+use crate::http1::{Ask, Connection, Fault, Place, Stays};
 use crate::http2::{self, Outcome};
 use crate::record::{self, Totals};
 use crate::traffic::{Route, Traffic};
@@ -27,13 +28,20 @@ pub enum Kind {
     Sipping,
     Idle,
     Http2,
+    Timed,
+    HalfClosing,
+    LastByte,
+    Trickling,
     Relentless,
+    Nginx,
+    Haproxy,
 }
 
 impl Kind {
-    /// All of them but the last, with the number of clients a run has unless told otherwise. While the relentless are
-    /// at work there is no calm moment to restart in, which matters where nobody else serves meanwhile.
-    pub const ALL: [(Self, u32); 9] = [
+    /// All that ask the service itself but for the relentless, with the number of clients a run has unless told
+    /// otherwise. While the relentless are at work there is no calm moment to restart in, which matters where nobody
+    /// else serves meanwhile.
+    pub const ALL: [(Self, u32); 13] = [
         (Self::Pausing, 50),
         (Self::Busy, 4),
         (Self::Fresh, 4),
@@ -43,6 +51,10 @@ impl Kind {
         (Self::Sipping, 2),
         (Self::Idle, 50),
         (Self::Http2, 2),
+        (Self::Timed, 6),
+        (Self::HalfClosing, 2),
+        (Self::LastByte, 4),
+        (Self::Trickling, 1),
     ];
 
     /// A name, and a sentence on what these clients do.
@@ -61,16 +73,44 @@ impl Kind {
                 "connect, then dawdle",
                 "Connects, waits, sends half a request head, waits, sends the rest; three times.",
             ),
-            Self::Slow => ("slow request", "Asks for what takes the service seconds, then waits 2 to 4 s."),
+            Self::Slow => ("slow request", "Asks for what takes the service seconds, every 6 s."),
             Self::Uploading => {
                 ("slow upload", "Sends a body in pieces over a second and compares what comes back byte by byte.")
             }
-            Self::Sipping => ("slow reader", "Asks for 1 MiB and takes it in sips through a small receive buffer."),
+            Self::Sipping => (
+                "slow reader",
+                "Asks for 1 MiB and takes it in sips, or for 2 MB and reads nothing for a second or two, through a small \
+                 receive buffer.",
+            ),
             Self::Idle => ("idle", "Asks once, is silent through all restarts, and asks again on the same socket."),
             Self::Http2 => (
                 "HTTP/2, four streams",
                 "Keeps four streams going; after a GOAWAY it connects again, as the protocol has it.",
             ),
+            Self::Timed => (
+                "at the gate",
+                "Asks at random microseconds from the moment a restart is told until the new process answers; rests \
+                 otherwise.",
+            ),
+            Self::HalfClosing => (
+                "half-closing",
+                "Connects, asks, shuts its writing side down, and waits for the answer and the end of file; fast and \
+                 slow requests, HTTP/1.1, Connection: close and HTTP/1.0.",
+            ),
+            Self::LastByte => (
+                "all but the last byte",
+                "Sends a request, with or without a body, but for its last byte; that comes up to seconds later.",
+            ),
+            Self::Trickling => (
+                "byte by byte",
+                "Sends single bytes: a head for seconds, now and then a body with a second between one and the next.",
+            ),
+            Self::Nginx => {
+                ("nginx's pool", "Asks through nginx, whose connections to the service are kept; no retries.")
+            }
+            Self::Haproxy => {
+                ("HAProxy's pool", "Asks through HAProxy, whose connections to the service are kept; no retries.")
+            }
             Self::Relentless => (
                 "slow requests without end",
                 "Asks for what takes the service seconds, again and again, on a kept connection or on a new one.",
@@ -80,7 +120,7 @@ impl Kind {
 
     /// Whether such a client must end on the connection it began with.
     pub fn keeps(self) -> bool {
-        !matches!(self, Self::Fresh | Self::Dawdling | Self::Http2 | Self::Relentless)
+        !matches!(self, Self::Fresh | Self::Dawdling | Self::Http2 | Self::Relentless | Self::HalfClosing)
     }
 
     /// Whether the owner's routes leave this kind anything to ask.
@@ -96,20 +136,27 @@ impl Kind {
 /// How many clients of each kind; a kind that is not listed stays at home.
 pub type Crowd = Vec<(Kind, u32)>;
 
+/// Clients of one kind, how many, and where they ask.
+pub type Group = (Kind, u32, Place);
+
 /// Connections being opened at the same time, so that a backlog is not what gets measured.
 const OPENING: usize = 64;
 
 /// A size that no socket buffer swallows whole.
 const LARGE: usize = 1024 * 1024;
 
+/// One that is under the service's limit for bodies, 2 MiB.
+const VERY_LARGE: usize = 2_000_000;
+
 /// A receive buffer that fills at once.
 const SMALL_WINDOW: u32 = 8 * 1024;
 
+/// Requests that take long come in waves, this far apart: a restart waits for a moment without any, and where they came
+/// at any time, such a moment would be rare.
+const WAVES: Duration = Duration::from_secs(6);
+
 /// Failures written down in full; beyond that they are only counted.
 const FAILURES_KEPT: usize = 500;
-
-/// Answers of one scenario that go into the record.
-const ANSWERS_KEPT: usize = 4_000;
 
 /// What the clients of one kind have seen so far.
 #[derive(Debug, Default)]
@@ -120,20 +167,23 @@ struct Tally {
     closed: AtomicU64,
     opened: AtomicU64,
     kept: AtomicU64,
-    answers: Mutex<Vec<(f64, f32)>>,
+    answers: Mutex<Answers>,
     failures: Mutex<Vec<record::Failure>>,
 }
 
 /// What all clients share.
 #[derive(Debug)]
 struct Shared {
-    address: SocketAddr,
     traffic: Traffic,
     started: Instant,
     /// When the first restart began: what was open before is to be open still at the end.
     first_restart: OnceLock<Instant>,
+    /// Restarts so far, and whether one is under way.
+    restarts: watch::Sender<(usize, bool)>,
+    edges: Mutex<Edges>,
     stop: CancellationToken,
     opening: Semaphore,
+    groups: Vec<Group>,
     tallies: Vec<(Kind, u32, Tally)>,
 }
 
@@ -152,27 +202,33 @@ pub struct Findings {
     pub failures: Vec<record::Failure>,
     /// Of each scenario's clients that must keep their connection, those that did not.
     pub moved: u64,
+    /// How near to the gate requests came, for each restart in which some did.
+    pub at_the_gate: Vec<Gap>,
 }
 
 impl Load {
-    /// Sends the crowd to `address`.
-    pub fn start(address: SocketAddr, traffic: &Traffic, crowd: &[(Kind, u32)]) -> Self {
-        let tallies: Vec<_> = crowd
-            .iter()
-            .filter(|(kind, count)| *count > 0 && kind.has_work(traffic))
-            .map(|&(kind, count)| (kind, count, Tally::default()))
-            .collect();
+    /// Sends the crowd to one place.
+    pub fn start(place: impl Into<Place>, traffic: &Traffic, crowd: &[(Kind, u32)]) -> Self {
+        let place = place.into();
+        Self::start_groups(traffic, crowd.iter().map(|&(kind, count)| (kind, count, place.clone())).collect())
+    }
+
+    /// Sends each group to its place.
+    pub fn start_groups(traffic: &Traffic, mut groups: Vec<Group>) -> Self {
+        groups.retain(|(kind, count, _)| *count > 0 && kind.has_work(traffic));
         let shared = Arc::new(Shared {
-            address,
             traffic: traffic.clone(),
             started: Instant::now(),
             first_restart: OnceLock::new(),
+            restarts: watch::Sender::default(),
+            edges: Mutex::default(),
             stop: CancellationToken::new(),
             opening: Semaphore::new(OPENING),
-            tallies,
+            tallies: groups.iter().map(|&(kind, count, _)| (kind, count, Tally::default())).collect(),
+            groups,
         });
         let mut clients = JoinSet::new();
-        for (scenario, (kind, count, _)) in shared.tallies.iter().enumerate() {
+        for (scenario, (kind, count, _)) in shared.groups.iter().enumerate() {
             for _ in 0..*count {
                 let client = Client {
                     shared: shared.clone(),
@@ -203,6 +259,19 @@ impl Load {
         self.shared.first_restart.get_or_init(Instant::now);
     }
 
+    /// A restart is told now: those ask who want to ask just when the gate closes.
+    pub fn restarting(&self) {
+        self.shared.restarts.send_modify(|(count, under_way)| {
+            *count += 1;
+            *under_way = true;
+        });
+    }
+
+    /// The restart is over.
+    pub fn restarted(&self) {
+        self.shared.restarts.send_modify(|(_, under_way)| *under_way = false);
+    }
+
     /// The sums so far.
     pub fn totals(&self) -> Totals {
         let mut sum = Totals::default();
@@ -228,11 +297,10 @@ impl Load {
     pub fn slowest_between(&self, kinds: &[Kind], from: f64, to: f64) -> (f64, f64) {
         let mut slowest = (from, 0.0);
         for (_, _, tally) in self.shared.tallies.iter().filter(|(kind, ..)| kinds.contains(kind)) {
-            for &(at, ms) in lock(&tally.answers).iter() {
-                let ms = f64::from(ms);
-                if at <= to && at + ms / 1e3 >= from && ms > slowest.1 {
-                    slowest = (at, ms);
-                }
+            if let Some((at, ms)) = lock(&tally.answers).slowest_between(from, to)
+                && f64::from(ms) > slowest.1
+            {
+                slowest = (at, f64::from(ms));
             }
         }
         slowest
@@ -244,11 +312,13 @@ impl Load {
         while let Some(ended) = self.clients.join_next().await {
             ended.expect("a client of the laboratory panicked");
         }
-        let mut findings = Findings { scenarios: vec![], answers: vec![], failures: vec![], moved: 0 };
+        let at_the_gate = lock(&self.shared.edges).gaps();
+        let mut findings = Findings { scenarios: vec![], answers: vec![], failures: vec![], moved: 0, at_the_gate };
         for (index, (kind, count, tally)) in self.shared.tallies.iter().enumerate() {
-            let mut answers = std::mem::take(&mut *lock(&tally.answers));
-            findings.scenarios.push(summary(*kind, *count, tally, &mut answers));
-            findings.answers.extend(thinned(answers).map(|(at, ms)| record::Answer { scenario: index as u16, at, ms }));
+            let answers = std::mem::take(&mut *lock(&tally.answers));
+            findings.scenarios.push(summary(*kind, *count, tally, &answers));
+            let of_index = |(at, ms)| record::Answer { scenario: index as u16, at, ms };
+            findings.answers.extend(answers.thinned().into_iter().map(of_index));
             findings.failures.append(&mut lock(&tally.failures));
             if kind.keeps() {
                 findings.moved += u64::from(*count).saturating_sub(tally.kept.load(Relaxed));
@@ -277,13 +347,8 @@ impl Findings {
     }
 }
 
-/// Sums one scenario up; leaves its answers sorted by latency.
-fn summary(kind: Kind, clients: u32, tally: &Tally, answers: &mut [(f64, f32)]) -> record::Scenario {
-    answers.sort_by(|a, b| a.1.total_cmp(&b.1));
-    let quantile = |q: f64| match answers.len() {
-        0 => 0.0,
-        n => f64::from(answers[((n - 1) as f64 * q).round() as usize].1),
-    };
+/// Sums one scenario up.
+fn summary(kind: Kind, clients: u32, tally: &Tally, answers: &Answers) -> record::Scenario {
     let (name, about) = kind.describe();
     record::Scenario {
         name: name.into(),
@@ -295,17 +360,10 @@ fn summary(kind: Kind, clients: u32, tally: &Tally, answers: &mut [(f64, f32)]) 
         closed: tally.closed.load(Relaxed),
         opened: tally.opened.load(Relaxed),
         kept: tally.kept.load(Relaxed),
-        median_ms: quantile(0.5),
-        p99_ms: quantile(0.99),
-        slowest_ms: quantile(1.0),
+        median_ms: answers.quantile(0.5),
+        p99_ms: answers.quantile(0.99),
+        slowest_ms: answers.slowest(),
     }
-}
-
-/// Of answers sorted by latency: the slowest, and of the others an even sample.
-fn thinned(mut answers: Vec<(f64, f32)>) -> impl Iterator<Item = (f64, f32)> {
-    let slowest = answers.split_off(answers.len().saturating_sub(ANSWERS_KEPT / 2));
-    let step = answers.len().div_ceil(ANSWERS_KEPT / 2).max(1);
-    answers.into_iter().step_by(step).chain(slowest)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -356,16 +414,14 @@ impl Client {
             }
             Kind::Slow => {
                 while self.goes_on() {
-                    let route = self.route(|traffic| &traffic.slow);
-                    let ask = Ask::get(&route.path, route.status, route.body.as_deref());
+                    let ask = self.get(|traffic| &traffic.slow);
                     self.ask(&ask).await;
-                    self.rest(between(2_000, 4_000)).await;
+                    self.rest_until_wave().await;
                 }
             }
             Kind::Relentless => {
                 while self.goes_on() {
-                    let route = self.route(|traffic| &traffic.slow);
-                    let ask = Ask::get(&route.path, route.status, route.body.as_deref());
+                    let ask = self.get(|traffic| &traffic.slow);
                     self.ask(&if fastrand::bool() { ask } else { ask.last() }).await;
                 }
             }
@@ -381,15 +437,19 @@ impl Client {
                         Ask::echo_chunked(&route.path, route.status, &parts, Duration::from_millis(50))
                     };
                     self.ask(&ask).await;
-                    self.rest(between(2_000, 4_000)).await;
+                    self.rest_until_wave().await;
                 }
             }
             Kind::Sipping => {
                 while self.goes_on() {
                     let route = self.route(|traffic| &traffic.upload);
-                    let ask = Ask::echo(&route.path, route.status, &unique(LARGE)).in_sips(Duration::from_millis(10));
+                    let ask = if fastrand::bool() {
+                        Ask::echo(&route.path, route.status, &unique(LARGE)).in_sips(Duration::from_millis(10))
+                    } else {
+                        Ask::echo(&route.path, route.status, &unique(VERY_LARGE)).unread_for(between(1_000, 2_000))
+                    };
                     self.ask(&ask).await;
-                    self.rest(between(2_000, 4_000)).await;
+                    self.rest_until_wave().await;
                 }
             }
             Kind::Idle => {
@@ -406,13 +466,85 @@ impl Client {
                     self.http2().await;
                 }
             }
+            Kind::Timed => {
+                let mut restarts = self.shared.restarts.subscribe();
+                while self.goes_on() {
+                    let ask = self.fast();
+                    self.ask(&ask).await;
+                    self.rest_unless(between(300, 700), async { drop(restarts.changed().await) }).await;
+                    let (restart, under_way) = *restarts.borrow_and_update();
+                    if under_way {
+                        self.ask_at_the_gate(restart, &mut restarts).await;
+                    }
+                }
+            }
+            Kind::HalfClosing => {
+                while self.goes_on() {
+                    let slow = self.wave_begins() && !self.shared.traffic.slow.is_empty();
+                    let ask = if slow { self.get(|traffic| &traffic.slow) } else { self.get(|traffic| &traffic.fast) };
+                    let ask = match fastrand::u8(..3) {
+                        0 => ask,
+                        1 => ask.last(),
+                        _ => ask.in_http10(),
+                    };
+                    self.ask(&ask.half_closing()).await;
+                    self.rest(between(0, 500)).await;
+                }
+            }
+            Kind::LastByte => {
+                let ask = self.fast();
+                self.ask(&ask).await;
+                while self.goes_on() {
+                    // A body's last byte is waited for; a head's is not, which may take a sixth of T.
+                    let (ask, longest) = match self.wave_begins() && !self.shared.traffic.upload.is_empty() {
+                        true => (self.echo(64), self.part_of_timeout(15)),
+                        false => (self.get(|traffic| &traffic.fast), self.part_of_timeout(12)),
+                    };
+                    let whole = ask.len();
+                    self.ask(&ask.in_two(whole - 1, between(0, longest.as_millis() as u64))).await;
+                    self.rest(between(0, 500)).await;
+                }
+            }
+            Kind::Trickling => {
+                let ask = self.fast();
+                self.ask(&ask).await;
+                let mut body = true;
+                while self.goes_on() {
+                    // For a body a restart has to wait: it must not be so all the time.
+                    let ask = match body && !self.shared.traffic.upload.is_empty() {
+                        true => self.echo(10).byte_by_byte(self.part_of_timeout(30)),
+                        false => {
+                            let ask = self.get(|traffic| &traffic.fast);
+                            let pause = self.part_of_timeout(12) / ask.len() as u32;
+                            ask.byte_by_byte(pause)
+                        }
+                    };
+                    if body {
+                        self.rest_until_wave().await
+                    } else {
+                        self.rest(between(0, 2_000)).await
+                    }
+                    body = fastrand::u8(..15) == 0;
+                    if self.goes_on() {
+                        self.ask(&ask).await;
+                    }
+                }
+            }
+            Kind::Nginx | Kind::Haproxy => {
+                while self.goes_on() {
+                    let echoes = fastrand::bool() && !self.shared.traffic.upload.is_empty();
+                    let ask = if echoes { self.echo(fastrand::usize(1..4_000)) } else { self.get(|t| &t.fast) };
+                    self.ask(&ask).await;
+                    self.rest(between(0, 50)).await;
+                }
+            }
         }
         self.end();
     }
 
     /// One HTTP/2 connection, from its beginning to its end.
     async fn http2(&mut self) {
-        let connection = match http2::Connection::open(self.shared.address).await {
+        let connection = match http2::Connection::open(self.place().clone()).await {
             Ok(connection) => connection,
             Err(fault) => {
                 self.failed(self.now(), fault);
@@ -450,6 +582,35 @@ impl Client {
         None
     }
 
+    /// Asks again and again, a random moment after each answer, until another process answers or the restart is over.
+    async fn ask_at_the_gate(&mut self, restart: usize, restarts: &mut watch::Receiver<(usize, bool)>) {
+        let Some(before) = self.held.as_ref().map(|connection| connection.answered_by.clone()) else { return };
+        while self.goes_on() && *restarts.borrow_and_update() == (restart, true) {
+            // The runtime's own clock has steps of a millisecond.
+            let pause = Duration::from_micros(fastrand::u64(..1_000));
+            let _ = tokio::task::spawn_blocking(move || std::thread::sleep(pause)).await;
+            let ask = self.fast();
+            let at = self.now();
+            self.ask(&ask).await;
+            let Some(connection) = &self.held else { return };
+            let by_another = connection.answered_by != before;
+            lock(&self.shared.edges).note(restart, at, by_another);
+            if by_another {
+                return;
+            }
+        }
+    }
+
+    /// Where this client asks.
+    fn place(&self) -> &Place {
+        &self.shared.groups[self.scenario].2
+    }
+
+    /// A fraction of the service's T.
+    fn part_of_timeout(&self, divisor: u32) -> Duration {
+        self.shared.traffic.shutdown_timeout / divisor
+    }
+
     fn goes_on(&self) -> bool {
         !self.shared.stop.is_cancelled()
     }
@@ -475,11 +636,17 @@ impl Client {
     /// A fast request. One in four brings a body that exists only once and wants just that back: an
     /// answer that was meant for someone else would be noticed.
     fn fast(&self) -> Ask {
-        if self.may_echo() {
-            let route = self.route(|traffic| &traffic.upload);
-            return Ask::echo(&route.path, route.status, &unique(64));
-        }
-        let route = self.route(|traffic| &traffic.fast);
+        if self.may_echo() { self.echo(64) } else { self.get(|traffic| &traffic.fast) }
+    }
+
+    /// Posts a body that exists only once.
+    fn echo(&self, length: usize) -> Ask {
+        let route = self.route(|traffic| &traffic.upload);
+        Ask::echo(&route.path, route.status, &unique(length))
+    }
+
+    fn get(&self, of: impl Fn(&Traffic) -> &Vec<Route>) -> Ask {
+        let route = self.route(of);
         Ask::get(&route.path, route.status, route.body.as_deref())
     }
 
@@ -519,7 +686,7 @@ impl Client {
         }
         let opened = {
             let _turn = self.shared.opening.acquire().await;
-            Connection::open(self.shared.address, self.window).await
+            Connection::open(self.place().clone(), self.window).await
         };
         match opened {
             Ok(connection) => {
@@ -553,17 +720,39 @@ impl Client {
 
     /// Says nothing for a while, and notices a connection that is closed meanwhile.
     async fn rest(&mut self, pause: Duration) {
-        let stop = self.shared.stop.clone();
+        self.rest_unless(pause, std::future::pending()).await;
+    }
+
+    /// Says nothing until soon after the next wave begins.
+    async fn rest_until_wave(&mut self) {
+        let since = self.now() % WAVES.as_secs_f64();
+        self.rest(WAVES - Duration::from_secs_f64(since) + between(0, 1_000)).await;
+    }
+
+    /// Whether it is so early in a wave that a request of seconds may begin.
+    fn wave_begins(&self) -> bool {
+        self.now() % WAVES.as_secs_f64() < 1.0
+    }
+
+    /// The same; the rest ends when something else does.
+    async fn rest_unless(&mut self, pause: Duration, other: impl Future<Output = ()>) {
+        let over = self.shared.stop.clone();
+        let stop = async {
+            tokio::select! {
+                () = over.cancelled() => {}
+                () = other => {}
+            }
+        };
         let Some(mut connection) = self.held.take() else {
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
-                () = stop.cancelled() => {}
+                () = stop => {}
             }
             return;
         };
         let rested = tokio::select! {
             rested = connection.rest(pause) => rested,
-            () = stop.cancelled() => Ok(Stays::Open),
+            () = stop => Ok(Stays::Open),
         };
         match rested {
             Ok(Stays::Open) => self.held = Some(connection),

@@ -19,6 +19,11 @@ pub struct Record {
     pub seconds: f64,
     pub restarts: Vec<Restart>,
     pub scenarios: Vec<Scenario>,
+    /// Other people's programs that kept connections to the service.
+    pub programs: Vec<Program>,
+    /// For each restart in which that is known: seconds between the last request that the old process answered and the
+    /// first that the new one did, in order of size.
+    pub at_the_gate: Vec<f64>,
     pub answers: Vec<Answer>,
     pub failures: Vec<Failure>,
 }
@@ -57,7 +62,30 @@ pub struct Scenario {
     pub slowest_ms: f64,
 }
 
-/// One answer's latency. May be thinned: every slow one is kept, of the fast ones a sample.
+/// A program in front of the service, by its own account and by that of the kernel.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Program {
+    /// "nginx 1.22.1".
+    pub name: String,
+    /// Requests it passed on.
+    pub requests: u64,
+    /// Connections to the service before the first restart, how many of them were still there after the last, and how
+    /// many there were then.
+    pub pooled: u64,
+    pub survived: u64,
+    pub at_the_end: u64,
+    /// What it complained of.
+    pub complaints: Vec<String>,
+}
+
+impl Program {
+    /// It had connections, has them still, and has nothing to complain of.
+    pub fn is_content(&self) -> bool {
+        self.requests > 0 && self.pooled > 0 && self.survived == self.pooled && self.complaints.is_empty()
+    }
+}
+
+/// One answer's latency. May be thinned: of each hundredth of a second the slowest is kept, of the others a sample.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Answer {
     /// Index into [`Record::scenarios`].
@@ -113,6 +141,13 @@ impl Totals {
 impl Record {
     pub fn totals(&self) -> Totals {
         Totals::of(&self.scenarios)
+    }
+
+    /// Nothing lost, refused or closed, every restart went well, and no program has anything to complain of.
+    pub fn spotless(&self) -> bool {
+        self.totals().spotless()
+            && self.restarts.iter().all(|restart| restart.ok)
+            && self.programs.iter().all(Program::is_content)
     }
 }
 

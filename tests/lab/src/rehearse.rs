@@ -8,9 +8,10 @@ use anyhow::{Context, bail};
 use tokio::time::{Instant, sleep};
 
 use crate::host::{Host, Image};
-use crate::load::{Crowd, Findings, Kind, Load};
+use crate::load::{Findings, Group, Kind, Load};
+use crate::programs::Programs;
 use crate::record::{Record, Restart};
-use crate::stage::Stage;
+use crate::stage::{Listen, SOCKET, Stage};
 use crate::subject::Subject;
 use crate::traffic::Traffic;
 use crate::{report, verdict};
@@ -36,6 +37,12 @@ pub struct Options {
     /// Rehearse another system, for contrast: axum, with its own graceful shutdown.
     #[arg(long, value_parser = ["axum"])]
     pub peer: Option<String>,
+    /// Send clients through nginx and HAProxy as well, and let curl ask, all three from the host's own Debian.
+    #[arg(long, conflicts_with = "stand_in")]
+    pub programs: bool,
+    /// Let the service listen on a Unix socket.
+    #[arg(long, conflicts_with_all = ["stand_in", "peer"])]
+    pub unix: bool,
     /// How many idle connections.
     #[arg(long, default_value_t = 50)]
     pub idle: u32,
@@ -58,17 +65,35 @@ pub enum Outcome {
 /// promises, whatever it loses.
 pub async fn rehearse(options: &Options) -> anyhow::Result<Outcome> {
     let (mut stage, subject, traffic) = set_up(options, "1s").await?;
-    let crowd: Crowd = Kind::ALL
-        .into_iter()
-        .map(|(kind, count)| (kind, if kind == Kind::Idle { options.idle } else { count }))
-        .collect();
+    let mut programs = match (options.programs, stage.host()) {
+        (true, Some((host, listen))) => Some(Programs::start(host, listen, &traffic).await?),
+        _ => None,
+    };
+    let mut groups = groups(options, &stage);
+    groups.extend(programs.iter().flat_map(Programs::groups));
 
     let started_unix = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
-    let load = Load::start(stage.address(), &traffic, &crowd);
+    let load = Load::start_groups(&traffic, groups);
     let clients = load.totals().clients;
-    let restarts = restart_under(&mut stage, &load, options.restarts).await?;
+    settle(&load).await?;
+    if let (Some(programs), Some((host, _))) = (&mut programs, stage.host()) {
+        programs.restarts_begin(host).await?;
+    }
+    let restarts = restart_under(&mut stage, &load, options.restarts).await;
+    let curled = match (&programs, stage.host()) {
+        (Some(programs), Some((host, _))) => Some(programs.curled(host).await?),
+        _ => None,
+    };
     let seconds = load.clock();
-    let Findings { scenarios, answers, failures, moved } = load.finish().await;
+    let Findings { mut scenarios, answers, mut failures, moved, at_the_gate } = load.finish().await;
+    if let Some(curled) = curled {
+        failures.extend(curled.failures(scenarios.len() as u16));
+        scenarios.push(curled.scenario());
+    }
+    let programs = match (programs, stage.host()) {
+        (Some(programs), Some((host, _))) => programs.end(host).await?,
+        _ => vec![],
+    };
     let record = Record {
         service: subject.name.clone(),
         version: subject.version.clone(),
@@ -78,13 +103,15 @@ pub async fn rehearse(options: &Options) -> anyhow::Result<Outcome> {
         seconds,
         restarts,
         scenarios,
+        programs,
+        at_the_gate,
         answers,
         failures,
     };
 
     println!("{}", verdict::table(&record));
     let path = write_report(&record, options, &subject)?;
-    let spotless = record.totals().spotless() && record.restarts.iter().all(|restart| restart.ok);
+    let spotless = record.spotless();
     match (&options.peer, spotless && moved == 0) {
         (None, true) => println!(
             "{} restarts under {clients} clients: nothing lost, nothing refused, no connection closed.",
@@ -93,6 +120,9 @@ pub async fn rehearse(options: &Options) -> anyhow::Result<Outcome> {
         (None, false) => {
             if moved > 0 {
                 println!("{moved} keep-alive clients did not end on the connection they began with.");
+            }
+            for program in record.programs.iter().filter(|program| !program.is_content()) {
+                println!("{} lost connections, or complains.", program.name);
             }
             println!("The promise is broken. The end of the service's log:\n{}", stage.log().await);
         }
@@ -106,6 +136,19 @@ pub async fn rehearse(options: &Options) -> anyhow::Result<Outcome> {
         true => Outcome::Kept,
         false => Outcome::Broken,
     })
+}
+
+/// Who asks the service itself.
+fn groups(options: &Options, stage: &Stage) -> Vec<Group> {
+    let count = |kind, count| match kind {
+        Kind::Idle => options.idle,
+        // hyper drops whoever half-closes, restart or not.
+        Kind::HalfClosing if options.peer.is_some() => 0,
+        // Nobody gets a word in where these take what processors there are.
+        Kind::Busy | Kind::Fresh if options.programs => 1,
+        _ => count,
+    };
+    Kind::ALL.into_iter().map(|(kind, usual)| (kind, count(kind, usual), stage.place())).collect()
 }
 
 /// What is to be deployed; in the template, unless it is taken as it is, a service that is generated from it.
@@ -130,7 +173,7 @@ pub(crate) async fn image(debian: &str) -> anyhow::Result<Image> {
 /// Everything up to the first request. The template's own slow request takes `ping_delay`.
 pub(crate) async fn set_up(options: &Options, ping_delay: &str) -> anyhow::Result<(Stage, Subject, Traffic)> {
     let subject = subject(options.as_is || options.peer.is_some()).await?;
-    let traffic = Traffic::load(&subject.traffic())?;
+    let traffic = Traffic::of(&subject)?;
 
     let host = if options.stand_in {
         None
@@ -152,7 +195,10 @@ pub(crate) async fn set_up(options: &Options, ping_delay: &str) -> anyhow::Resul
     };
     let settings = [("ping_delay", ping_delay)];
     let stage = match (host, &options.peer) {
-        (Some(host), None) => Stage::deploy(host, &subject, &settings).await?,
+        (Some(host), None) => {
+            let listen = if options.unix { Listen::Unix(SOCKET) } else { Listen::Tcp };
+            Stage::deploy(host, &subject, listen, &settings).await?
+        }
         (Some(host), Some(_)) => Stage::deploy_peer(host).await?,
         (None, None) => Stage::stand_in(&subject, &settings).await?,
         (None, Some(_)) => Stage::stand_in_peer().await?,
@@ -161,14 +207,14 @@ pub(crate) async fn set_up(options: &Options, ping_delay: &str) -> anyhow::Resul
 }
 
 /// Restarts the service so many times while the load runs, a random moment apart.
-async fn restart_under(stage: &mut Stage, load: &Load, count: u32) -> anyhow::Result<Vec<Restart>> {
-    settle(load).await?;
+async fn restart_under(stage: &mut Stage, load: &Load, count: u32) -> Vec<Restart> {
     load.restarts_begin();
     let line = Line::default();
     let mut restarts = vec![];
     for number in 1..=count {
-        sleep(Duration::from_millis(fastrand::u64(..1000))).await;
+        sleep(Duration::from_millis(fastrand::u64(..700))).await;
         let at = load.clock();
+        load.restarting();
         let restarted = {
             let restart = stage.restart();
             tokio::pin!(restart);
@@ -179,6 +225,7 @@ async fn restart_under(stage: &mut Stage, load: &Load, count: u32) -> anyhow::Re
                 }
             }
         };
+        load.restarted();
         restarts.push(Restart { at, ready: load.clock(), ok: restarted.is_ok() });
         line.show(&progress(load, number, count));
         if let Err(error) = restarted {
@@ -189,7 +236,7 @@ async fn restart_under(stage: &mut Stage, load: &Load, count: u32) -> anyhow::Re
     // The last restart's latecomers.
     sleep(Duration::from_secs(2)).await;
     line.end();
-    Ok(restarts)
+    restarts
 }
 
 /// Waits until every client has been answered once.

@@ -30,8 +30,14 @@ const THEME: &str = "
 --band:#e8e6e129;--good:#4fc9b4;--bad:#ff7a4d;--c0:#66a0d7;--c1:#f6ac2a;--c2:#33c597;--c3:#b458a3;
 --c4:#93d3f7;--c5:#efe36d;--c6:#9a93ff;--c7:#9ca8b7;--c8:#90d280;--c9:#b68167}}
 ";
-/// How many of them are for scenarios; one more scenario begins again.
+/// How many of them are for scenarios; with one more scenario they begin again, and its marks are hollow.
 const COLOURS: usize = 10;
+
+/// The mark of a scenario in a legend.
+fn swatch(index: usize) -> String {
+    let class = if index < COLOURS { "" } else { " class=hollow" };
+    format!(r#"<i{class} style="--c:var(--c{})"></i>"#, index % COLOURS)
+}
 
 /// Groups of failures listed; what is beyond is only counted.
 const LISTED: usize = 60;
@@ -91,6 +97,7 @@ fn page(record: &Record) -> String {
         ("<!--lifelines-->", lifelines(record)),
         ("<!--failures-->", failures(record)),
         ("<!--figures-->", figures(record)),
+        ("<!--programs-->", programs(record)),
         ("<!--data-->", data(record)),
     ] {
         page = page.replace(place, &content);
@@ -180,12 +187,23 @@ fn facts(record: &Record) -> String {
     };
     let stage = escape(&record.stage);
     let watched = span(record.seconds * 1000.0);
+    let gate = match record.at_the_gate[..] {
+        [] => String::new(),
+        [nearest, ..] => {
+            let median = record.at_the_gate[record.at_the_gate.len() / 2];
+            let [nearest, median] = [nearest, median].map(|gap| count((gap * 1e6).round() as u64));
+            format!(
+                "<div title=\"Between the last request that an old process answered and the first that waited for its \
+                 successor\"><dt>Asked at the gate</dt><dd>{median} µs apart (nearest {nearest} µs)</dd></div>"
+            )
+        }
+    };
     // The script knows the reader's time zone.
     format!(
         "<div><dt>Service</dt><dd>{service}</dd></div>\
          <div><dt>Restarted by</dt><dd>{stage}</dd></div>\
          <div><dt>A restart took</dt><dd>{restart}</dd></div>\
-         <div><dt>Watched for</dt><dd>{watched}</dd></div>\
+         <div><dt>Watched for</dt><dd>{watched}</dd></div>{gate}\
          <div hidden><dt>On</dt><dd><time data-unix={}></time></dd></div>",
         record.started_unix,
     )
@@ -196,9 +214,9 @@ fn legend(record: &Record) -> String {
     for (i, scenario) in record.scenarios.iter().enumerate() {
         let _ = write!(
             html,
-            r#"<button type=button aria-pressed=true title="{}"><i style="--c:var(--c{})"></i>{}</button>"#,
+            r#"<button type=button aria-pressed=true title="{}">{}{}</button>"#,
             escape(&scenario.about),
-            i % COLOURS,
+            swatch(i),
             escape(&scenario.name),
         );
     }
@@ -221,10 +239,11 @@ fn lifelines(record: &Record) -> String {
         let (whole, torn) = strand(record, i, 10, x, [0.0, 100.0]);
         let _ = write!(
             html,
-            "<li style=\"--c:var(--c{})\"><span><i></i>{}</span><b{}>{} of {} kept</b>\
+            "<li style=\"--c:var(--c{})\"><span>{}{}</span><b{}>{} of {} kept</b>\
              <svg viewBox=\"0 0 1000 100\" preserveAspectRatio=none aria-hidden=true>\
              <path class=band d=\"{bands}\"/><path d=\"{whole}\"/><path class=torn d=\"{torn}\"/></svg>",
             i % COLOURS,
+            swatch(i),
             escape(&scenario.name),
             if scenario.kept < u64::from(scenario.clients) { " class=bad" } else { "" },
             count(scenario.kept),
@@ -288,7 +307,7 @@ fn figures(record: &Record) -> String {
     let mut html = String::from("<tbody>");
     for (i, s) in record.scenarios.iter().enumerate() {
         html += &row(
-            format!("<i style=\"--c:var(--c{})\"></i>{}", i % COLOURS, escape(&s.name)),
+            format!("{}{}", swatch(i), escape(&s.name)),
             &s.about,
             [u64::from(s.clients), s.answered, s.lost, s.refused, s.closed, s.opened, s.kept],
             [s.median_ms, s.p99_ms, s.slowest_ms],
@@ -306,6 +325,41 @@ fn figures(record: &Record) -> String {
         t.answered,
     );
     html + "</tfoot>"
+}
+
+/// What became of the connections that other programs keep; nothing where there were none.
+fn programs(record: &Record) -> String {
+    if record.programs.is_empty() {
+        return String::new();
+    }
+    let mut html = String::from(
+        "<h2 id=programs>Pools</h2><p>Connections that other programs keep to the service, by the kernel's account: open \
+         since before the first restart, and still open after the last. What they complained of stands in their logs and \
+         counters.</p><table aria-labelledby=programs><thead><tr><th scope=col>Program<th scope=col>Requests\
+         <th scope=col>Connections before<th scope=col>Of these after<th scope=col>Connections after\
+         <th scope=col>Complaints</tr></thead><tbody>",
+    );
+    for program in &record.programs {
+        let complaints = program.complaints.len() as u64;
+        let cells = [
+            ("Requests", program.requests, false),
+            ("Connections before", program.pooled, program.pooled == 0),
+            ("Of these after", program.survived, program.survived < program.pooled),
+            ("Connections after", program.at_the_end, false),
+            ("Complaints", complaints, complaints > 0),
+        ];
+        let _ = write!(html, "<tr><th scope=row>{}", escape(&program.name));
+        for complaint in program.complaints.iter().take(LISTED) {
+            let _ = write!(html, "<small>{}</small>", escape(complaint));
+        }
+        html.push_str("</th>");
+        for (label, number, bad) in cells {
+            let class = if bad { " class=bad" } else { "" };
+            let _ = write!(html, "<td data-label=\"{label}\"{class}>{}</td>", count(number));
+        }
+        html.push_str("</tr>");
+    }
+    html + "</tbody></table>"
 }
 
 /// What the script draws from, as compact as it can be: integers, and one flat list of answers for each
@@ -424,8 +478,9 @@ pub fn picture(record: &Record) -> String {
         let middle = BOTTOM + 22.0 + (i as f64 + 0.5) * ROW;
         let _ = write!(
             svg,
-            "<circle cx='30' cy='{middle}' r='4' style='fill:var(--c{})'/>\
+            "<circle cx='30' cy='{middle}' r='3' style='fill:{};stroke:var(--c{});stroke-width:2'/>\
              <text class='ink' x='42' y='{}'>{}</text>",
+            if i < COLOURS { format!("var(--c{i})") } else { "none".into() },
             i % COLOURS,
             middle + 4.5,
             escape(&scenario.name),
@@ -574,7 +629,7 @@ fn escape(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{Answer, Failure};
+    use crate::record::{Answer, Failure, Program};
 
     fn record(restarts: u64, answered: u64, lost: u64, closed: u64) -> Record {
         let restart = |i| Restart { at: i as f64 + 1.0, ready: i as f64 + 1.1, ok: true };
@@ -586,6 +641,8 @@ mod tests {
             started_unix: 1_780_000_000,
             seconds: restarts as f64 + 2.0,
             restarts: (0..restarts).map(restart).collect(),
+            programs: vec![],
+            at_the_gate: vec![],
             scenarios: vec![Scenario {
                 name: "keep-alive".into(),
                 about: "one connection each".into(),
@@ -663,6 +720,15 @@ mod tests {
         record.scenarios[0].about = evil.into();
         record.failures[0].kind = evil.into();
         record.failures[0].what = evil.into();
+        let program = Program {
+            name: evil.into(),
+            requests: 9,
+            pooled: 2,
+            survived: 1,
+            at_the_end: 2,
+            complaints: vec![evil.into()],
+        };
+        record.programs.push(program);
         for peer in [None, Some(evil.to_owned())] {
             record.peer = peer;
             let page = page(&record);
@@ -678,6 +744,31 @@ mod tests {
         assert_eq!(data["answers"], json!([[10_500, 50_000]]));
         assert_eq!(data["restarts"][0]["at"], 1.0);
         assert_eq!(data["failures"][0]["kind"], "lost");
+    }
+
+    #[test]
+    fn a_program_that_lost_connections_or_complains_is_bad() {
+        let mut record = record(2, 10, 0, 0);
+        assert_eq!(programs(&record), "");
+        let content = Program {
+            name: "nginx 1.22.1".into(),
+            requests: 9,
+            pooled: 3,
+            survived: 3,
+            at_the_end: 4,
+            complaints: vec![],
+        };
+        record.programs = vec![content.clone()];
+        assert!(record.spotless() && !programs(&record).contains("bad"));
+        let complaints = vec!["502".into()];
+        for worse in [
+            Program { survived: 2, ..content.clone() },
+            Program { pooled: 0, survived: 0, ..content.clone() },
+            Program { complaints, ..content },
+        ] {
+            record.programs = vec![worse];
+            assert!(!record.spotless() && programs(&record).contains("class=bad"));
+        }
     }
 
     #[test]

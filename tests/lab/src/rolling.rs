@@ -44,7 +44,8 @@ pub async fn rolling(options: &Options) -> anyhow::Result<Outcome> {
     let props = Props::get(&options.debian, options.as_is).await?;
     // Instances with sockets of their own are lame ducks for a sixth of it.
     let settings = format!("shutdown_timeout = \"6s\"\n{BRISK}");
-    let scene = Scene::set_without_service(&props, &settings).await?;
+    let mut scene = Scene::set_without_service(&props, &settings).await?;
+    scene.traffic.shutdown_timeout = Duration::from_secs(6);
     scene.push(Release::Good).await?.works()?;
     scene.site.run("systemctl enable --quiet --now $N@1 $N@2 && systemctl disable --quiet --now $N.service").await?;
     println!("{} {} on {}: two instances", props.subject.name, props.subject.version, scene.site.host.stage);
@@ -121,7 +122,9 @@ impl Rolled {
             let to = load.clock();
             quiet.push((from, to));
             let restart = format!("systemctl restart {units}{}", number % 2 + 1);
+            load.restarting();
             scene.site.run(&restart).await.with_context(|| format!("restart {number}"))?;
+            load.restarted();
             windows.push((to, load.clock()));
         }
         sleep(Duration::from_secs(1)).await;

@@ -72,7 +72,7 @@ impl Scene {
     pub async fn set_without_service(props: &Props, settings: &str) -> anyhow::Result<Self> {
         let subject = &props.subject;
         let scene = Self {
-            traffic: Traffic::load(&subject.traffic())?,
+            traffic: Traffic::of(subject)?,
             releases: Releases::of(props.good.clone(), &subject.name)?,
             operator: Operator::new(subject).await?,
             site: Site::boot(&props.image, &subject.name, settings).await?,

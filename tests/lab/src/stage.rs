@@ -1,17 +1,30 @@
 //! What a service stands on while it is restarted: a Debian host with systemd, or the stand-in.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::process::ExitStatus;
 
 use anyhow::{Context, ensure};
 use tokio::process::Command;
 
 use crate::host::Host;
+use crate::http1::Place;
 use crate::manager::{self, Manager, Service};
 use crate::subject::Subject;
 
 /// Where a service listens on its host.
 pub const PORT: u16 = 8080;
+
+/// What a service's socket is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Listen {
+    Tcp,
+    /// A Unix socket of this path on the host.
+    Unix(&'static str),
+}
+
+/// A Unix socket for the service.
+pub const SOCKET: &str = "/run/service.sock";
 
 /// What restarts the service.
 #[derive(Debug)]
@@ -20,17 +33,26 @@ pub enum Stage {
     Host {
         host: Host,
         name: String,
+        listen: Listen,
     },
     StandIn(Box<Service>),
 }
 
 impl Stage {
     /// Deploys a service to the host with its own `make deploy`.
-    pub async fn deploy(host: Host, subject: &Subject, settings: &[(&str, &str)]) -> anyhow::Result<Self> {
+    pub async fn deploy(
+        host: Host,
+        subject: &Subject,
+        listen: Listen,
+        settings: &[(&str, &str)],
+    ) -> anyhow::Result<Self> {
         let name = subject.name.clone();
-        let listen = format!("listen = \"0.0.0.0:{PORT}\"\n");
+        let at = match listen {
+            Listen::Tcp => format!("listen = \"0.0.0.0:{PORT}\"\n"),
+            Listen::Unix(path) => format!("listen = \"{path}\"\n"),
+        };
         let config = settings.iter().map(|(key, value)| format!("{key} = \"{value}\"\n"));
-        let config: String = std::iter::once(listen).chain(config).collect();
+        let config: String = std::iter::once(at).chain(config).collect();
         host.write(&config, &format!("/etc/{name}/config.toml")).await?;
         let deploy = Command::new("make")
             .args(["--no-print-directory", "deploy"])
@@ -45,7 +67,7 @@ impl Stage {
             .await
             .context("starting make")?;
         ensure!(deploy.success(), "make deploy failed ({deploy})");
-        Ok(Self::Host { host, name })
+        Ok(Self::Host { host, name, listen })
     }
 
     /// Installs `lab peer` there: bare axum behind a systemd socket.
@@ -57,7 +79,7 @@ impl Stage {
         host.write(&socket, "/etc/systemd/system/peer.socket").await?;
         host.write(service, "/etc/systemd/system/peer.service").await?;
         host.run("systemctl daemon-reload && systemctl start peer.socket peer.service").await?;
-        Ok(Self::Host { host, name: "peer".into() })
+        Ok(Self::Host { host, name: "peer".into(), listen: Listen::Tcp })
     }
 
     /// Builds the service and starts it under the stand-in.
@@ -90,11 +112,29 @@ impl Stage {
         }
     }
 
+    /// Where clients outside the host find it.
+    pub fn place(&self) -> Place {
+        match self {
+            Self::Host { host, listen: Listen::Unix(path), .. } => {
+                Place::Unix(host.root().join(Path::new(path).strip_prefix("/").unwrap_or(Path::new(path))))
+            }
+            _ => self.address().into(),
+        }
+    }
+
+    /// The host, and what the service's socket is there.
+    pub fn host(&self) -> Option<(&Host, Listen)> {
+        match self {
+            Self::Host { host, listen, .. } => Some((host, *listen)),
+            Self::StandIn(_) => None,
+        }
+    }
+
     /// Restarts the service and returns once it is ready; an error if the old process ended badly or
     /// the new one did not come up.
     pub async fn restart(&mut self) -> anyhow::Result<()> {
         match self {
-            Self::Host { host, name } => {
+            Self::Host { host, name, .. } => {
                 let command = format!("systemctl restart {name}.service && systemctl is-active --quiet {name}.service");
                 host.run(&command).await.map(drop)
             }
@@ -109,7 +149,7 @@ impl Stage {
     /// The end of the service's log.
     pub async fn log(&self) -> String {
         let log = match self {
-            Self::Host { host, name } => host
+            Self::Host { host, name, .. } => host
                 .run(&format!("journalctl --unit={name}.service --lines=30 --no-pager"))
                 .await
                 .unwrap_or_else(|error| format!("{error:#}")),

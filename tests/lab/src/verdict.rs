@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::record::{Failure, Record, Scenario, Totals};
+use crate::record::{Failure, Program, Record, Scenario, Totals};
 
 /// Kinds of failures spelled out, at most.
 const SPELLED_OUT: usize = 20;
@@ -15,13 +15,52 @@ pub fn table(record: &Record) -> String {
     };
     let longest = record.restarts.iter().map(|restart| restart.ready - restart.at).fold(0.0, f64::max);
     format!(
-        "\n{subject} on {}: {} restarts in {:.0} s, the longest took {:.1} s\n\n{}",
+        "\n{subject} on {}: {} restarts in {:.0} s, the longest took {:.1} s\n\n{}{}{}",
         record.stage,
         record.restarts.len(),
         record.seconds,
         longest,
-        scenarios(&record.scenarios, &record.failures)
+        scenarios(&record.scenarios, &record.failures),
+        programs(&record.programs),
+        at_the_gate(record).map(|sentence| format!("\n{sentence}\n")).unwrap_or_default(),
     )
+}
+
+/// What became of the connections that other programs keep, and what these have to say.
+fn programs(programs: &[Program]) -> String {
+    if programs.is_empty() {
+        return String::new();
+    }
+    let mut rows = vec![["", "requests", "pooled", "survived", "at the end", "complaints"].map(String::from)];
+    for program in programs {
+        rows.push([
+            program.name.clone(),
+            program.requests.to_string(),
+            program.pooled.to_string(),
+            program.survived.to_string(),
+            program.at_the_end.to_string(),
+            program.complaints.len().to_string(),
+        ]);
+    }
+    let mut text = format!("\n{}", aligned(&rows));
+    for program in programs {
+        for complaint in program.complaints.iter().take(SPELLED_OUT) {
+            let _ = writeln!(text, "      {}: {complaint}", program.name);
+        }
+    }
+    text
+}
+
+/// How near to the handover clients asked.
+pub fn at_the_gate(record: &Record) -> Option<String> {
+    let gaps = &record.at_the_gate;
+    let micros = |at: usize| gaps.get(at).map(|gap| (gap * 1e6).round());
+    let (nearest, median, farthest) = (micros(0)?, micros(gaps.len() / 2)?, micros(gaps.len() - 1)?);
+    Some(format!(
+        "The last request that an old process answered and the first that waited for its successor were sent {median} µs \
+         apart (median of {} restarts; the nearest {nearest} µs, the farthest {farthest} µs).",
+        gaps.len()
+    ))
 }
 
 /// The figures as a table, with the first failures below it.

@@ -4,6 +4,7 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -11,12 +12,14 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use lab::http1::{Ask, Connection, Fault, Stays};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
+use lab::http1::{Ask, Connection, Fault, Place, Stays};
 use lab::load::{Findings, Kind, Load};
 use lab::record::Totals;
 use lab::traffic::{Route, Traffic};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
 
 /// Does the same with every connection.
 async fn server<F, Fut>(serve: F) -> SocketAddr
@@ -116,6 +119,47 @@ async fn a_reset_is_a_loss() {
     assert!(matches!(verdict, Err(Fault::Lost { closed: true, .. })), "{verdict:?}");
 }
 
+/// What a client that half-closes makes of `answer`, which comes once the end of its request is seen.
+async fn verdict_on_half_close(answer: &'static [u8]) -> Result<Stays, Fault> {
+    let address = server(async move |mut socket: TcpStream| {
+        read_head(&mut socket).await;
+        assert_eq!(socket.read(&mut [0]).await.unwrap(), 0, "the client has not closed its side");
+        socket.write_all(answer).await.unwrap();
+    })
+    .await;
+    Connection::open(address, None).await.unwrap().exchange(&ask().half_closing()).await
+}
+
+#[tokio::test]
+async fn a_half_closing_client_wants_its_answer_and_the_end_of_file() {
+    assert_eq!(verdict_on_half_close(OK).await, Ok(Stays::Announced));
+    let dropped = verdict_on_half_close(b"").await;
+    assert!(matches!(dropped, Err(Fault::Lost { closed: true, .. })), "{dropped:?}");
+    let more = verdict_on_half_close(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok and more").await;
+    assert!(matches!(more, Err(Fault::Lost { closed: false, .. })), "{more:?}");
+}
+
+#[tokio::test]
+async fn a_unix_socket_is_as_good() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("socket");
+    let listener = UnixListener::bind(&path).unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            let mut head = [0; 1024];
+            while let Ok(1..) = socket.read(&mut head).await {
+                socket.write_all(OK).await.unwrap();
+            }
+        }
+    });
+    let mut connection = Connection::open(Place::Unix(path), None).await.unwrap();
+    assert_eq!(connection.exchange(&ask()).await, Ok(Stays::Open));
+    assert_eq!(connection.rest(Duration::from_millis(1)).await, Ok(Stays::Open));
+    assert_eq!(connection.exchange(&ask().half_closing()).await, Ok(Stays::Announced));
+    let nobody = Connection::open(Place::Unix(directory.path().join("nobody")), None).await;
+    assert!(matches!(nobody, Err(Fault::Refused(_))));
+}
+
 #[tokio::test]
 async fn nobody_listening_is_a_refusal() {
     let address = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
@@ -168,7 +212,10 @@ async fn pieces_make_the_same_request() {
     for (ask, expected) in [
         (whole.clone(), plain.clone()),
         (whole.clone().in_two(7, Duration::from_millis(5)), plain.clone()),
-        (whole.in_pieces(10, Duration::from_millis(5)), plain),
+        (whole.clone().in_pieces(10, Duration::from_millis(5)), plain.clone()),
+        (whole.byte_by_byte(Duration::from_millis(1)), plain),
+        (ask().byte_by_byte(Duration::from_millis(1)), ask().pieces.concat()),
+        (ask().in_http10(), b"GET /livez HTTP/1.0\r\nHost: lab\r\n\r\n".to_vec()),
         (chunked, chunks.to_vec()),
     ] {
         seen.lock().unwrap().clear();
@@ -196,6 +243,7 @@ fn traffic() -> Traffic {
         fast: route("/livez", None),
         slow: route("/ping", Some(r#"{"message":"pong"}"#)),
         upload: route("/echo", None),
+        ..Traffic::default()
     }
 }
 
@@ -217,7 +265,16 @@ async fn counted(address: SocketAddr, traffic: &Traffic, kind: Kind, enough: imp
 async fn an_honest_server_loses_nothing() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    tokio::spawn(async { axum::serve(listener, lab::peer::app(Duration::from_millis(300))).await });
+    tokio::spawn(async move {
+        let app = TowerToHyperService::new(lab::peer::app(Duration::from_millis(300)));
+        let mut http = auto::Builder::new(TokioExecutor::new());
+        // axum::serve drops whoever closes its side.
+        http.http1().half_close(true);
+        while let Ok((socket, _)) = listener.accept().await {
+            let (http, app) = (http.clone(), app.clone());
+            tokio::spawn(async move { http.serve_connection(TokioIo::new(socket), app).await.ok() });
+        }
+    });
     let load = Load::start(address, &traffic(), &Kind::ALL.map(|(kind, _)| (kind, 2)));
     while !load.is_settled() {
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -290,6 +347,39 @@ async fn refusals_are_counted() {
     let address = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let findings = counted(address, &only_fast(), Kind::Pausing, |totals| totals.refused > 1).await;
     assert_eq!(findings.scenarios[0].lost, 0);
+}
+
+#[tokio::test]
+async fn the_gate_is_between_the_last_answer_of_one_process_and_the_first_of_another() {
+    let successor = Arc::new(AtomicBool::new(false));
+    let serves = successor.clone();
+    let address = server(move |mut socket: TcpStream| {
+        let serves = serves.clone();
+        async move {
+            while read_head(&mut socket).await.is_some() {
+                let process = if serves.load(Relaxed) { "b" } else { "a" };
+                let head = format!("HTTP/1.1 200 OK\r\nX-Request-Id: {process}-1\r\nContent-Length: 2\r\n\r\nok");
+                socket.write_all(head.as_bytes()).await.unwrap();
+            }
+        }
+    })
+    .await;
+    let load = Load::start(address, &only_fast(), &[(Kind::Timed, 2)]);
+    let answered = async |more| {
+        let before = load.totals().answered;
+        while load.totals().answered < before + more {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    answered(4).await;
+    load.restarting();
+    answered(10).await;
+    successor.store(true, Relaxed);
+    answered(4).await;
+    load.restarted();
+    let findings = load.finish().await;
+    assert!(findings.failures.is_empty(), "{:?}", findings.failures);
+    assert_eq!(findings.at_the_gate.len(), 1, "{:?}", findings.at_the_gate);
 }
 
 /// An HTTP/2 server that ends each connection after 50 ms, with or without `GOAWAY`; each answer
