@@ -69,9 +69,9 @@ lab() {
     cargo run --quiet --release --package lab -- "$@"
 }
 
-# Twenty restarts under load.
-bookworm() { lab rehearse --no-stand-in --restarts 20 --debian bookworm; }
-trixie() { lab rehearse --no-stand-in --restarts 20 --debian trixie; }
+# Twenty restarts under load, with other programs in front and beside; on the one by TCP, on the other by a Unix socket.
+bookworm() { lab rehearse --no-stand-in --programs --restarts 20 --debian bookworm; }
+trixie() { lab rehearse --no-stand-in --programs --unix --restarts 20 --debian trixie; }
 
 # A real browser through restarts.
 browser() {
