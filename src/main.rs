@@ -88,8 +88,9 @@ fn health(config: &Config, pid: Option<u32>) -> Done {
 }
 
 fn run(config: Config) -> Done {
-    // Before there are threads: it changes the environment.
+    // Before there are threads: the one changes the environment, for the other they would have to be waited for.
     let given = systemd::given();
+    server::make_room(config.limits.max_connections);
     telemetry::init(&config.log)?;
     let runtime = tokio::runtime::Runtime::new()?;
     let outcome = runtime.block_on(server::run(config, given, app::app));

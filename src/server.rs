@@ -157,3 +157,14 @@ fn allow_connections(max_connections: usize) -> io::Result<usize> {
     }
     Ok(max_connections)
 }
+
+/// Has the kernel's table of descriptors made large enough for `max_connections`, to be called before there are threads.
+///
+/// It grows by doubling, and where there are threads the kernel first waits for every processor, some 10 ms each time:
+/// clients whose connections are taken over would wait for that, 40 ms where there are a thousand of them.
+pub fn make_room(max_connections: usize) {
+    let wanted = (max_connections + listener::SURPLUS + listener::SPARE_DESCRIPTORS) as u64;
+    let most = getrlimit(Resource::Nofile).current.unwrap_or(wanted).min(wanted);
+    // A descriptor of that number makes the table as large at once. It is closed again, and nothing depends on it.
+    let _ = rustix::io::fcntl_dupfd_cloexec(io::stdin(), i32::try_from(most).unwrap_or(i32::MAX) - 1);
+}
