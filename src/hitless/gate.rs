@@ -236,6 +236,18 @@ impl Gate {
         std::mem::take(&mut self.aside())
     }
 
+    /// Some of the connections put aside so far, `most` at most, the last first.
+    pub(super) fn take_some(&self, most: usize) -> Vec<Clean> {
+        let mut aside = self.aside();
+        let kept = aside.len().saturating_sub(most);
+        aside.split_off(kept)
+    }
+
+    /// The number of connections put aside, and not taken yet.
+    pub fn put_aside(&self) -> usize {
+        self.aside().len()
+    }
+
     fn aside(&self) -> MutexGuard<'_, Vec<Clean>> {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }

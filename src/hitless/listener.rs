@@ -22,6 +22,9 @@ use super::systemd::Activated;
 /// How many connections over the limit are accepted to be told so; further ones wait in the kernel's queue.
 pub const SURPLUS: usize = 64;
 
+/// How many connections that were put aside are let in at a time.
+const BATCH: usize = 64;
+
 /// Descriptors that the process needs apart from its connections.
 pub const SPARE_DESCRIPTORS: usize = 192;
 
@@ -59,8 +62,16 @@ impl Listener {
         Ok(Self { sockets, adopted: VecDeque::new(), gate, max_connections })
     }
 
-    /// Serves connections of an earlier process, or some that were taken in vain, before any new one.
+    /// Serves connections of an earlier process before any new one, the last of them first.
+    ///
+    /// They are put aside, from where they are let in batch by batch: those who wait are answered before thousands of
+    /// idle ones are looked at, and what is not let in when the service is to leave again is handed over as it is.
     pub fn adopt(&mut self, connections: Vec<Clean>) {
+        self.gate.put(connections);
+    }
+
+    /// Lets in connections that were put aside.
+    fn let_in(&mut self, connections: Vec<Clean>) {
         for Clean { socket, rest } in connections {
             match register(socket) {
                 Ok((socket, peer)) => {
@@ -173,7 +184,7 @@ impl axum::serve::Listener for Listener {
                 let _entering = gate.enter();
                 let closed = gate.is_closed();
                 if !closed {
-                    self.adopt(gate.take());
+                    self.let_in(gate.take_some(BATCH));
                 }
                 closed
             };
@@ -182,6 +193,8 @@ impl axum::serve::Listener for Listener {
                 continue;
             }
             if !self.adopted.is_empty() {
+                // The batch before is served first, on however few threads.
+                tokio::task::yield_now().await;
                 continue;
             }
             if gate.mode() == Mode::Retired {

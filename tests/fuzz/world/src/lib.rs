@@ -57,6 +57,15 @@ pub mod os {
     }
 }
 
+pub mod task {
+    pub use std::task::*;
+
+    #[cfg(feature = "shuttle")]
+    pub use shuttle::future::yield_now;
+    #[cfg(not(feature = "shuttle"))]
+    pub use tokio::task::yield_now;
+}
+
 pub mod time {
     use std::future::poll_fn;
     use std::pin::pin;
@@ -70,10 +79,7 @@ pub mod time {
     /// Ten milliseconds are a turn for all others.
     pub async fn sleep(time: Duration) {
         for _ in 0..time.as_millis().div_ceil(10) {
-            #[cfg(feature = "shuttle")]
-            shuttle::future::yield_now().await;
-            #[cfg(not(feature = "shuttle"))]
-            tokio::task::yield_now().await;
+            crate::task::yield_now().await;
         }
     }
 
