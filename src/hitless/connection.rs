@@ -34,6 +34,9 @@ const HEAD_TIMEOUT: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\
 Content-Type: application/problem+json\r\nContent-Length: 106\r\n\r\n\
 {\"title\":\"Request Timeout\",\"status\":408,\"detail\":\"the request's head did not arrive in the time allowed\"}\n";
 
+/// How long a connection has to have been quiet to be taken before the gate closes.
+pub(super) const QUIET: Duration = Duration::from_millis(500);
+
 /// A stream socket of either kind.
 pub type Socket = Either<TcpStream, UnixStream>;
 
@@ -193,6 +196,12 @@ impl Connection {
         self.lock().fate == Fate::Taken
     }
 
+    /// Whether the connection, quiet since `before`, is to be taken before the gate closes and not put aside yet.
+    pub(super) fn leaves_early(&self, before: Instant) -> bool {
+        let state = self.lock();
+        state.fate == Fate::Taken || (state.may_leave_early() && state.since < before)
+    }
+
     /// Whether something would be lost with the connection.
     pub(super) fn is_busy(&self) -> bool {
         !self.lock().leaves_by_itself()
@@ -335,6 +344,11 @@ impl State {
         self.last || self.ledger.is_lost()
     }
 
+    /// Whether nobody is likely to notice that the connection is taken a little before the others.
+    fn may_leave_early(&self) -> bool {
+        self.is_clean() && !self.is_at_head() && self.since.elapsed() >= QUIET
+    }
+
     /// Whether nothing is lost when axum, told to end, closes the connection: HTTP/2, or what cannot be handed over,
     /// without a request; and what was only upgraded to be told goodbye.
     fn leaves_by_itself(&self) -> bool {
@@ -454,6 +468,10 @@ impl AsyncRead for Io {
                         let _ = socket.poll_write(cx, HEAD_TIMEOUT);
                     }
                     state.fate = Fate::Closing;
+                    return Poll::Ready(Ok(()));
+                }
+                Poll::Pending if connection.0.gate.is_thinning() && state.may_leave_early() => {
+                    state.fate = Fate::Taken;
                     return Poll::Ready(Ok(()));
                 }
                 Poll::Pending => return Poll::Pending,

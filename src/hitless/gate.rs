@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use axum::http::Method;
 use tokio::sync::Notify;
 
-use super::connection::{Connection, Io, Peer, Socket};
+use super::connection::{Connection, Io, Peer, QUIET, Socket};
 use super::parcel::Clean;
 
 /// Something that was cut off: a request, or a connection that would not end.
@@ -66,6 +66,8 @@ pub struct Gate {
     taken: Mutex<Vec<Clean>>,
     ids: AtomicU64,
     closed: AtomicBool,
+    /// The gate is about to close: connections that have been quiet for a while are taken already.
+    thinning: AtomicBool,
     /// Held while a connection is accepted and taken in.
     entering: Mutex<()>,
     /// The gate was closed or opened, the mode was set, or a connection was taken that nobody may take any more.
@@ -141,8 +143,25 @@ impl Gate {
         self.wake();
     }
 
+    /// Takes the connections that have been quiet for a while, before the gate is closed; `patience` bounds it.
+    ///
+    /// Thousands of connections are not taken in a moment. Those who ask all the time are served meanwhile.
+    pub(super) async fn thin_out(&self, patience: Duration) {
+        // Those that become quiet meanwhile are not woken, and not waited for.
+        let Some(before) = Instant::now().checked_sub(QUIET) else { return };
+        self.thinning.store(true, SeqCst);
+        self.wake();
+        let thinned = self.wait_until(|gate| !gate.all().values().any(|connection| connection.leaves_early(before)));
+        let _ = tokio::time::timeout(patience, thinned).await;
+    }
+
+    pub(super) fn is_thinning(&self) -> bool {
+        self.thinning.load(SeqCst)
+    }
+
     /// Goes on accepting, and gives the connections that were taken back to the listener.
     pub(super) fn open(&self) {
+        self.thinning.store(false, SeqCst);
         self.closed.store(false, SeqCst);
         self.wake();
     }
@@ -226,7 +245,7 @@ impl Gate {
     /// Puts connections aside: for the parcel, or for the listener while the gate is open.
     pub(super) fn put(&self, connections: Vec<Clean>) {
         self.aside().extend(connections);
-        if !self.is_closed() {
+        if !self.is_closed() && !self.is_thinning() {
             self.moved.notify_waiters();
         }
     }

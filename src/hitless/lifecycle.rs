@@ -354,6 +354,9 @@ impl Lifecycle {
             let patience = if obstacle == Obstacle::Lasting { timeout.last_moment() } else { timeout.calm() };
             let last = start.elapsed() >= patience;
             if obstacle == Obstacle::None || last {
+                if !last {
+                    gate.thin_out(timeout.total() / 30).await;
+                }
                 gate.close();
                 if tokio::time::timeout(CALM, gate.taken(Some(Instant::now()))).await.is_ok() {
                     break;

@@ -183,7 +183,7 @@ impl axum::serve::Listener for Listener {
                 // The gate does not close meanwhile: connections on their way back are known to nobody.
                 let _entering = gate.enter();
                 let closed = gate.is_closed();
-                if !closed {
+                if !closed && !gate.is_thinning() {
                     self.let_in(gate.take_some(BATCH));
                 }
                 closed

@@ -32,6 +32,7 @@ impl Process {
     /// Tries to leave, and stays because that takes too long.
     pub async fn stay(&self) {
         self.gate.set_mode(Mode::HandingOver);
+        self.gate.thin_out(Duration::from_millis(10)).await;
         self.gate.close();
         let _ = world::time::timeout(Duration::from_millis(10), self.gate.taken(None)).await;
         self.gate.open();
@@ -40,6 +41,7 @@ impl Process {
     /// Hands every connection over.
     pub async fn leave(&self, server: JoinHandle<()>) -> Vec<Clean> {
         self.gate.set_mode(Mode::HandingOver);
+        self.gate.thin_out(Duration::from_millis(10)).await;
         self.gate.close();
         self.gate.taken(None).await;
         self.end(server).await
