@@ -92,6 +92,7 @@ fn run(config: Config) -> Done {
     let given = systemd::given();
     server::make_room(config.limits.max_connections);
     telemetry::init(&config.log)?;
+    tracing::debug!("configured");
     let runtime = tokio::runtime::Runtime::new()?;
     let outcome = runtime.block_on(server::run(config, given, app::app));
     // What was cut at T may block a thread: nobody waits for it.

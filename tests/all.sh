@@ -85,6 +85,10 @@ deploys_on() {
     lab deploy --as-is --updates 6 --debian "$1" && lab rolling --as-is --restarts 6 --bound 250 --debian "$1"
 }
 
+# What a restart costs clients, beside what systemd itself takes. What runs the tests may be busy: hence the bound.
+delays() { delays_on bookworm && delays_on trixie; }
+delays_on() { lab measure --as-is --quick --bound 2.5 --debian "$1"; }
+
 # All that can go wrong with a deploy; where that is the same at each of its steps, at every third.
 faults_12() { faults_on bookworm; }
 faults_13() { faults_on trixie; }
@@ -138,7 +142,7 @@ else
     lane format scripts lints service units memory
     [ ! -x tests/template.sh ] || lane template
     wait
-    lane bookworm trixie browser deploys
+    lane bookworm trixie browser deploys delays
     wait
     # They wait most of the time.
     lane faults_12

@@ -357,6 +357,7 @@ impl Lifecycle {
                 if !last {
                     gate.thin_out(timeout.total() / 30).await;
                 }
+                tracing::debug!("the gate closes");
                 gate.close();
                 if tokio::time::timeout(CALM, gate.taken(Some(Instant::now()))).await.is_ok() {
                     break;

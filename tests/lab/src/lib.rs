@@ -12,18 +12,20 @@
 //! - [`deploy`]: updates and rollbacks; [`rolling`]: several instances in turn; [`delays`]: what either costs;
 //! - [`faults`], [`stories`]: all that can go wrong with a deploy;
 //! - [`browser`]: a real browser, driven over WebDriver;
-//! - [`measure`]: figures that have a bound;
+//! - [`measure`]: what a restart costs clients, beside the [`floor`] under it, and [where the time goes](anatomy);
 //! - [`record`]: what was found, as data;
 //! - [`bench`]: throughput beside bare axum's;
 //! - [`programs`]: nginx, HAProxy and curl, on the host;
 //! - [`peer`]: the same routes without hitless, for contrast.
 
+pub mod anatomy;
 pub mod answers;
 pub mod bench;
 pub mod browser;
 pub mod delays;
 pub mod deploy;
 pub mod faults;
+pub mod floor;
 pub mod gate;
 pub mod host;
 pub mod http1;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use lab::rehearse::{self, Options, Outcome};
-use lab::{browser, deploy, faults, rolling};
+use lab::{browser, deploy, faults, measure, rolling};
 use tokio::signal::unix::{SignalKind, signal};
 
 #[derive(Parser)]
@@ -13,9 +13,9 @@ use tokio::signal::unix::{SignalKind, signal};
 enum Command {
     /// Rehearse a deploy and restarts on a throwaway Debian.
     Rehearse(Options),
-    /// Measure what has a bound: what a slow request costs the fast ones during a restart, and how
-    /// long a restart takes with 1,000, 4,000 and 9,000 idle connections.
-    Measure(Options),
+    /// Measure what a restart costs clients, with up to 10,000 connections and with slow requests and uploads in flight,
+    /// beside what systemd itself takes, and where the time goes.
+    Measure(measure::Options),
     /// Rehearse updates and rollbacks by ssh.
     Deploy(deploy::Options),
     /// Restart several instances in turn, and compare one socket with one for each.
@@ -29,22 +29,34 @@ enum Command {
     /// Be the system for contrast: axum's own graceful shutdown on a socket of systemd's.
     #[command(hide = true)]
     Peer,
+    /// Be the service that does nothing but say that it is ready.
+    #[command(hide = true)]
+    Floor,
+}
+
+fn main() -> ExitCode {
+    let command = Command::parse();
+    if matches!(command, Command::Floor) {
+        // Without a runtime: it is to be as quick as can be.
+        return lab::floor::serve().map_or_else(|error| failed(&error), |()| ExitCode::SUCCESS);
+    }
+    work(command)
 }
 
 #[tokio::main]
-async fn main() -> ExitCode {
-    let command = Command::parse();
+async fn work(command: Command) -> ExitCode {
     // The peer has its own way with SIGTERM.
     let interruptible = !matches!(command, Command::Peer);
     let work = async {
         match command {
             Command::Rehearse(options) => rehearse::rehearse(&options).await,
-            Command::Measure(options) => lab::measure::measure(&options).await,
+            Command::Measure(options) => measure::measure(&options).await,
             Command::Deploy(options) => deploy::deploy(&options).await,
             Command::Rolling(options) => rolling::rolling(&options).await,
             Command::Faults(options) => faults::faults(&options).await,
             Command::Browser(options) => browser::browser(&options).await,
             Command::Bench => lab::bench::bench().await.map(|()| Outcome::Kept),
+            Command::Floor => unreachable!("it needs no runtime"),
             Command::Peer => lab::peer::serve(Duration::from_secs(1)).await.map(|()| Outcome::Kept),
         }
     };
@@ -59,11 +71,13 @@ async fn main() -> ExitCode {
     match done {
         Ok(Outcome::Kept) => ExitCode::SUCCESS,
         Ok(Outcome::Broken) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("lab: {error:#}");
-            ExitCode::FAILURE
-        }
+        Err(error) => failed(&error),
     }
+}
+
+fn failed(error: &anyhow::Error) -> ExitCode {
+    eprintln!("lab: {error:#}");
+    ExitCode::FAILURE
 }
 
 async fn interrupted() {

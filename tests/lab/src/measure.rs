@@ -1,100 +1,217 @@
-//! Measurements that have a bound: what a slow request costs the fast ones during a restart, and how
-//! long a restart takes with thousands of idle connections.
+//! What a restart costs clients: how long the slowest fast answer takes, whatever else is in flight and however many
+//! connections there are, beside the [`floor`] under it.
+//!
+//! The two are measured side by side, in turn, on one host: a machine that is busy is so for both, and their ratio is
+//! what counts. The floor is the time between `SIGTERM` to a process that does nothing and `READY=1` of the next one, in
+//! the same sandbox; the slowest answer is what a client sees of everything between, the way over the network included.
 
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use tokio::time::sleep;
 
+use crate::anatomy::{self, Steps};
+use crate::floor;
+use crate::host::Host;
 use crate::load::{Kind, Load};
-use crate::rehearse::{Options, Outcome, set_up, settle};
-use crate::stage::Stage;
+use crate::rehearse::{self, Outcome, settle};
+use crate::stage::{Listen, Stage};
 use crate::traffic::Traffic;
-use crate::verdict::aligned;
+use crate::verdict::millis;
 
-/// How many restarts of each kind; the median counts.
-const ROUNDS: usize = 5;
+/// What to measure, on what.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Options {
+    /// The suite of the throwaway host: bookworm, trixie.
+    #[arg(long, default_value = "bookworm")]
+    pub debian: String,
+    /// How many restarts of each kind; their medians count.
+    #[arg(long, default_value_t = 5)]
+    pub rounds: usize,
+    /// Only what has a bound, and no more than 1,000 connections.
+    #[arg(long)]
+    pub quick: bool,
+    /// How many connections, most of them idle: one or several numbers of at least 100.
+    #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u32).range(100..=20_000))]
+    pub connections: Vec<u32>,
+    /// How many times the floor the slowest fast answer may take.
+    #[arg(long, value_name = "TIMES", default_value_t = 1.5)]
+    pub bound: f64,
+    /// In the template: take the template itself, and do not generate a service.
+    #[arg(long)]
+    pub as_is: bool,
+}
 
-/// Those that notice every delay.
-const FAST: [Kind; 2] = [Kind::Pausing, Kind::Busy];
+/// Those that notice a delay: so many that one of them asks every two milliseconds, so few that they cause none.
+const FAST: (Kind, u32) = (Kind::Pausing, 50);
 
-/// By how much a slow request may delay the fast ones.
-const SLOW_REQUEST_COSTS: f64 = 100.0;
+/// What a slow request takes. T is short, so that the wait for a calm moment, T/3, is.
+const SETTINGS: [(&str, &str); 3] =
+    [("shutdown_timeout", "6s"), ("ping_delay", "1s"), ("limits.max_connections", "21000")];
 
-/// How long a restart may take, however many connections are idle.
-const RESTART_TAKES: f64 = 1_000.0;
+/// What is in flight when a restart begins, besides fast requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum InFlight {
+    Nothing,
+    OneSlow,
+    SlowWithoutEnd,
+    Uploads,
+}
 
-/// Measures, prints the figures, and says whether they are within bounds.
-pub async fn measure(options: &Options) -> anyhow::Result<Outcome> {
-    let (mut stage, subject, traffic) = set_up(options, "5s").await?;
-    println!("\n{} {} on {}", subject.name, subject.version, stage.name());
-    let mut rows = vec![["".into(), "median".to_owned(), "of".to_owned()]];
-    let mut broken = vec![];
+impl InFlight {
+    const ALL: [Self; 4] = [Self::Nothing, Self::OneSlow, Self::SlowWithoutEnd, Self::Uploads];
 
-    let without = slowest_fast(&mut stage, &traffic, false).await?;
-    let with = slowest_fast(&mut stage, &traffic, true).await?;
-    rows.push(row("slowest fast answer during a restart", &without));
-    rows.push(row("the same with a slow request in flight", &with));
-    let cost = median(&with) - median(&without);
-    if cost > SLOW_REQUEST_COSTS {
-        broken.push(format!("a slow request costs the fast ones {cost:.0} ms, more than {SLOW_REQUEST_COSTS} ms"));
-    }
-
-    for count in [1_000, 4_000, 9_000] {
-        let took = restart_with_idle(&mut stage, &traffic, count).await?;
-        rows.push(row(&format!("restart with {count} idle connections"), &took));
-        if median(&took) > RESTART_TAKES {
-            broken.push(format!("a restart with {count} idle connections takes {:.0} ms", median(&took)));
+    fn name(self) -> &'static str {
+        match self {
+            Self::Nothing => "fast requests only",
+            Self::OneSlow => "one slow request in flight",
+            Self::SlowWithoutEnd => "slow requests without end",
+            Self::Uploads => "four slow uploads in flight",
         }
     }
-    println!("\n{}", aligned(&rows));
+
+    fn crowd(self) -> &'static [(Kind, u32)] {
+        match self {
+            Self::Nothing => &[],
+            Self::OneSlow => &[(Kind::Slow, 1)],
+            Self::SlowWithoutEnd => &[(Kind::Relentless, 8)],
+            Self::Uploads => &[(Kind::Uploading, 4)],
+        }
+    }
+
+    /// Whether it must not cost the fast ones more than the bound.
+    fn is_bounded(self) -> bool {
+        matches!(self, Self::Nothing | Self::OneSlow)
+    }
+}
+
+/// Some restarts of one kind.
+#[derive(Debug, Default)]
+struct Series {
+    slowest: Vec<f64>,
+    floor: Vec<f64>,
+    steps: Vec<Steps>,
+}
+
+impl Series {
+    fn ratio(&self) -> f64 {
+        median(&self.slowest) / median(&self.floor)
+    }
+}
+
+/// The service on its host, the floor beside it.
+struct Bench {
+    stage: Stage,
+    name: String,
+    traffic: Traffic,
+    rounds: usize,
+}
+
+/// Measures, prints the figures, and says whether they are within the bound.
+pub async fn measure(options: &Options) -> anyhow::Result<Outcome> {
+    let mut bench = Bench::set_up(options).await?;
+    let (in_flight, connections) = match options.quick {
+        true => (&InFlight::ALL[..2], &[100, 1_000][..]),
+        false => (&InFlight::ALL[..], &[100, 1_000, 10_000][..]),
+    };
+    let connections = if options.connections.is_empty() { connections } else { &options.connections };
+    let mut table = vec![
+        ["slowest fast answer during a restart", "connections", "answer", "floor", "ratio", "all"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
+    let (mut broken, mut alone) = (vec![], vec![]);
+    for &in_flight in in_flight {
+        for &connections in connections {
+            let series = bench
+                .series(in_flight, connections)
+                .await
+                .with_context(|| format!("{}, {connections} connections", in_flight.name()))?;
+            let (slowest, floor, ratio) = (median(&series.slowest), median(&series.floor), series.ratio());
+            println!(
+                "{}, {connections} connections: {} over a floor of {}",
+                in_flight.name(),
+                millis(slowest),
+                millis(floor)
+            );
+            if in_flight.is_bounded() && ratio > options.bound {
+                broken.push(format!(
+                    "{}, {connections} connections: {ratio:.2} times the floor, more than {}",
+                    in_flight.name(),
+                    options.bound
+                ));
+            }
+            table.push(vec![
+                in_flight.name().to_owned(),
+                connections.to_string(),
+                millis(slowest),
+                millis(floor),
+                format!("{ratio:.2}"),
+                series.slowest.iter().map(|ms| format!("{ms:.0}")).collect::<Vec<_>>().join(", "),
+            ]);
+            if in_flight == InFlight::Nothing {
+                alone.push((format!("{connections} connections"), series.steps));
+            }
+        }
+    }
+    println!("\n{}, medians of {}:\n\n{}", bench.stage.name(), options.rounds, anatomy::markdown(&table));
+    println!("{}", anatomy::table(&alone));
+    if !options.quick {
+        println!("{}", anatomy::sandbox(&floor::sandbox(bench.host()?, options.rounds).await?));
+    }
     if broken.is_empty() {
         return Ok(Outcome::Kept);
     }
-    println!("{}\n{}", broken.join("\n"), stage.log().await);
+    println!("{}\n{}", broken.join("\n"), bench.stage.log().await);
     Ok(Outcome::Broken)
 }
 
-/// The slowest answer of the fast clients in each of some restarts; with `slow`, each restart comes
-/// while a slow request is in flight, which has to be answered too.
-async fn slowest_fast(stage: &mut Stage, traffic: &Traffic, slow: bool) -> anyhow::Result<Vec<f64>> {
-    let mut slowest = vec![];
-    for _ in 0..ROUNDS {
-        let fast = Load::start(stage.address(), traffic, &[(Kind::Pausing, 50), (Kind::Busy, 2)]);
-        settle(&fast).await?;
-        let in_flight = slow.then(|| Load::start(stage.address(), traffic, &[(Kind::Slow, 1)]));
-        sleep(Duration::from_millis(500)).await;
-        fast.restarts_begin();
-        if let Some(slow) = &in_flight {
-            slow.restarts_begin();
-        }
-        let from = fast.clock();
-        stage.restart().await?;
-        let to = fast.clock();
-        sleep(Duration::from_millis(500)).await;
-        slowest.push(fast.slowest_between(&FAST, from, to).1);
-        fast.finish().await.spotless()?;
-        if let Some(in_flight) = in_flight {
-            in_flight.finish().await.spotless()?;
-        }
+impl Bench {
+    async fn set_up(options: &Options) -> anyhow::Result<Self> {
+        let subject = rehearse::subject(options.as_is).await?;
+        let traffic = Traffic::load(&subject.traffic())?;
+        let host = Host::boot(&rehearse::image(&options.debian).await?).await?;
+        let filter = anatomy::filter(&subject.name);
+        let settings: Vec<_> = SETTINGS.into_iter().chain([("log.filter", filter.as_str())]).collect();
+        let stage = Stage::deploy(host, &subject, Listen::Tcp, &settings).await?;
+        let bench = Self { stage, name: subject.name, traffic, rounds: options.rounds };
+        floor::install(bench.host()?, &bench.name).await?;
+        Ok(bench)
     }
-    Ok(slowest)
-}
 
-/// What some restarts take, in milliseconds, while `count` connections are idle; each of them has to
-/// be alive after.
-async fn restart_with_idle(stage: &mut Stage, traffic: &Traffic, count: u32) -> anyhow::Result<Vec<f64>> {
-    let mut took = vec![];
-    for _ in 0..ROUNDS {
-        let idle = Load::start(stage.address(), traffic, &[(Kind::Idle, count)]);
-        settle(&idle).await?;
-        idle.restarts_begin();
-        let from = idle.clock();
-        stage.restart().await?;
-        took.push((idle.clock() - from) * 1e3);
-        idle.finish().await.spotless().with_context(|| format!("{count} idle connections"))?;
+    fn host(&self) -> anyhow::Result<&Host> {
+        match &self.stage {
+            Stage::Host { host, .. } => Ok(host),
+            Stage::StandIn(_) => bail!("without systemd there is no floor"),
+        }
     }
-    Ok(took)
+
+    /// Restarts the service while so many connections are open, most of them idle, and the floor in turn with it. Nothing
+    /// may be lost, nor any connection closed.
+    async fn series(&mut self, in_flight: InFlight, connections: u32) -> anyhow::Result<Series> {
+        let others: u32 = in_flight.crowd().iter().map(|(_, count)| count).sum();
+        let idle = (Kind::Idle, connections - FAST.1 - others);
+        let load = Load::start(self.stage.address(), &self.traffic, &[idle, FAST]);
+        settle(&load).await?;
+        load.restarts_begin();
+        let mut series = Series::default();
+        for _ in 0..self.rounds {
+            series.floor.push(floor::restart(self.host()?).await?);
+            let company = Load::start(self.stage.address(), &self.traffic, in_flight.crowd());
+            // Long enough for a request to count as slow, and shorter than one is.
+            sleep(Duration::from_millis(400)).await;
+            company.restarts_begin();
+            let from = load.clock();
+            self.stage.restart().await?;
+            let to = load.clock();
+            sleep(Duration::from_millis(300)).await;
+            series.slowest.push(load.slowest_between(&[FAST.0], from, to).1);
+            company.finish().await.spotless()?;
+            series.steps.push(anatomy::of_last_restart(self.host()?, &self.name).await?);
+        }
+        load.finish().await.spotless()?;
+        Ok(series)
+    }
 }
 
 /// The middle one.
@@ -102,9 +219,4 @@ pub fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     sorted[sorted.len() / 2]
-}
-
-fn row(name: &str, values: &[f64]) -> [String; 3] {
-    let all: Vec<_> = values.iter().map(|value| format!("{value:.0}")).collect();
-    [name.into(), format!("{:.0} ms", median(values)), all.join(", ")]
 }

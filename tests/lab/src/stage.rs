@@ -48,10 +48,25 @@ impl Stage {
     ) -> anyhow::Result<Self> {
         let name = subject.name.clone();
         let at = match listen {
-            Listen::Tcp => format!("listen = \"0.0.0.0:{PORT}\"\n"),
-            Listen::Unix(path) => format!("listen = \"{path}\"\n"),
+            Listen::Tcp => format!(
+                "listen = \"0.0.0.0:{PORT}\"
+"
+            ),
+            Listen::Unix(path) => format!(
+                "listen = \"{path}\"
+"
+            ),
         };
-        let config = settings.iter().map(|(key, value)| format!("{key} = \"{value}\"\n"));
+        let config = settings.iter().map(|(key, value)| match value.parse::<u64>() {
+            Ok(number) => format!(
+                "{key} = {number}
+"
+            ),
+            Err(_) => format!(
+                "{key} = \"{value}\"
+"
+            ),
+        });
         let config: String = std::iter::once(at).chain(config).collect();
         host.write(&config, &format!("/etc/{name}/config.toml")).await?;
         let deploy = Command::new("make")
