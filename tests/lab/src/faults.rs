@@ -4,17 +4,14 @@
 //! notice. A deploy that fails has to say why, and leaves the host exactly as it was, with the old release in charge.
 //! Afterwards the next good deploy works.
 
-use std::cell::RefCell;
-use std::collections::VecDeque;
-
 use anyhow::{Context, bail, ensure};
-use futures_util::future::{LocalBoxFuture, join_all};
+use futures_util::future::LocalBoxFuture;
 use tokio::time::Instant;
 
 use crate::load::{Kind, Load};
 use crate::rehearse::{Outcome, settle};
 use crate::release::{self, Release};
-use crate::scene::{Before, Props, Scene};
+use crate::scene::{Before, Happening, Props, Scene, try_all};
 use crate::stories;
 
 use Expect::{Fails, Works};
@@ -174,7 +171,7 @@ impl Fault {
 /// Tries the faults, prints a line for each, and says whether all went as they have to.
 pub async fn faults(options: &Options) -> anyhow::Result<Outcome> {
     let only = options.only.as_deref().unwrap_or_default();
-    let faults: VecDeque<_> = table().into_iter().filter(|fault| fault.name.contains(only)).collect();
+    let faults: Vec<_> = table().into_iter().filter(|fault| fault.name.contains(only)).collect();
     if faults.is_empty() {
         bail!("no fault is called {only:?}");
     }
@@ -185,37 +182,20 @@ pub async fn faults(options: &Options) -> anyhow::Result<Outcome> {
     }
     let (count, began) = (faults.len(), Instant::now());
     println!("\n{count} faults on {} hosts ({})\n", options.hosts.min(count), options.debian);
-    let queue = RefCell::new(faults);
-    let workers = (0..options.hosts.min(count)).map(|_| work(&queue, &props));
-    let passed: usize = join_all(workers).await.into_iter().sum::<anyhow::Result<_>>()?;
+    let passed = try_all(faults, options.hosts, &props).await?.len();
     println!("\n{passed} of {count} faults did no harm, in {:.0} s.", began.elapsed().as_secs_f64());
     Ok(if passed == count { Outcome::Kept } else { Outcome::Broken })
 }
 
-/// Takes one fault after the other, and a new host after one that went badly; how many went well.
-async fn work(queue: &RefCell<VecDeque<Fault>>, props: &Props) -> anyhow::Result<usize> {
-    let mut passed = 0;
-    let mut scene = None;
-    loop {
-        let Some(fault) = queue.borrow_mut().pop_front() else { return Ok(passed) };
-        let mut stage = match scene.take() {
-            Some(stage) => stage,
-            None => Scene::set(props).await?,
-        };
-        let began = Instant::now();
-        let outcome = happen(&fault, &mut stage).await;
-        let took = began.elapsed().as_secs_f64();
-        match outcome {
-            Ok(()) => {
-                println!("  {:<44} {took:6.1} s  ok", fault.name);
-                passed += 1;
-                scene = Some(stage);
-            }
-            Err(error) => {
-                let text = format!("{error:#}\n--- the end of the journal\n{}", stage.site.log().await);
-                println!("  {:<44} {took:6.1} s  FAILED\n      {}", fault.name, text.replace('\n', "\n      "));
-            }
-        }
+impl Happening for Fault {
+    type Outcome = &'static str;
+
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    async fn happen(&self, scene: &mut Scene) -> anyhow::Result<&'static str> {
+        happen(self, scene).await.map(|()| "ok")
     }
 }
 

@@ -1,8 +1,13 @@
 //! Where something happens to a service: a host it runs on, who deploys to it and who watches.
 
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::fmt;
 use std::path::PathBuf;
 
 use anyhow::{Context, ensure};
+use futures_util::future::join_all;
+use tokio::time::Instant;
 
 use crate::host::Image;
 use crate::load::{Kind, Load};
@@ -63,7 +68,12 @@ pub struct Before {
 impl Scene {
     /// On a new host with the service on it, a first install behind it.
     pub async fn set(props: &Props) -> anyhow::Result<Self> {
-        let scene = Self::set_without_service(props, BRISK).await?;
+        Self::set_with(props, BRISK).await
+    }
+
+    /// The same, with other settings.
+    pub async fn set_with(props: &Props, settings: &str) -> anyhow::Result<Self> {
+        let scene = Self::set_without_service(props, settings).await?;
         scene.push(Release::Good).await?.works().context("the first install")?;
         Ok(scene)
     }
@@ -144,5 +154,63 @@ impl Scene {
         settle(&load).await?;
         load.restarts_begin();
         Ok(load)
+    }
+}
+
+/// Something that is to happen on a scene.
+pub trait Happening {
+    /// What came of it, for a line on the terminal.
+    type Outcome: fmt::Display;
+
+    fn name(&self) -> &str;
+
+    /// The service's settings on the host where it happens.
+    fn settings(&self) -> &str {
+        BRISK
+    }
+
+    /// An error is a failure: the scene is not used again.
+    fn happen(&self, scene: &mut Scene) -> impl Future<Output = anyhow::Result<Self::Outcome>>;
+}
+
+/// Lets everything happen, on several hosts side by side; prints a line for each, and gives what came of those that went
+/// well, in their order.
+pub async fn try_all<H: Happening>(all: Vec<H>, hosts: usize, props: &Props) -> anyhow::Result<Vec<(H, H::Outcome)>> {
+    let hosts = hosts.min(all.len());
+    let queue = RefCell::new(all.into_iter().enumerate().collect());
+    let workers = (0..hosts).map(|_| work(&queue, props));
+    let done = join_all(workers).await.into_iter().collect::<anyhow::Result<Vec<_>>>()?;
+    let mut done: Vec<_> = done.into_iter().flatten().collect();
+    done.sort_by_key(|(index, ..)| *index);
+    Ok(done.into_iter().map(|(_, happening, outcome)| (happening, outcome)).collect())
+}
+
+/// Takes one after the other, and a new host after one that went badly.
+async fn work<H: Happening>(
+    queue: &RefCell<VecDeque<(usize, H)>>,
+    props: &Props,
+) -> anyhow::Result<Vec<(usize, H, H::Outcome)>> {
+    let mut done = vec![];
+    let mut scene = None;
+    loop {
+        let Some((index, happening)) = queue.borrow_mut().pop_front() else { return Ok(done) };
+        let mut stage = match scene.take() {
+            Some(stage) => stage,
+            None => Scene::set_with(props, happening.settings()).await?,
+        };
+        let began = Instant::now();
+        let outcome = happening.happen(&mut stage).await;
+        let took = began.elapsed().as_secs_f64();
+        match outcome {
+            Ok(outcome) => {
+                println!("  {:<44} {took:6.1} s  {outcome}", happening.name());
+                done.push((index, happening, outcome));
+                scene = Some(stage);
+            }
+            Err(error) => {
+                let text = format!("{error:#}\n--- the end of the journal\n{}", stage.site.log().await);
+                println!("  {:<44} {took:6.1} s  FAILED\n      {}", happening.name(), text.replace('\n', "\n      "));
+            }
+        }
     }
 }
