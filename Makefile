@@ -18,7 +18,7 @@ TARGET   ?=
 RELEASE  ?=
 export HOST SSH_OPTS WATCH TRIAL YES
 
-.PHONY: help run rehearse test check fuzz bench deploy deb rollback apply status logs uninstall
+.PHONY: help run rehearse test check fuzz chaos bench deploy deb rollback apply status logs uninstall
 
 help: ## This list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -40,6 +40,11 @@ check: ## The fast checks: format, lints, shell scripts
 fuzz: ## Look for what breaks a handover, for a while [SECONDS=900]
 	@tests/setup.sh fuzz
 	tests/fuzz/fuzz.sh $(or $(SECONDS),900)
+
+chaos: ## Try all that can go wrong with it while it runs, on throwaway Debians here, under load
+	@tests/setup.sh test
+	cargo run --release --package lab -- chaos --debian bookworm
+	cargo run --release --package lab -- chaos --debian trixie
 
 bench: ## Throughput, beside bare axum's
 	@tests/setup.sh bench

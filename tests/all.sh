@@ -97,6 +97,10 @@ faults_on() {
     lab faults --as-is --every 3 --debian "$1"
 }
 
+# What can go wrong with a service that runs; what takes little time of it.
+chaos_12() { lab chaos --as-is --quick --debian bookworm; }
+chaos_13() { lab chaos --as-is --quick --debian trixie; }
+
 # Runs parts one after the other, each to the end whatever becomes of the others.
 run() {
     for part; do
@@ -145,8 +149,8 @@ else
     lane bookworm trixie browser deploys delays
     wait
     # They wait most of the time.
-    lane faults_12
-    lane faults_13
+    lane faults_12 chaos_12
+    lane faults_13 chaos_13
     wait
 fi
 

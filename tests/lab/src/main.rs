@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use lab::rehearse::{self, Options, Outcome};
-use lab::{browser, deploy, faults, measure, rolling};
+use lab::{browser, chaos, deploy, faults, measure, rolling, stuff};
 use tokio::signal::unix::{SignalKind, signal};
 
 #[derive(Parser)]
@@ -24,6 +24,8 @@ enum Command {
     Faults(faults::Options),
     /// Restart the example of streams and WebSockets under a real browser.
     Browser(browser::Options),
+    /// Try all that can go wrong with a service that runs.
+    Chaos(chaos::Options),
     /// Compare the throughput with bare axum's.
     Bench,
     /// Be the system for contrast: axum's own graceful shutdown on a socket of systemd's.
@@ -32,6 +34,9 @@ enum Command {
     /// Be the service that does nothing but say that it is ready.
     #[command(hide = true)]
     Floor,
+    /// On a host, in place of the service: fill its descriptor store, then become the service.
+    #[command(hide = true)]
+    Stuff(stuff::Options),
 }
 
 fn main() -> ExitCode {
@@ -55,9 +60,11 @@ async fn work(command: Command) -> ExitCode {
             Command::Rolling(options) => rolling::rolling(&options).await,
             Command::Faults(options) => faults::faults(&options).await,
             Command::Browser(options) => browser::browser(&options).await,
+            Command::Chaos(options) => chaos::chaos(&options).await,
             Command::Bench => lab::bench::bench().await.map(|()| Outcome::Kept),
             Command::Floor => unreachable!("it needs no runtime"),
             Command::Peer => lab::peer::serve(Duration::from_secs(1)).await.map(|()| Outcome::Kept),
+            Command::Stuff(options) => stuff::stuff(&options).map(|never| match never {}),
         }
     };
     let done = tokio::select! {
