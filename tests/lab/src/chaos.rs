@@ -134,7 +134,7 @@ fn table() -> Vec<Fault> {
         hurt("LimitNOFILE=400, 600 clients", hurts::few_descriptors)
             .under(NOBODY)
             .so("room for the handover is left free, also when full and restarted"),
-        hurt("LimitNOFILE lowered to 400, 600 connections", hurts::fewer_descriptors)
+        hurt("LimitNOFILE lowered to 400, 500 connections", hurts::fewer_descriptors)
             .under(NOBODY)
             .so("as many are taken over as there is room for"),
         // Signals and jobs at bad moments.
