@@ -9,13 +9,11 @@ use std::process::Command;
 use std::sync::Arc;
 
 use axum::ServiceExt;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketType, sockopt};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::app::AppState;
 use crate::config::{Config, Listen};
-use crate::hitless::parcel::Clean;
 use crate::hitless::systemd::{self, Activated, Given};
 use crate::hitless::{
     Application, Connection, Gate, Lifecycle, Listener, Outcome, Reason, Siblings, Track, lifecycle, listener, parcel,
@@ -83,18 +81,7 @@ fn adopt(listener: &mut Listener, parcels: Vec<std::os::fd::OwnedFd>) {
         // The next process is not to get it again.
         systemd::forget(parcel::NAME);
     }
-    listener.adopt(waiting_last(connections));
-}
-
-/// Puts those connections last whose clients have asked for something meanwhile: the last are served first.
-fn waiting_last(connections: Vec<Clean>) -> Vec<Clean> {
-    let mut polled: Vec<_> = connections.iter().map(|clean| PollFd::new(&clean.socket, PollFlags::IN)).collect();
-    if let Err(error) = poll(&mut polled, Some(&Timespec::default())) {
-        tracing::debug!("who is waiting is not known: {error}");
-    }
-    let waiting: Vec<bool> = polled.iter().map(|polled| !polled.revents().is_empty()).collect();
-    let (waiting, quiet): (Vec<_>, Vec<_>) = connections.into_iter().zip(waiting).partition(|(_, waiting)| *waiting);
-    quiet.into_iter().chain(waiting).map(|(clean, _)| clean).collect()
+    listener.adopt(connections);
 }
 
 /// Listens where the configuration says.

@@ -62,7 +62,8 @@ impl Listener {
         Ok(Self { sockets, adopted: VecDeque::new(), gate, max_connections })
     }
 
-    /// Serves connections of an earlier process before any new one, the last of them first.
+    /// Serves connections of an earlier process before any new one, the last of them first: those that were busy until
+    /// the last moment are likeliest to wait.
     ///
     /// They are put aside, from where they are let in batch by batch: those who wait are answered before thousands of
     /// idle ones are looked at, and what is not let in when the service is to leave again is handed over as it is.

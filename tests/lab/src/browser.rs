@@ -24,6 +24,7 @@ use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::host::Host;
+use crate::record::{Failure, Scenario};
 use crate::rehearse::{Line, Outcome};
 use crate::scene::{Props, Scene};
 use crate::subject::Subject;
@@ -106,14 +107,45 @@ impl Findings {
         // A connection that was closed under a request is opened again without a word. Those that it keeps anyhow, and
         // some: whenever an interface of this machine comes or goes, such as another host's, the browser opens new ones.
         let connections = 6 + restarts / 4;
-        let Self { failed, lost, doubled, otherwise, .. } = *self;
-        ensure!(failed == 0, "{failed} requests failed");
-        ensure!((lost, doubled) == (0, 0), "{lost} events were lost, {doubled} doubled");
-        ensure!(otherwise == 0, "{otherwise} WebSockets were closed otherwise than with 1012");
+        if let Some(Failure { what, .. }) = self.failures(0).next() {
+            bail!(what);
+        }
         ensure!(self.connections <= connections, "{} connections were opened", self.connections);
         // Else it has not been there.
         ensure!(self.processes == restarts + 1, "{} processes were seen in {restarts} restarts", self.processes);
         Ok(())
+    }
+
+    /// What must not happen to anybody.
+    pub fn failures(&self, scenario: u16) -> impl Iterator<Item = Failure> + use<> {
+        let Self { failed, lost, doubled, otherwise, .. } = *self;
+        let failures = [
+            (failed, "requests failed"),
+            (lost, "events were lost"),
+            (doubled, "events were doubled"),
+            (otherwise, "WebSockets were closed otherwise than with 1012"),
+        ];
+        let happened = failures.into_iter().filter(|(count, _)| *count > 0);
+        happened.map(move |(count, what)| Failure {
+            scenario,
+            at: 0.0,
+            kind: "lost".into(),
+            what: format!("{count} {what}"),
+        })
+    }
+
+    /// The same as a row among other clients'.
+    pub fn scenario(&self) -> Scenario {
+        let Self { polls, failed, connections, events, lost, doubled, messages, otherwise, .. } = *self;
+        Scenario {
+            name: "Chromium".into(),
+            about: "A page that asks all the time, with a stream of events and a WebSocket that it opens again.".into(),
+            clients: 1,
+            answered: polls + events + messages,
+            lost: failed + lost + doubled + otherwise,
+            opened: connections,
+            ..Scenario::default()
+        }
     }
 }
 

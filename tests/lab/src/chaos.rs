@@ -167,7 +167,8 @@ fn table() -> Vec<Fault> {
             .mended("systemctl start systemd-journald.socket systemd-journald-dev-log.socket systemd-journald"),
         hurt("the journal hangs, with much to log", hurts::journal_hangs)
             .under(NOBODY)
-            .so("it serves on; messages wait, or are dropped")
+            .so("the log holds it up until the watchdog, 10 s, has it restarted: its connections are gone")
+            .within(30)
             .slow(),
         hurt("the clock goes back nine years", hurts::clock_set_back)
             .under(NOBODY)

@@ -39,7 +39,7 @@ pub struct Restart {
 }
 
 /// A kind of client, and what all the clients of that kind saw together.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Scenario {
     pub name: String,
     /// One sentence a reader understands without the source.

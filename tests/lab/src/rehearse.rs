@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, bail};
 use tokio::time::{Instant, sleep};
 
+use crate::browser::{self, Browser};
 use crate::host::{Host, Image};
 use crate::load::{Findings, Group, Kind, Load};
 use crate::programs::Programs;
@@ -40,8 +41,11 @@ pub struct Options {
     /// Send clients through nginx and HAProxy as well, and let curl ask, all three from the host's own Debian.
     #[arg(long, conflicts_with = "stand_in")]
     pub programs: bool,
-    /// Let the service listen on a Unix socket.
+    /// Rehearse the example of streams and WebSockets, with a browser that holds one of each as well.
     #[arg(long, conflicts_with_all = ["stand_in", "peer"])]
+    pub browser: bool,
+    /// Let the service listen on a Unix socket.
+    #[arg(long, conflicts_with_all = ["stand_in", "peer", "browser"])]
     pub unix: bool,
     /// How many idle connections.
     #[arg(long, default_value_t = 50)]
@@ -69,6 +73,13 @@ pub async fn rehearse(options: &Options) -> anyhow::Result<Outcome> {
         (true, Some((host, listen))) => Some(Programs::start(host, listen, &traffic).await?),
         _ => None,
     };
+    let browser = match (options.browser, stage.host()) {
+        (true, Some((host, _))) => {
+            browser::install_example(host, &subject).await?;
+            Some(Browser::open(stage.address()).await?)
+        }
+        _ => None,
+    };
     let mut groups = groups(options, &stage);
     groups.extend(programs.iter().flat_map(Programs::groups));
 
@@ -89,6 +100,12 @@ pub async fn rehearse(options: &Options) -> anyhow::Result<Outcome> {
     if let Some(curled) = curled {
         failures.extend(curled.failures(scenarios.len() as u16));
         scenarios.push(curled.scenario());
+    }
+    if let Some(browser) = browser {
+        let findings = browser.findings().await?;
+        println!("\n{}, with the example's page open:\n{}", browser.version, browser::table(&findings));
+        failures.extend(findings.failures(scenarios.len() as u16));
+        scenarios.push(findings.scenario());
     }
     let programs = match (programs, stage.host()) {
         (Some(programs), Some((host, _))) => programs.end(host).await?,

@@ -48,24 +48,12 @@ impl Stage {
     ) -> anyhow::Result<Self> {
         let name = subject.name.clone();
         let at = match listen {
-            Listen::Tcp => format!(
-                "listen = \"0.0.0.0:{PORT}\"
-"
-            ),
-            Listen::Unix(path) => format!(
-                "listen = \"{path}\"
-"
-            ),
+            Listen::Tcp => format!("listen = \"0.0.0.0:{PORT}\"\n"),
+            Listen::Unix(path) => format!("listen = \"{path}\"\n"),
         };
         let config = settings.iter().map(|(key, value)| match value.parse::<u64>() {
-            Ok(number) => format!(
-                "{key} = {number}
-"
-            ),
-            Err(_) => format!(
-                "{key} = \"{value}\"
-"
-            ),
+            Ok(number) => format!("{key} = {number}\n"),
+            Err(_) => format!("{key} = \"{value}\"\n"),
         });
         let config: String = std::iter::once(at).chain(config).collect();
         host.write(&config, &format!("/etc/{name}/config.toml")).await?;
