@@ -41,10 +41,9 @@ fuzz: ## Look for what breaks a handover, for a while [SECONDS=900]
 	@tests/setup.sh fuzz
 	tests/fuzz/fuzz.sh $(or $(SECONDS),900)
 
-chaos: ## Try all that can go wrong with it while it runs, on throwaway Debians here, under load
+chaos: ## Everything that can go wrong, and 500 restarts before every kind of client, on both Debians; takes hours
 	@tests/setup.sh test
-	cargo run --release --package lab -- chaos --debian bookworm
-	cargo run --release --package lab -- chaos --debian trixie
+	@tests/all.sh crowd_12 crowd_13 hurts_12 hurts_13 costs_12 costs_13 steps_12 steps_13
 
 bench: ## Throughput, beside bare axum's
 	@tests/setup.sh bench

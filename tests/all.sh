@@ -101,6 +101,24 @@ faults_on() {
 chaos_12() { lab chaos --as-is --quick --debian bookworm; }
 chaos_13() { lab chaos --as-is --quick --debian trixie; }
 
+# `make chaos`: nothing left out, and 500 restarts before every kind of client at once.
+crowd_12() { crowd_on bookworm; }
+crowd_13() { crowd_on trixie; }
+crowd_on() {
+    needs chromedriver
+    lab rehearse --as-is --no-stand-in --programs --browser --restarts 500 --debian "$1"
+}
+hurts_12() { lab chaos --as-is --debian bookworm; }
+hurts_13() { lab chaos --as-is --debian trixie; }
+costs_12() { lab measure --as-is --debian bookworm; }
+costs_13() { lab measure --as-is --debian trixie; }
+steps_12() { steps_on bookworm; }
+steps_13() { steps_on trixie; }
+steps_on() {
+    needs dpkg-shlibdeps
+    lab deploy --as-is --debian "$1" && lab rolling --as-is --debian "$1" && lab faults --as-is --debian "$1"
+}
+
 # Runs parts one after the other, each to the end whatever becomes of the others.
 run() {
     for part; do
@@ -131,7 +149,7 @@ lanes=
 trap 'rm -rf "$results"' EXIT
 # Each lane leads a process group, so that it ends with all that it started.
 # shellcheck disable=SC2086 # several lanes
-trap 'kill -- $lanes; exit 1' HUP INT TERM
+trap 'kill -- $lanes 2>/dev/null; exit 1' HUP INT TERM
 lane() {
     RESULTS=$results setsid "$0" "$@" &
     lanes="$lanes -$!"
