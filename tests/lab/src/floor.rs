@@ -32,11 +32,11 @@ pub fn serve() -> anyhow::Result<()> {
 fn unit(of: &str, name: &str) -> String {
     let own = ["ExecStart=", "Requires=", "Sockets=", "WatchdogSec="];
     let after = format!("After={name}.socket");
-    let named = ["User=", "StateDirectory=", "RuntimeDirectory="].map(|key| format!("{key}{name}"));
+    let named = ["User=", "StateDirectory=", "RuntimeDirectory="];
     let mut unit = String::new();
     for line in of.lines().filter(|line| !own.iter().any(|key| line.starts_with(key)) && !line.starts_with(&after)) {
-        match named.iter().find(|named| line == **named) {
-            Some(named) => unit += &named.replace(name, UNIT),
+        match named.iter().find(|key| line.strip_prefix(**key) == Some(name)) {
+            Some(key) => unit += &format!("{key}{UNIT}"),
             None => unit += line,
         }
         unit += "\n";
