@@ -134,8 +134,9 @@ defaults
     retry-on none
     http-reuse always
 listen pool
+    # It closes what is more than it has lately needed, and more than pool-low-conn.
     bind :8091
-    server service {service} pool-max-conn -1 pool-purge-delay 1h
+    server service {service} pool-max-conn -1 pool-low-conn 64 pool-purge-delay 1h
 listen statistics
     bind 127.0.0.1:8098
     stats enable
