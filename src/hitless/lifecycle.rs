@@ -240,8 +240,8 @@ impl Lifecycle {
         let given = self.give(gate, since, &mut outcome.handed_over).await;
         let in_time = tokio::time::timeout_at(deadline, async {
             if !given {
-                // It waits for the service manager, and requests are still served.
-                let opened = tokio::task::spawn_blocking(move || Parcel::open(timeout.sixth()));
+                // It waits for the service manager, which may be busy with itself, and requests are still served.
+                let opened = tokio::task::spawn_blocking(move || Parcel::open(timeout.calm()));
                 let refused = match opened.await.unwrap_or_else(|error| Err(error.into())) {
                     Ok(opened) => {
                         let opened = parcel.insert(opened);

@@ -172,7 +172,8 @@ fn table() -> Vec<Fault> {
             .slow(),
         hurt("the clock goes back nine years", hurts::clock_set_back)
             .under(NOBODY)
-            .so("no timeout goes wrong, a restart neither"),
+            .so("no timeout goes wrong, a restart neither")
+            .slow(),
         hurt("the host is restarted", hurts::rebooted)
             .under(NOBODY)
             .so("refused until the socket unit is up, then served; connections are gone")
