@@ -22,7 +22,7 @@ use crate::hitless::{
 /// Runs the service that `app` makes of its state, from the start to the end of the process.
 ///
 /// # Errors
-/// When it cannot listen.
+/// When it cannot listen, or is allowed too few descriptors.
 pub async fn run<A: Application>(config: Config, given: Given, app: impl FnOnce(AppState) -> A) -> io::Result<Outcome> {
     let told = lifecycle::told_to_leave()?;
     // Siblings share the sockets that systemd keeps. What comes to a socket of this process alone is its own.
@@ -136,8 +136,8 @@ fn holder(address: SocketAddr) -> String {
 /// takes connections over, or hands them over.
 fn allow_connections(max_connections: usize) -> io::Result<usize> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    let apart = (listener::SURPLUS + listener::SPARE_DESCRIPTORS) as u64;
-    let wanted = max_connections as u64 + apart;
+    let apart = descriptors(0);
+    let wanted = descriptors(max_connections);
     let mut allowed = current.unwrap_or(u64::MAX);
     if allowed < wanted && setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).is_ok() {
         allowed = maximum.unwrap_or(u64::MAX);
@@ -159,12 +159,17 @@ fn allow_connections(max_connections: usize) -> io::Result<usize> {
     Ok(max_connections)
 }
 
+/// How many descriptors the process needs with so many connections.
+fn descriptors(connections: usize) -> u64 {
+    (connections + listener::SURPLUS + listener::SPARE_DESCRIPTORS) as u64
+}
+
 /// Has the kernel's table of descriptors made large enough for `max_connections`, to be called before there are threads.
 ///
 /// It grows by doubling, and where there are threads the kernel first waits for every processor, some 10 ms each time:
 /// clients whose connections are taken over would wait for that, 40 ms where there are a thousand of them.
 pub fn make_room(max_connections: usize) {
-    let wanted = (max_connections + listener::SURPLUS + listener::SPARE_DESCRIPTORS) as u64;
+    let wanted = descriptors(max_connections);
     let most = getrlimit(Resource::Nofile).current.unwrap_or(wanted).min(wanted);
     // A descriptor of that number makes the table as large at once. It is closed again, and nothing depends on it.
     let _ = rustix::io::fcntl_dupfd_cloexec(io::stdin(), i32::try_from(most).unwrap_or(i32::MAX) - 1);

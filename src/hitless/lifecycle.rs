@@ -68,7 +68,8 @@ impl ShutdownTimeout {
         self.0 - self.0 / 30
     }
 
-    /// How long a service that cannot hand over goes on accepting, and the longest that a request's head may take: T/6.
+    /// How long a service that cannot hand over goes on accepting, the longest that a request's head may take, and how long
+    /// HTTP/2 clients have for their goodbye where a sibling serves the others: T/6.
     pub fn sixth(self) -> Duration {
         self.0 / 6
     }
