@@ -65,11 +65,7 @@ fn main() -> ExitCode {
         Command::Run => run(config),
     };
     done.unwrap_or_else(|error| {
-        if tracing::dispatcher::has_been_set() {
-            tracing::error!("{error}");
-        } else {
-            eprintln!("{error}");
-        }
+        eprintln!("{error}");
         ExitCode::FAILURE
     })
 }
@@ -91,11 +87,17 @@ fn run(config: Config) -> Done {
     // Before there are threads: the one changes the environment, for the other they would have to be waited for.
     let given = systemd::given();
     server::make_room(config.limits.max_connections);
-    telemetry::init(&config.log)?;
+    let _logging = telemetry::init(&config.log)?;
     tracing::debug!("configured");
     let runtime = tokio::runtime::Runtime::new()?;
     let outcome = runtime.block_on(server::run(config, given, app::app));
     // What was cut at T may block a thread: nobody waits for it.
     runtime.shutdown_background();
-    Ok(ExitCode::from(&outcome?))
+    Ok(outcome.as_ref().map_or_else(
+        |error| {
+            tracing::error!("{error}");
+            ExitCode::FAILURE
+        },
+        ExitCode::from,
+    ))
 }

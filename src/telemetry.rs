@@ -1,13 +1,21 @@
 //! Logs: text on a terminal, native fields in systemd's journal, JSON elsewhere.
+//!
+//! A thread of its own writes them, so that who logs never waits for who reads the log. It keeps [`KEPT_LINES`] where
+//! the reader does not keep up; what comes after them is lost, and counted.
 
-use std::fmt::Write;
-use std::io::IsTerminal;
+use std::error::Error;
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal, Write};
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixDatagram;
+use std::time::Duration;
 
+use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
 use tracing::span::Record;
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::field::RecordFields;
-use tracing_subscriber::filter::Targets;
+use tracing_subscriber::filter::{ParseError, Targets};
 use tracing_subscriber::fmt::FormattedFields;
 use tracing_subscriber::fmt::format::{FormatFields, Writer};
 use tracing_subscriber::prelude::*;
@@ -15,41 +23,63 @@ use tracing_subscriber::{Layer, fmt};
 
 use crate::config::{Log, LogFormat};
 
-/// Begins logging. Once in a process.
+/// How many lines wait for a reader that does not keep up: some megabytes.
+const KEPT_LINES: usize = 8192;
+
+/// Where the journal listens (systemd-journald.service(8)).
+const JOURNAL: &str = "/run/systemd/journal/socket";
+
+/// The longest value that the journal gets whole, in bytes: a message has to fit into a datagram.
+const LONGEST_VALUE: usize = 64 << 10;
+
+/// Begins logging. Once in a process. When the guard is dropped, what was logged is written: it waits a second for that
+/// at most.
 ///
 /// # Errors
 /// When the filter makes no sense, or the journal does not answer.
-pub fn init(log: &Log) -> Result<(), Box<dyn std::error::Error>> {
-    let filter: Targets = log
-        .filter
-        .parse()
-        .map_err(|error: tracing_subscriber::filter::ParseError| format!("log.filter: \"{}\": {error}", log.filter))?;
-    let lines = fmt::layer().with_writer(std::io::stderr);
+pub fn init(log: &Log) -> Result<WorkerGuard, Box<dyn Error>> {
+    let filter: Targets =
+        log.filter.parse().map_err(|error: ParseError| format!("log.filter: \"{}\": {error}", log.filter))?;
     let format = match log.format {
         LogFormat::Auto if stderr_is_journal() => LogFormat::Journal,
-        LogFormat::Auto if std::io::stderr().is_terminal() => LogFormat::Text,
+        LogFormat::Auto if io::stderr().is_terminal() => LogFormat::Text,
         LogFormat::Auto => LogFormat::Json,
         format => format,
     };
-    let layer = match format {
+    let writing = NonBlockingBuilder::default().buffered_lines_limit(KEPT_LINES).thread_name("log");
+    let (writer, guard) = match format {
         LogFormat::Journal => {
-            let journal = tracing_journald::layer().map_err(|error| format!("log.format: the journal: {error}"))?;
-            let name = env!("CARGO_PKG_NAME").to_owned();
-            // Fields by their own names: `journalctl REQUEST_ID=...`.
-            journal.with_syslog_identifier(name).with_field_prefix(None).boxed()
+            writing.finish(Journal::open().map_err(|error| format!("log.format: the journal: {error}"))?)
         }
+        _ => writing.finish(io::stderr()),
+    };
+    let lost = writer.error_counter();
+    let lines = fmt::layer().with_writer(writer);
+    let layer = match format {
         LogFormat::Text => lines.with_ansi(colours()).with_target(false).compact().boxed(),
-        LogFormat::Json | LogFormat::Auto => {
-            lines.json().flatten_event(true).with_span_list(false).fmt_fields(JsonFields).boxed()
-        }
+        _ => lines.json().flatten_event(true).with_current_span(false).fmt_fields(JsonFields).boxed(),
     };
     tracing_subscriber::registry().with(filter).with(layer).try_init()?;
-    Ok(())
+    std::thread::spawn(move || tell_losses(&lost));
+    Ok(guard)
+}
+
+/// Keeps telling how many lines were lost. Should the line that tells it be lost too, it counts, and it is told again.
+fn tell_losses(lost: &ErrorCounter) -> ! {
+    let mut told = 0;
+    loop {
+        std::thread::sleep(Duration::from_secs(1));
+        let lines = lost.dropped_lines();
+        if lines > told {
+            tracing::warn!("{lines} lines of the log are lost since the start: what reads it did not keep up");
+            told = lines;
+        }
+    }
 }
 
 /// Whether people want colours (no-color.org).
 fn colours() -> bool {
-    std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+    io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
 /// Whether standard error leads to the journal: `$JOURNAL_STREAM` names its device and inode (systemd.exec(5)).
@@ -57,6 +87,73 @@ fn stderr_is_journal() -> bool {
     let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return false };
     // Following the link gives the socket that standard error is.
     std::fs::metadata("/proc/self/fd/2").is_ok_and(|stderr| stream == format!("{}:{}", stderr.dev(), stderr.ino()))
+}
+
+/// Writes each line, a JSON object, as a message to systemd's journal.
+struct Journal(UnixDatagram);
+
+impl Journal {
+    fn open() -> io::Result<Self> {
+        // Shows whether somebody listens. Messages go by the path, so that they find a socket that is made anew.
+        UnixDatagram::unbound()?.connect(JOURNAL)?;
+        UnixDatagram::unbound().map(Self)
+    }
+}
+
+impl Write for Journal {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.0.send_to(&message(line)?, JOURNAL)?;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A line as a message in the journal's own protocol (systemd.io/JOURNAL_NATIVE_PROTOCOL): each member is a field by its
+/// own name, in capitals, and so is each of the spans'. `journalctl REQUEST_ID=...` finds the lines of a request.
+fn message(line: &[u8]) -> io::Result<Vec<u8>> {
+    let members: Map<String, Value> = serde_json::from_slice(line)?;
+    let mut message = Vec::with_capacity(2 * line.len());
+    add_field(&mut message, "SYSLOG_IDENTIFIER", env!("CARGO_PKG_NAME"));
+    add_fields(&mut message, &members);
+    Ok(message)
+}
+
+fn add_fields(message: &mut Vec<u8>, members: &Map<String, Value>) {
+    for (name, value) in members {
+        match (name.as_str(), value) {
+            ("level", level) => add_field(message, "PRIORITY", priority(level)),
+            ("spans", Value::Array(spans)) => {
+                spans.iter().filter_map(Value::as_object).for_each(|span| add_fields(message, span));
+            }
+            ("name", Value::String(span)) => add_field(message, "SPAN_NAME", span),
+            (_, Value::String(text)) => add_field(message, name, text),
+            (_, value) => add_field(message, name, &value.to_string()),
+        }
+    }
+}
+
+/// As syslog(3) counts, but for `info`, which is a notice there: what there is to know of a service in normal times.
+fn priority(level: &Value) -> &'static str {
+    match level.as_str() {
+        Some("ERROR") => "3",
+        Some("WARN") => "4",
+        Some("INFO") => "5",
+        Some("DEBUG") => "6",
+        _ => "7",
+    }
+}
+
+fn add_field(message: &mut Vec<u8>, name: &str, value: &str) {
+    let value = &value[..value.floor_char_boundary(LONGEST_VALUE)];
+    let name = name.trim_start_matches('_').bytes();
+    message.extend(name.map(|byte| if byte.is_ascii_alphanumeric() { byte.to_ascii_uppercase() } else { b'_' }));
+    message.push(b'\n');
+    message.extend((value.len() as u64).to_le_bytes());
+    message.extend(value.as_bytes());
+    message.push(b'\n');
 }
 
 /// Writes a span's fields as JSON. tracing-subscriber's own way takes ten times as long, and every request has a span.
@@ -78,7 +175,7 @@ impl<'writer> FormatFields<'writer> for JsonFields {
 
 /// The members of a JSON object, one for each field.
 struct Members<'a> {
-    to: &'a mut dyn Write,
+    to: &'a mut dyn std::fmt::Write,
     separator: &'static str,
 }
 
@@ -112,3 +209,7 @@ impl Visit for Members<'_> {
         self.member(field, format!("{value:?}"));
     }
 }
+
+#[cfg(test)]
+#[path = "../tests/unit/telemetry.rs"]
+mod tests;

@@ -430,7 +430,8 @@ pub fn told_to_leave() -> std::io::Result<impl Future<Output = Reason>> {
         tracing::info!("told to leave ({reason:?})");
         tokio::spawn(async move {
             again.recv().await;
-            tracing::error!("told to leave a second time ({reason:?}): ending at once");
+            // Not by tracing: nobody writes after this what waits to be written.
+            eprintln!("told to leave a second time ({reason:?}): ending at once");
             std::process::exit(1);
         });
         reason

@@ -28,7 +28,7 @@ pub fn main() -> Result<ExitCode, Box<dyn Error>> {
     // Before there are threads: it changes the environment.
     let given = systemd::given();
     let config = Config::load(None)?;
-    telemetry::init(&config.log)?;
+    let _logging = telemetry::init(&config.log)?;
     let runtime = Runtime::new()?;
     let outcome = runtime.block_on(server::run(config, given, live));
     runtime.shutdown_background();

@@ -10,6 +10,7 @@ mod lifecycle;
 mod limits;
 mod listening;
 mod live;
+mod log;
 mod readiness;
 mod routes;
 mod siblings;

@@ -44,9 +44,11 @@ async fn serves() {
     if is_managed() {
         let given = systemd::given();
         let config = Config::load(None).expect("a good configuration");
-        telemetry::init(&config.log).expect("a log");
+        let logging = telemetry::init(&config.log).expect("a log");
         let app = |state| app::layered(app::routes().merge(routes()), state);
-        exit(ExitCode::from(&server::run(config, given, app).await.expect("sockets to listen on")));
+        let outcome = server::run(config, given, app).await.expect("sockets to listen on");
+        drop(logging);
+        exit(ExitCode::from(&outcome));
     }
 }
 

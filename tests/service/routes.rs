@@ -6,11 +6,10 @@ use axum::Router;
 use axum::http::StatusCode;
 use axum::routing::get;
 use lab::http2;
-use rustix::process::Signal;
 use service::problem::Problem;
 
 use crate::client::{Answer, Client};
-use crate::start::{Process, spawn_app};
+use crate::start::spawn_app;
 
 #[track_caller]
 fn assert_problem(answer: &Answer, status: u16) {
@@ -144,33 +143,6 @@ async fn every_answer_has_a_request_id_the_clients_own_if_it_sent_one() {
     assert_ne!(first.header("x-request-id").unwrap(), second.header("x-request-id").unwrap());
     client.send("GET /livez HTTP/1.1\r\nHost: test\r\nX-Request-Id: my-own\r\n\r\n").await;
     assert_eq!(client.answer().await.header("x-request-id"), Some("my-own"));
-}
-
-#[tokio::test]
-async fn a_request_is_in_the_log_with_its_id_and_its_outcome() {
-    let process = Process::start(&[("log.filter", "info,requests=debug"), ("log.format", "json")]).await;
-    let mut client = process.client().await;
-    client.send("GET /livez?secret=1 HTTP/1.1\r\nHost: test\r\nX-Request-Id: my-own\r\n\r\n").await;
-    assert_eq!(client.answer().await.status, 200);
-    drop(client);
-    process.signal(Signal::INT);
-    let (_, log) = process.ended().await;
-    let line = log.lines().find(|line| line.contains("my-own")).unwrap_or_else(|| panic!("{log}"));
-    let line: serde_json::Value = serde_json::from_str(line).unwrap();
-    assert_eq!((&line["method"], &line["path"], &line["status"]), (&"GET".into(), &"/livez".into(), &200.into()));
-}
-
-#[tokio::test]
-async fn probes_are_not_in_the_log_by_default() {
-    let process = Process::start(&[("log.format", "text")]).await;
-    let mut client = process.client().await;
-    for path in ["/livez", "/readyz"] {
-        assert_eq!(client.get(path).await.status, 200);
-    }
-    drop(client);
-    process.signal(Signal::INT);
-    let (_, log) = process.ended().await;
-    assert!(!log.contains("/livez") && !log.contains("/readyz"), "{log}");
 }
 
 #[tokio::test]

@@ -14,8 +14,8 @@ use service::config::Config;
 use service::hitless::systemd::Activated;
 use service::hitless::{Gate, Handle, Lifecycle, Listener, Outcome, Reason, lifecycle};
 use service::server;
-use tokio::io::AsyncReadExt;
-use tokio::process::{Child, Command};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader, Lines};
+use tokio::process::{Child, ChildStderr, Command};
 use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, JoinSet};
 
@@ -109,7 +109,7 @@ pub fn managed() -> Manager {
 pub struct Process {
     pub address: SocketAddr,
     child: Child,
-    log: JoinHandle<String>,
+    stderr: ChildStderr,
 }
 
 impl Process {
@@ -135,13 +135,8 @@ impl Process {
             .stderr(Stdio::piped())
             .spawn()
             .expect("starting the service");
-        let mut stderr = child.stderr.take().expect("its standard error");
-        let log = tokio::spawn(async move {
-            let mut log = String::new();
-            stderr.read_to_string(&mut log).await.expect("a log of text");
-            log
-        });
-        let process = Self { address, child, log };
+        let stderr = child.stderr.take().expect("its standard error");
+        let process = Self { address, child, stderr };
         soon("listening", async {
             while tokio::net::TcpStream::connect(address).await.is_err() {
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -160,10 +155,16 @@ impl Process {
         kill_process(pid, signal).expect("sending a signal");
     }
 
-    /// Waits for its end: the status and the log.
+    /// Its log, line by line. Nobody else reads it until the end.
+    pub fn log(&mut self) -> Lines<BufReader<&mut ChildStderr>> {
+        BufReader::new(&mut self.stderr).lines()
+    }
+
+    /// Waits for its end: the status and what was not read yet of the log.
     pub async fn ended(mut self) -> (ExitStatus, String) {
-        let status = soon("the end", self.child.wait()).await.expect("waiting for the end");
-        (status, soon("the log", self.log).await.expect("the log"))
+        let mut log = String::new();
+        soon("the log", self.stderr.read_to_string(&mut log)).await.expect("a log of text");
+        (soon("the end", self.child.wait()).await.expect("waiting for the end"), log)
     }
 }
 
