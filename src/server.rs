@@ -35,7 +35,7 @@ pub async fn run<A: Application>(config: Config, given: Given, app: impl FnOnce(
         tracing::warn!("a descriptor that is no socket to serve is dropped, {name:?}: {error}");
         systemd::forget(name);
     }
-    let mut listener = Listener::new(sockets, Arc::clone(&gate), max_connections)?;
+    let listener = Listener::new(sockets, Arc::clone(&gate), max_connections)?;
 
     tokio::spawn(systemd::feed_watchdog());
     tokio::spawn(lifecycle::report(Arc::clone(&gate), lifecycle.handle()));
@@ -43,10 +43,12 @@ pub async fn run<A: Application>(config: Config, given: Given, app: impl FnOnce(
     let app = app(AppState::new(Arc::new(config), lifecycle.handle()));
 
     // The last step: up to here a failure costs nobody a connection.
-    adopt(&mut listener, given.parcels);
+    let taking_over = parcel::take_over(given.parcels, Arc::clone(listener.gate()));
     let told = async {
         let reason = told.await;
         lifecycle.end_at_last();
+        // What is still in the old parcel belongs into the new one.
+        let _ = taking_over.await;
         reason
     };
     Ok(serve(listener, app, &lifecycle, told).await)
@@ -60,28 +62,12 @@ pub async fn serve(
     told: impl Future<Output = Reason>,
 ) -> Outcome {
     let gate = Arc::clone(listener.gate());
-    let taken_over = gate.len() + gate.put_aside();
-    tracing::info!("serving on {}, with {taken_over} connections taken over", listener.addresses().join(", "));
+    tracing::info!("serving on {}", listener.addresses().join(", "));
     let server = axum::serve(listener, Track(app).into_make_service_with_connect_info::<Connection>())
         .with_graceful_shutdown(lifecycle.quiesced());
     let server = tokio::spawn(server.into_future());
     let door = lifecycle.serving(&gate);
     lifecycle.leave(&gate, door, told.await, server).await
-}
-
-/// Takes over the connections of the previous process.
-fn adopt(listener: &mut Listener, parcels: Vec<std::os::fd::OwnedFd>) {
-    let mut connections = Vec::new();
-    for parcel in &parcels {
-        if let Err(error) = parcel::unpack(parcel, &mut connections) {
-            tracing::error!("not all connections of the previous process can be taken over: {error}");
-        }
-    }
-    if !parcels.is_empty() {
-        // The next process is not to get it again.
-        systemd::forget(parcel::NAME);
-    }
-    listener.adopt(connections);
 }
 
 /// Listens where the configuration says.

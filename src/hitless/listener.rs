@@ -62,16 +62,7 @@ impl Listener {
         Ok(Self { sockets, adopted: VecDeque::new(), gate, max_connections })
     }
 
-    /// Serves connections of an earlier process before any new one, the last of them first: those that were busy until
-    /// the last moment are likeliest to wait.
-    ///
-    /// They are put aside, from where they are let in batch by batch: those who wait are answered before thousands of
-    /// idle ones are looked at, and what is not let in when the service is to leave again is handed over as it is.
-    pub fn adopt(&mut self, connections: Vec<Clean>) {
-        self.gate.put(connections);
-    }
-
-    /// Lets in connections that were put aside.
+    /// Lets in connections that were put aside: those who wait are answered before thousands of idle ones are looked at.
     fn let_in(&mut self, connections: Vec<Clean>) {
         for Clean { socket, rest } in connections {
             match register(socket) {

@@ -13,6 +13,7 @@ use std::io::{self, IoSlice, IoSliceMut, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -21,7 +22,9 @@ use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair, sockopt,
 };
+use tokio::task::JoinHandle;
 
+use super::gate::Gate;
 use super::systemd;
 
 /// The parcel's name in systemd's descriptor store.
@@ -86,7 +89,9 @@ impl Parcel {
     /// # Errors
     /// When the kernel takes no more, with the number of connections that did get in.
     pub fn pack(self, mut connections: Vec<Clean>) -> Result<usize, (usize, io::Error)> {
-        // Should there be no memory for what was read, then only those that it belongs to are lost.
+        // Those taken last were busy until the last moment, and are likeliest to wait for an answer. And should there be
+        // no memory for what was read, then only those that it belongs to are lost.
+        connections.reverse();
         connections.sort_by_key(|clean| clean.rest.len());
         let mut packed = 0;
         while packed < connections.len() {
@@ -140,23 +145,66 @@ fn rests(connections: &[Clean]) -> io::Result<Option<File>> {
     Ok(Some(memory))
 }
 
-/// Takes out everything that a parcel holds.
+/// Takes over what parcels hold, behind `gate`; done when the task is.
+///
+/// Those that were busy until the last moment come first, before this returns. Where there are more, they wait in the
+/// parcel until these are let in, and should this process end before, for the next one.
+pub fn take_over(parcels: Vec<OwnedFd>, gate: Arc<Gate>) -> JoinHandle<()> {
+    let any = !parcels.is_empty();
+    let mut messages = unpack(parcels);
+    let mut count = 0;
+    let mut next = move |gate: &Gate| {
+        match messages.next() {
+            Some(Ok(connections)) => {
+                count += connections.len();
+                // The listener begins with the last.
+                gate.put(connections.into_iter().rev().collect());
+            }
+            Some(Err(error)) => {
+                tracing::error!("not all connections of the previous process can be taken over: {error}");
+            }
+            None if any => {
+                tracing::info!("{count} connections of the previous process are taken over");
+                // The next process is not to get it again.
+                systemd::forget(NAME);
+                return false;
+            }
+            None => return false,
+        }
+        true
+    };
+    let mut more = true;
+    while more && gate.put_aside() < MESSAGE_SOCKETS {
+        more = next(&gate);
+    }
+    tokio::spawn(async move {
+        while more {
+            tokio::task::yield_now().await;
+            if gate.put_aside() == 0 {
+                more = next(&gate);
+            }
+        }
+    })
+}
+
+/// The connections in parcels, message by message.
 ///
 /// # Errors
-/// When a message cannot be read, or is of another version. Its connections are closed, all others are in `connections`.
-pub fn unpack(parcel: &OwnedFd, connections: &mut Vec<Clean>) -> io::Result<()> {
-    let mut outcome = Ok(());
-    loop {
-        match receive(parcel) {
-            Ok(Some(message)) => match message.open() {
-                Ok(opened) => connections.extend(opened),
-                Err(error) => outcome = Err(error),
-            },
-            Ok(None) => return outcome,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return outcome,
-            Err(error) => return Err(error),
+/// When a message cannot be read, or is of another version: then its connections are closed.
+fn unpack(mut parcels: Vec<OwnedFd>) -> impl Iterator<Item = io::Result<Vec<Clean>>> {
+    std::iter::from_fn(move || {
+        while let Some(parcel) = parcels.pop() {
+            match receive(&parcel) {
+                Ok(Some(message)) => {
+                    parcels.push(parcel);
+                    return Some(message.open());
+                }
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Some(Err(error)),
+                Ok(None) | Err(_) => {}
+            }
         }
-    }
+        None
+    })
 }
 
 /// A message as it came, not opened yet.

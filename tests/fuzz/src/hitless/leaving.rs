@@ -19,7 +19,7 @@ impl Process {
     pub fn listen(&self, backlog: &Backlog, connections: Vec<Clean>) -> JoinHandle<()> {
         let sockets = vec![Activated::Tcp(backlog.clone())];
         let mut listener = Listener::new(sockets, Arc::clone(&self.gate), 1000).unwrap();
-        listener.adopt(connections);
+        self.gate.put(connections);
         let (tasks, ending) = (self.tasks.clone(), self.ending.clone());
         spawn(async move {
             loop {
