@@ -1,6 +1,7 @@
 //! Where the time of a restart goes, from what systemd and the service themselves write down.
 
 use std::collections::HashMap;
+use std::time::UNIX_EPOCH;
 
 use anyhow::Context;
 
@@ -64,9 +65,13 @@ fn said(journal: &str) -> anyhow::Result<HashMap<&'static str, f64>> {
     for line in journal.lines() {
         let entry: HashMap<String, serde_json::Value> = serde_json::from_str(line)?;
         let micros = |field: &str| entry.get(field)?.as_str()?.parse::<f64>().ok();
-        // The journal notes both clocks when it receives a message; the sender's own note is of the other one.
-        let (Some(received), Some(monotonic), Some(sent)) =
-            (micros("__REALTIME_TIMESTAMP"), micros("__MONOTONIC_TIMESTAMP"), micros("_SOURCE_REALTIME_TIMESTAMP"))
+        // The journal notes both clocks when it receives a message; the service's own note is of the other one.
+        let happened = || {
+            let time = humantime::parse_rfc3339(entry.get("TIMESTAMP")?.as_str()?).ok()?;
+            Some(time.duration_since(UNIX_EPOCH).ok()?.as_micros() as f64)
+        };
+        let (Some(received), Some(monotonic), Some(happened)) =
+            (micros("__REALTIME_TIMESTAMP"), micros("__MONOTONIC_TIMESTAMP"), happened())
         else {
             continue;
         };
@@ -74,7 +79,7 @@ fn said(journal: &str) -> anyhow::Result<HashMap<&'static str, f64>> {
         if let Some(known) =
             [GATE_CLOSES, LEFT, CONFIGURED, SERVING].into_iter().find(|known| message.starts_with(known))
         {
-            said.insert(known, (monotonic - (received - sent)) / 1e3);
+            said.insert(known, (monotonic - (received - happened)) / 1e3);
         }
     }
     Ok(said)

@@ -1,5 +1,8 @@
 //! The floor under every restart: what systemd itself takes to replace a process in this sandbox. A service that does
 //! nothing but say that it is ready is restarted beside the one that is measured.
+//!
+//! There are two of them. One has nothing; the other holds as many sockets as the service has connections, which it does
+//! nothing with either: the kernel has to close them, and may have more to tidy up.
 
 use std::os::unix::net::UnixDatagram;
 
@@ -10,41 +13,53 @@ use crate::measure::median;
 
 const UNIT: &str = "lab-floor";
 
+/// The one that holds sockets.
+const HOLDER: &str = "lab-holder";
+
 /// Where the laboratory's own program lies on the host.
 const PROGRAM: &str = "/opt/lab-floor/lab";
+
+/// What a service does that does nothing.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Options {
+    /// How many sockets it holds.
+    #[arg(long, default_value_t = 0)]
+    hold: usize,
+}
 
 /// The service: it says `READY=1` and waits for `SIGTERM` to end it. Nothing that a program does faster could be
 /// restarted: not even a handler for the signal is set up.
 ///
 /// # Errors
-/// When there is no service manager.
-pub fn serve() -> anyhow::Result<()> {
+/// When there is no service manager, or sockets cannot be had.
+pub fn serve(options: &Options) -> anyhow::Result<()> {
     let manager =
         std::env::var_os("NOTIFY_SOCKET").context("NOTIFY_SOCKET is not set: this is for systemd to start")?;
     UnixDatagram::unbound()?.send_to(b"READY=1", manager)?;
+    let _held = (0..options.hold).map(|_| UnixDatagram::unbound()).collect::<std::io::Result<Vec<_>>>()?;
     loop {
         std::thread::park();
     }
 }
 
 /// Its unit, made from that of the service `name`: everything but what it starts, what it listens on, and the watchdog
-/// that it would have to feed.
-fn unit(of: &str, name: &str) -> String {
+/// that it would have to feed. It is called `unit`, and holds so many sockets.
+fn unit(of: &str, name: &str, unit: &str, hold: u32) -> String {
     let own = ["ExecStart=", "Requires=", "Sockets=", "WatchdogSec="];
     let after = format!("After={name}.socket");
     let named = ["User=", "StateDirectory=", "RuntimeDirectory="];
-    let mut unit = String::new();
+    let mut text = String::new();
     for line in of.lines().filter(|line| !own.iter().any(|key| line.starts_with(key)) && !line.starts_with(&after)) {
         match named.iter().find(|key| line.strip_prefix(**key) == Some(name)) {
-            Some(key) => unit += &format!("{key}{UNIT}"),
-            None => unit += line,
+            Some(key) => text += &format!("{key}{unit}"),
+            None => text += line,
         }
-        unit += "\n";
+        text += "\n";
         if line == "[Service]" {
-            unit += &format!("ExecStart={PROGRAM} floor\n");
+            text += &format!("ExecStart={PROGRAM} floor --hold {hold}\n");
         }
     }
-    unit
+    text
 }
 
 /// The parts of a sandbox, in the order in which [`sandbox`] adds them: what they are for, and how their settings begin.
@@ -116,21 +131,24 @@ pub async fn sandbox(host: &Host, rounds: usize) -> anyhow::Result<Vec<(&'static
     Ok(steps.iter().map(|(part, _)| *part).zip(took.iter().map(|took| median(took))).collect())
 }
 
-/// Installs and starts it on a host where the service `name` is.
-pub async fn install(host: &Host, name: &str) -> anyhow::Result<()> {
+/// Installs and starts both on a host where the service `name` is; the one holds `connections` sockets.
+pub async fn install(host: &Host, name: &str, connections: u32) -> anyhow::Result<()> {
     host.put(&std::env::current_exe()?, PROGRAM, 0o755).await?;
     let of = host.run(&format!("cat /etc/systemd/system/{name}.service")).await?;
-    host.write(&unit(&of, name), &format!("/etc/systemd/system/{UNIT}.service")).await?;
-    host.run(&format!("systemctl daemon-reload && systemctl start {UNIT}"))
+    for (floor, hold) in [(UNIT, 0), (HOLDER, connections)] {
+        host.write(&unit(&of, name, floor, hold), &format!("/etc/systemd/system/{floor}.service")).await?;
+    }
+    host.run(&format!("systemctl daemon-reload && systemctl restart {UNIT} {HOLDER}"))
         .await
         .context("starting the floor")
         .map(drop)
 }
 
-/// Restarts it, and says how many milliseconds there were between `SIGTERM` to the old process and `READY=1` of the new
-/// one: by systemd's own clock, so that what it takes to call systemctl(1) does not count.
-pub async fn restart(host: &Host) -> anyhow::Result<f64> {
-    restarted(host, UNIT).await
+/// Restarts them, and says how many milliseconds there were between `SIGTERM` to the old process and `READY=1` of the
+/// new one: by systemd's own clock, so that what it takes to call systemctl(1) does not count. First of the one that has
+/// nothing, then of the one that holds sockets.
+pub async fn restart(host: &Host) -> anyhow::Result<[f64; 2]> {
+    Ok([restarted(host, UNIT).await?, restarted(host, HOLDER).await?])
 }
 
 async fn restarted(host: &Host, unit: &str) -> anyhow::Result<f64> {
@@ -161,8 +179,8 @@ mod tests {
     fn its_unit_is_the_services_but_for_what_it_starts() {
         let of = "[Unit]\nRequires=a.socket\nAfter=a.socket network.target\n[Service]\nExecStart=/opt/a/current/a run\n\
                   Sockets=a.socket\nWatchdogSec=30s\nUser=a\nStateDirectory=a\nStateDirectoryMode=0700\nPrivateTmp=yes\n";
-        let floor = "[Unit]\n[Service]\nExecStart=/opt/lab-floor/lab floor\nUser=lab-floor\nStateDirectory=lab-floor\n\
+        let floor = "[Unit]\n[Service]\nExecStart=/opt/lab-floor/lab floor --hold 7\nUser=lab-floor\nStateDirectory=lab-floor\n\
                      StateDirectoryMode=0700\nPrivateTmp=yes\n";
-        assert_eq!(unit(of, "a"), floor);
+        assert_eq!(unit(of, "a", UNIT, 7), floor);
     }
 }

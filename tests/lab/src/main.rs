@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use lab::rehearse::{self, Options, Outcome};
-use lab::{browser, chaos, deploy, faults, measure, rolling, stuff};
+use lab::{browser, chaos, deploy, faults, floor, measure, rolling, stuff};
 use tokio::signal::unix::{SignalKind, signal};
 
 #[derive(Parser)]
@@ -33,7 +33,7 @@ enum Command {
     Peer,
     /// Be the service that does nothing but say that it is ready.
     #[command(hide = true)]
-    Floor,
+    Floor(floor::Options),
     /// On a host, in place of the service: fill its descriptor store, then become the service.
     #[command(hide = true)]
     Stuff(stuff::Options),
@@ -41,9 +41,9 @@ enum Command {
 
 fn main() -> ExitCode {
     let command = Command::parse();
-    if matches!(command, Command::Floor) {
+    if let Command::Floor(options) = command {
         // Without a runtime: it is to be as quick as can be.
-        return lab::floor::serve().map_or_else(|error| failed(&error), |()| ExitCode::SUCCESS);
+        return floor::serve(&options).map_or_else(|error| failed(&error), |()| ExitCode::SUCCESS);
     }
     work(command)
 }
@@ -62,7 +62,7 @@ async fn work(command: Command) -> ExitCode {
             Command::Browser(options) => browser::browser(&options).await,
             Command::Chaos(options) => chaos::chaos(&options).await,
             Command::Bench => lab::bench::bench().await.map(|()| Outcome::Kept),
-            Command::Floor => unreachable!("it needs no runtime"),
+            Command::Floor(_) => unreachable!("it needs no runtime"),
             Command::Peer => lab::peer::serve(Duration::from_secs(1)).await.map(|()| Outcome::Kept),
             Command::Stuff(options) => stuff::stuff(&options).map(|never| match never {}),
         }
