@@ -167,8 +167,7 @@ fn table() -> Vec<Fault> {
             .mended("systemctl start systemd-journald.socket systemd-journald-dev-log.socket systemd-journald"),
         hurt("the journal hangs, with much to log", hurts::journal_hangs)
             .under(NOBODY)
-            .so("the lines wait, nobody else does, 15 s and a restart")
-            .slow(),
+            .so("the lines wait, nobody else does, 15 s and a restart"),
         hurt("the clock goes back nine years", hurts::clock_set_back)
             .under(NOBODY)
             .so("no timeout goes wrong, a restart neither")

@@ -1,8 +1,8 @@
 //! The floor under every restart: what systemd itself takes to replace a process in this sandbox. A service that does
 //! nothing but say that it is ready is restarted beside the one that is measured.
 //!
-//! There are two of them. One has nothing; the other holds as many sockets as the service has connections, which it does
-//! nothing with either: the kernel has to close them, and may have more to tidy up.
+//! There are two of them. One has nothing; the other holds as many descriptors as the service has connections, all of one
+//! socket, and does nothing with them either: the kernel has to close them, and may have more to tidy up.
 
 use std::os::unix::net::UnixDatagram;
 
@@ -13,7 +13,7 @@ use crate::measure::median;
 
 const UNIT: &str = "lab-floor";
 
-/// The one that holds sockets.
+/// The one that holds descriptors.
 const HOLDER: &str = "lab-holder";
 
 /// Where the laboratory's own program lies on the host.
@@ -22,7 +22,7 @@ const PROGRAM: &str = "/opt/lab-floor/lab";
 /// What a service does that does nothing.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
-    /// How many sockets it holds.
+    /// How many descriptors it holds.
     #[arg(long, default_value_t = 0)]
     hold: usize,
 }
@@ -31,19 +31,20 @@ pub struct Options {
 /// restarted: not even a handler for the signal is set up.
 ///
 /// # Errors
-/// When there is no service manager, or sockets cannot be had.
+/// When there is no service manager, or descriptors cannot be had.
 pub fn serve(options: &Options) -> anyhow::Result<()> {
     let manager =
         std::env::var_os("NOTIFY_SOCKET").context("NOTIFY_SOCKET is not set: this is for systemd to start")?;
-    UnixDatagram::unbound()?.send_to(b"READY=1", manager)?;
-    let _held = (0..options.hold).map(|_| UnixDatagram::unbound()).collect::<std::io::Result<Vec<_>>>()?;
+    let socket = UnixDatagram::unbound()?;
+    socket.send_to(b"READY=1", manager)?;
+    let _held = (0..options.hold).map(|_| socket.try_clone()).collect::<std::io::Result<Vec<_>>>()?;
     loop {
         std::thread::park();
     }
 }
 
 /// Its unit, made from that of the service `name`: everything but what it starts, what it listens on, and the watchdog
-/// that it would have to feed. It is called `unit`, and holds so many sockets.
+/// that it would have to feed. It is called `unit`, and holds so many descriptors.
 fn unit(of: &str, name: &str, unit: &str, hold: u32) -> String {
     let own = ["ExecStart=", "Requires=", "Sockets=", "WatchdogSec="];
     let after = format!("After={name}.socket");
@@ -131,7 +132,7 @@ pub async fn sandbox(host: &Host, rounds: usize) -> anyhow::Result<Vec<(&'static
     Ok(steps.iter().map(|(part, _)| *part).zip(took.iter().map(|took| median(took))).collect())
 }
 
-/// Installs and starts both on a host where the service `name` is; the one holds `connections` sockets.
+/// Installs and starts both on a host where the service `name` is; the one holds a descriptor for each connection.
 pub async fn install(host: &Host, name: &str, connections: u32) -> anyhow::Result<()> {
     host.put(&std::env::current_exe()?, PROGRAM, 0o755).await?;
     let of = host.run(&format!("cat /etc/systemd/system/{name}.service")).await?;
@@ -146,7 +147,7 @@ pub async fn install(host: &Host, name: &str, connections: u32) -> anyhow::Resul
 
 /// Restarts them, and says how many milliseconds there were between `SIGTERM` to the old process and `READY=1` of the
 /// new one: by systemd's own clock, so that what it takes to call systemctl(1) does not count. First of the one that has
-/// nothing, then of the one that holds sockets.
+/// nothing, then of the one that holds descriptors.
 pub async fn restart(host: &Host) -> anyhow::Result<[f64; 2]> {
     Ok([restarted(host, UNIT).await?, restarted(host, HOLDER).await?])
 }

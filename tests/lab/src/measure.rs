@@ -94,7 +94,7 @@ impl InFlight {
 struct Series {
     slowest: Vec<f64>,
     floor: Vec<f64>,
-    /// The same of a service that holds as many sockets.
+    /// The same of a service that holds as many descriptors.
     holder: Vec<f64>,
     steps: Vec<Steps>,
 }
