@@ -43,7 +43,7 @@ fuzz: ## Look for what breaks a handover, for a while [SECONDS=900]
 
 chaos: ## Everything that can go wrong, and 500 restarts before every kind of client, on both Debians; takes hours
 	@tests/setup.sh test
-	@tests/all.sh crowd_12 crowd_13 hurts_12 hurts_13 costs_12 costs_13 steps_12 steps_13
+	@tests/all.sh chaos
 
 bench: ## Throughput, beside bare axum's
 	@tests/setup.sh bench
