@@ -590,9 +590,12 @@ pub fn journal_hangs(scene: &mut Scene) -> Hurts<'_> {
             let unlucky = clients.join_all().await.into_iter().filter(Result::is_err).count();
             ensure!(unlucky == 0, "{unlucky} of {CLIENTS} clients whose requests fail lose their connection");
             run(scene, [JOURNAL, "kill -CONT $JOURNAL"]).await?;
-            // The service's own lines wait behind those of others, and are not in the journal at once.
-            sleep(Duration::from_secs(2)).await;
-            logged = run(scene, [PID, LOGGED]).await?.trim().parse()?;
+            // They are not in it at once.
+            let began = Instant::now();
+            while logged < CLIENTS * EACH && began.elapsed() < Duration::from_secs(20) {
+                sleep(Duration::from_millis(500)).await;
+                logged = run(scene, [PID, LOGGED]).await?.trim().parse()?;
+            }
             run(scene, [JOURNAL, "kill -STOP $JOURNAL\n", RESTART, "kill -CONT $JOURNAL"]).await?;
             Ok(())
         };
