@@ -7,7 +7,7 @@
 //! (request smuggling). It touches no socket and no clock.
 
 /// How much of an unfinished request may travel with its connection, in bytes.
-const REST_LIMIT: usize = 64 * 1024;
+pub(super) const REST_LIMIT: usize = 64 * 1024;
 
 /// How a request's body is delimited (RFC 9112, section 6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -25,7 +25,7 @@ use rustix::net::{
 use tokio::task::JoinHandle;
 
 use super::gate::Gate;
-use super::systemd;
+use super::{ledger, systemd};
 
 /// The parcel's name in systemd's descriptor store.
 pub const NAME: &str = "parcel";
@@ -275,7 +275,11 @@ fn decompose(message: &[u8], mut descriptors: Vec<OwnedFd>) -> io::Result<Vec<Cl
     }
     let mut read = 0;
     let connections = descriptors.into_iter().zip(lengths).map(|(socket, length)| {
-        let mut rest = vec![0; u32::from_le_bytes(*length) as usize];
+        let length = u32::from_le_bytes(*length) as usize;
+        if length > ledger::REST_LIMIT {
+            return Err(malformed());
+        }
+        let mut rest = vec![0; length];
         if !rest.is_empty() {
             memory.as_ref().ok_or_else(malformed)?.read_exact_at(&mut rest, read)?;
             read += rest.len() as u64;

@@ -49,6 +49,16 @@ fn a_parcel_of_another_version_or_shape_is_refused() {
 }
 
 #[test]
+fn a_rest_longer_than_any_is_refused() {
+    for (length, is_good) in [(ledger::REST_LIMIT, true), (ledger::REST_LIMIT + 1, false)] {
+        let (clean, _peer) = clean(&vec![b'a'; length]);
+        let memory = rests(std::slice::from_ref(&clean)).unwrap().unwrap();
+        let message = [&[VERSION][..], &(length as u32).to_le_bytes()].concat();
+        assert_eq!(decompose(&message, vec![clean.socket, memory.into()]).is_ok(), is_good, "{length}");
+    }
+}
+
+#[test]
 fn a_parcel_that_nobody_keeps_is_noticed() {
     let (sender, receiver) = pair().unwrap();
     let parcel = Parcel(sender);
