@@ -112,11 +112,14 @@ hurts_12() { lab chaos --as-is --debian bookworm; }
 hurts_13() { lab chaos --as-is --debian trixie; }
 costs_12() { lab measure --as-is --debian bookworm; }
 costs_13() { lab measure --as-is --debian trixie; }
+updates_12() { updates_on bookworm; }
+updates_13() { updates_on trixie; }
+updates_on() { lab deploy --as-is --debian "$1" && lab rolling --as-is --debian "$1"; }
 steps_12() { steps_on bookworm; }
 steps_13() { steps_on trixie; }
 steps_on() {
     needs dpkg-shlibdeps
-    lab deploy --as-is --debian "$1" && lab rolling --as-is --debian "$1" && lab faults --as-is --debian "$1"
+    lab faults --as-is --debian "$1"
 }
 
 # Runs parts one after the other, each to the end whatever becomes of the others.
@@ -170,8 +173,9 @@ case "$*" in
     wait
     ;;
 chaos)
-    lane crowd_12 crowd_13 costs_12 costs_13
+    lane crowd_12 crowd_13 costs_12 costs_13 updates_12 updates_13
     wait
+    # As above.
     lane hurts_12 steps_12
     lane hurts_13 steps_13
     wait

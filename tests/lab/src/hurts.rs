@@ -232,22 +232,24 @@ pub fn watchdog(scene: &mut Scene) -> Hurts<'_> {
 
 /// In a control group with little memory: its own, or where the host has none, one that is made for it.
 pub fn out_of_memory(scene: &mut Scene) -> Hurts<'_> {
+    // Hosts that share a machine share that one, and each has a network of its own.
+    const LITTLE: &str = "LITTLE=/mnt/little-$(stat --dereference --format=%i /proc/self/ns/net)\n";
     const LIMIT: &str = "
         group=/sys/fs/cgroup/system.slice/$N.service
         if [ -e $group/memory.max ]; then
             echo $(($(cat $group/memory.current) + 8388608)) >$group/memory.max
         else
             mountpoint -q /mnt || mount -t cgroup -o memory none /mnt
-            mkdir -p /mnt/$N-little
-            echo 8388608 >/mnt/$N-little/memory.limit_in_bytes
-            echo $PID >/mnt/$N-little/cgroup.procs
+            mkdir -p $LITTLE
+            echo 8388608 >$LITTLE/memory.limit_in_bytes
+            echo $PID >$LITTLE/cgroup.procs
         fi\n";
     const CLEAR: &str = "
-        ! mountpoint -q /mnt || { rmdir /mnt/$N-little; umount /mnt; }\n";
+        ! mountpoint -q /mnt || { rmdir $LITTLE; umount /mnt; }\n";
     const KILLS: &str = "journalctl --quiet --output=cat --unit=$N.service | grep --count 'status=9/KILL' || true";
     async {
         let kills = run(scene, [KILLS]).await?;
-        let pid = run(scene, [PID, LIMIT, "echo PID=$PID"]).await?;
+        let pid = run(scene, [PID, LITTLE, LIMIT, "echo PID=$PID"]).await?;
         // Each of them is some memory.
         let load = Load::start(scene.site.address(), &scene.traffic, &[(Kind::Idle, 3_000)]);
         run(scene, [&pid, NEW]).await.context("it is not killed")?;
@@ -255,7 +257,7 @@ pub fn out_of_memory(scene: &mut Scene) -> Hurts<'_> {
         let findings = load.finish().await;
         let price = priced(&findings, Costs::Connections, 1)?;
         ensure!(run(scene, [KILLS]).await? != kills, "something else ended it");
-        run(scene, [CLEAR]).await?;
+        run(scene, [LITTLE, CLEAR]).await?;
         Ok(Seen { what: "3,000 clients of its own".into(), price })
     }
     .boxed_local()
@@ -705,14 +707,17 @@ pub fn outage(scene: &mut Scene, clients: u64) -> Hurts<'_> {
         sleep(Duration::from_secs(3)).await;
         let queue = run(scene, [QUEUE]).await?;
         let mut price = Price::default();
-        let mut answered = 0;
+        let (mut answered, mut fault) = (0, None);
         while let Some(done) = asking.join_next().await {
             match done? {
                 Ok(waited) => {
                     answered += 1;
                     price.out = price.out.max(waited);
                 }
-                Err(fault) => count(&mut price, &fault),
+                Err(lost) => {
+                    count(&mut price, &lost);
+                    fault = Some(lost);
+                }
             }
         }
         run(scene, [WITHOUT]).await?;
@@ -720,7 +725,7 @@ pub fn outage(scene: &mut Scene, clients: u64) -> Hurts<'_> {
         let (waiting, limit): (u64, u64) = (waiting.parse()?, limit.parse()?);
         let what = format!("{answered} are answered; {waiting} waited in the queue, which takes {limit} + 1");
         ensure!(waiting <= limit + 1 && answered + price.lost + price.refused == clients, "{what}; {price:?}");
-        ensure!(answered >= clients.min(limit + 1) && price.lost == 0, "{what}; {price:?}");
+        ensure!(answered >= clients.min(limit + 1) && price.lost == 0, "{what}; {price:?}, {fault:?}");
         Ok(Seen { what, price })
     }
     .boxed_local()
