@@ -147,12 +147,7 @@ async fn a_sibling_that_is_stuck_gets_nothing_and_takes_nothing_later() {
     let now = process(&mut client).await;
 
     stuck.signal(Signal::CONT).unwrap();
-    soon("the sibling's regret", async {
-        while !stuck.log().contains("are not taken over") {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    })
-    .await;
+    stuck.logged("are not taken over", 1).await.unwrap();
     // Two that read from one connection would answer in turn, or in pieces.
     for _ in 0..20 {
         assert_eq!(process(&mut client).await, now);

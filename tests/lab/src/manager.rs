@@ -302,6 +302,19 @@ impl Service {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
+    /// Waits until the service has written this so many times; it writes while it serves.
+    pub async fn logged(&self, text: &str, times: usize) -> anyhow::Result<()> {
+        let written = async {
+            while self.log().matches(text).count() < times {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        match timeout(Duration::from_secs(30), written).await {
+            Ok(()) => Ok(()),
+            Err(_) => bail!("the service did not write {text}; its log:\n{}", self.log()),
+        }
+    }
+
     /// For more environment at the next start.
     pub fn set_env(&mut self, key: impl Into<OsString>, value: impl Into<OsString>) {
         self.manager.env.push((key.into(), value.into()));
@@ -575,20 +588,13 @@ mod tests {
         socket.send_to(text.as_bytes(), service.directory.path().join("notify")).unwrap();
     }
 
-    /// Waits until the service has written a line so many times.
-    async fn logged(service: &Service, line: &str, times: usize) {
-        while service.log().lines().filter(|other| *other == line).count() < times {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    }
-
     #[tokio::test]
     async fn a_restart_hands_the_store_on_and_a_stop_empties_it() {
         let script = r#"[ "$LISTEN_PID" = $$ ] && echo "$LISTEN_FDNAMES"
                         [ "$LISTEN_FDS" = 1 ] || cat <&4
                         exec sleep 1000"#;
         let mut service = shell(script).named("never").listen("127.0.0.1:0").named("http").start().await.unwrap();
-        logged(&service, "http", 1).await;
+        service.logged("http", 1).await.unwrap();
 
         let mut letter = tempfile::tempfile().unwrap();
         letter.write_all(b"for the next one\n").unwrap();
@@ -598,8 +604,8 @@ mod tests {
 
         let status = service.restart().await.unwrap();
         assert_eq!(status.signal(), Some(15));
-        logged(&service, "http:letter", 1).await;
-        logged(&service, "for the next one", 1).await;
+        service.logged("http:letter", 1).await.unwrap();
+        service.logged("for the next one", 1).await.unwrap();
 
         service.stop().await.unwrap();
         assert!(service.stored().is_empty());
@@ -612,11 +618,11 @@ mod tests {
     async fn who_does_not_end_is_killed_but_may_ask_for_time() {
         let stubborn = "trap '' TERM; echo deaf; while :; do sleep 0.05; done";
         let mut service = shell(stubborn).timeout_stop(Duration::from_millis(500)).start().await.unwrap();
-        logged(&service, "deaf", 1).await;
+        service.logged("deaf", 1).await.unwrap();
         let status = service.restart().await.unwrap();
         assert_eq!(describe(status), "was killed by signal 9");
 
-        logged(&service, "deaf", 2).await;
+        service.logged("deaf", 2).await.unwrap();
         let notify = service.directory.path().join("notify");
         let began = Instant::now();
         let (status, sent) = tokio::join!(service.stop(), async {
