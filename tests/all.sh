@@ -147,14 +147,15 @@ if [ -n "${RESULTS-}" ]; then
     exit
 fi
 
-results=$(mktemp -d)
+mkdir -p target/tests
+results=$(mktemp -d "$PWD/target/tests/XXXXXX")
+echo "what each part says is in $results"
 lanes=
-trap 'rm -rf "$results"' EXIT
 # Each lane leads a process group, so that it ends with all that it started.
 # shellcheck disable=SC2086 # several lanes
 trap 'kill -- $lanes 2>/dev/null; exit 1' HUP INT TERM
 lane() {
-    RESULTS=$results setsid "$0" "$@" &
+    RESULTS=$results setsid tests/all.sh "$@" &
     lanes="$lanes -$!"
 }
 
