@@ -85,7 +85,6 @@ pub async fn rehearse(options: &Options) -> anyhow::Result<Outcome> {
 
     let started_unix = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
     let load = Load::start_groups(&traffic, groups);
-    let clients = load.totals().clients;
     settle(&load).await?;
     if let (Some(programs), Some((host, _))) = (&mut programs, stage.host()) {
         programs.restarts_begin(host).await?;
@@ -131,8 +130,9 @@ pub async fn rehearse(options: &Options) -> anyhow::Result<Outcome> {
     let spotless = record.spotless();
     match (&options.peer, spotless && moved == 0) {
         (None, true) => println!(
-            "{} restarts under {clients} clients: nothing lost, nothing refused, no connection closed.",
-            record.restarts.len()
+            "{} restarts under {} clients: nothing lost, nothing refused, no connection closed.",
+            record.restarts.len(),
+            record.totals().clients
         ),
         (None, false) => {
             if moved > 0 {

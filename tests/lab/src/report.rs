@@ -290,7 +290,7 @@ fn failures(record: &Record) -> String {
 }
 
 fn figures(record: &Record) -> String {
-    let row = |name: String, about: &str, counts: [u64; 7], latencies: [f64; 3], answered: u64| {
+    let row = |name: String, about: &str, counts: [u64; 7], latencies: [f64; 3]| {
         let mut html = format!("<tr><th scope=row>{name}<small>{}</small></th>", escape(about));
         let labels = ["Clients", "Answered", "Lost", "Refused", "Closed", "Opened", "Kept"];
         for (label, number) in labels.into_iter().zip(counts) {
@@ -299,7 +299,7 @@ fn figures(record: &Record) -> String {
             let _ = write!(html, "<td data-label={label}{class}>{}</td>", count(number));
         }
         for (label, ms) in ["Median", "99 %", "Slowest"].into_iter().zip(latencies) {
-            let shown = if answered > 0 { span(ms) } else { "–".into() };
+            let shown = if ms > 0.0 { span(ms) } else { "–".into() };
             let _ = write!(html, "<td data-label=\"{label}\">{shown}</td>");
         }
         html + "</tr>"
@@ -311,7 +311,6 @@ fn figures(record: &Record) -> String {
             &s.about,
             [u64::from(s.clients), s.answered, s.lost, s.refused, s.closed, s.opened, s.kept],
             [s.median_ms, s.p99_ms, s.slowest_ms],
-            s.answered,
         );
     }
     let t = record.totals();
@@ -322,7 +321,6 @@ fn figures(record: &Record) -> String {
         "",
         [t.clients, t.answered, t.lost, t.refused, t.closed, t.opened, t.kept],
         [f64::NAN, f64::NAN, slowest],
-        t.answered,
     );
     html + "</tfoot>"
 }

@@ -138,6 +138,15 @@ impl Scene {
         traces.same_as(&before.traces.clone().but_releases(&self.site.name))
     }
 
+    /// Keeps the host's journal in a file beside the builds, named after what happened on the host.
+    async fn keep_journal(&self, happening: &str) -> anyhow::Result<PathBuf> {
+        let suite = &self.props.image.suite;
+        let name = happening.replace(|c: char| !c.is_ascii_alphanumeric(), "-");
+        let path = self.props.subject.target.join(format!("journal-{suite}-{name}.log"));
+        std::fs::write(&path, self.site.run("journalctl --output=short-precise --no-pager").await?)?;
+        Ok(path)
+    }
+
     /// A good deploy.
     pub async fn deploys(&self) -> anyhow::Result<()> {
         let before = self.before().await?;
@@ -208,7 +217,9 @@ async fn work<H: Happening>(
                 scene = Some(stage);
             }
             Err(error) => {
-                let text = format!("{error:#}\n--- the end of the journal\n{}", stage.site.log().await);
+                let kept = stage.keep_journal(happening.name()).await;
+                let kept = kept.map_or_else(|error| format!("none: {error:#}"), |path| path.display().to_string());
+                let text = format!("{error:#}\n--- the journal: {kept}; its end:\n{}", stage.site.log().await);
                 println!("  {:<44} {took:6.1} s  FAILED\n      {}", happening.name(), text.replace('\n', "\n      "));
             }
         }

@@ -69,6 +69,8 @@ pub fn scenarios(scenarios: &[Scenario], failures: &[Failure]) -> String {
         ["", "clients", "answered", "lost", "refused", "closed", "kept", "median", "99 %", "slowest"].map(String::from),
     ];
     for scenario in scenarios {
+        // A browser times nothing.
+        let latency = |ms| if scenario.slowest_ms > 0.0 { millis(ms) } else { String::new() };
         rows.push([
             scenario.name.clone(),
             scenario.clients.to_string(),
@@ -77,9 +79,9 @@ pub fn scenarios(scenarios: &[Scenario], failures: &[Failure]) -> String {
             scenario.refused.to_string(),
             scenario.closed.to_string(),
             scenario.kept.to_string(),
-            millis(scenario.median_ms),
-            millis(scenario.p99_ms),
-            millis(scenario.slowest_ms),
+            latency(scenario.median_ms),
+            latency(scenario.p99_ms),
+            latency(scenario.slowest_ms),
         ]);
     }
     let totals = Totals::of(scenarios);
