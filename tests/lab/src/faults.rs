@@ -82,6 +82,7 @@ fn table() -> Vec<Fault> {
         story("ssh cut in the middle of the transfer", stories::cut_in_transfer),
         story("ssh cut after each step", stories::cut_after_each_step),
         story("interrupted after each step", stories::interrupted_after_each_step),
+        story("stopped in the restart", stories::stopped_in_the_restart),
         story("killed with -9 after each step", stories::killed_after_each_step),
         story("power cut after each step", stories::power_cut_after_each_step).before(NOBODY),
         story("two deploys at once", stories::two_at_once),

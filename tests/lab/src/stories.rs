@@ -8,7 +8,9 @@ use futures_util::future::LocalBoxFuture;
 use rustix::process::Signal;
 
 use crate::faults::{CONFIG, EVERYBODY};
+use crate::load::{Kind, Load};
 use crate::operator::{Operator, Running, Said, Way};
+use crate::rehearse::settle;
 use crate::release::{self, Release};
 use crate::scene::{Before, Scene};
 use crate::site::BRISK;
@@ -265,6 +267,29 @@ pub fn interrupted_after_each_step(scene: &mut Scene) -> Told<'_> {
             }
         }
         anyhow::bail!("a deploy has no end")
+    }
+    .boxed_local()
+}
+
+/// The deploy is ended while what ran before still leaves: that gives its connections to the trial, which has to serve
+/// them until somebody else does.
+pub fn stopped_in_the_restart(scene: &mut Scene) -> Told<'_> {
+    const STOP: &str = r#"
+        for try in $(seq 2000); do
+            [ "$(systemctl is-active "$N.service")" != deactivating ] || exec systemctl stop "$N-deploy.service"
+            sleep 0.01
+        done
+        echo "it did not come to a restart"
+        exit 1"#;
+    async {
+        let slow = Load::start(scene.site.address(), &scene.traffic, &[(Kind::Relentless, 24)]);
+        settle(&slow).await?;
+        let before = scene.before().await?;
+        let push = scene.start_push(Release::Good).await?;
+        scene.site.run(STOP).await?;
+        push.finish().await?.fails::<&str>(&[])?;
+        scene.is_as(&before).await?;
+        slow.finish().await.spotless().context("the slow requests")
     }
     .boxed_local()
 }
