@@ -270,15 +270,17 @@ impl Lifecycle {
             outcome.cut = gate.left();
             outcome.unfinished = self.handle.0.tasks.len();
         }
-        let connections = gate.take();
+        let mut connections = gate.take();
         let count = connections.len();
-        let packed = match parcel {
-            Some(parcel) => parcel.pack(connections).unwrap_or_else(|(packed, error)| {
+        let mut packed = 0;
+        if let Some(parcel) = parcel {
+            packed = parcel.pack(&mut connections).unwrap_or_else(|(packed, error)| {
                 tracing::error!("the parcel takes {packed} of {count} connections: {error}");
                 packed
-            }),
-            None => 0,
-        };
+            });
+            // Their descriptors here end with the process, which is next: it would take 4 ms to close 10,000 one by one.
+            std::mem::forget(connections);
+        }
         outcome.handed_over += packed;
         outcome.lost = count - packed;
         outcome.log(since.elapsed());

@@ -88,7 +88,7 @@ impl Parcel {
     ///
     /// # Errors
     /// When the kernel takes no more, with the number of connections that did get in.
-    pub fn pack(self, mut connections: Vec<Clean>) -> Result<usize, (usize, io::Error)> {
+    pub fn pack(self, connections: &mut [Clean]) -> Result<usize, (usize, io::Error)> {
         // Those taken last were busy until the last moment, and are likeliest to wait for an answer. And should there be
         // no memory for what was read, then only those that it belongs to are lost.
         connections.reverse();

@@ -13,9 +13,10 @@ fn clean(rest: &[u8]) -> (Clean, UnixStream) {
 #[test]
 fn a_thousand_connections_arrive_each_with_its_own_rest() {
     let (sender, receiver) = pair().unwrap();
-    let (connections, mut peers): (Vec<_>, Vec<_>) =
+    let (mut connections, mut peers): (Vec<_>, Vec<_>) =
         (0..1000).map(|n| clean(format!("GET /{n}").repeat(n % 7).as_bytes())).unzip();
-    assert_eq!(Parcel(sender).pack(connections).unwrap(), 1000);
+    assert_eq!(Parcel(sender).pack(&mut connections).unwrap(), 1000);
+    drop(connections);
 
     let arrived: Vec<_> = unpack(vec![receiver]).flat_map(Result::unwrap).collect();
     assert_eq!(arrived.len(), 1000);
@@ -34,8 +35,8 @@ fn no_number_of_large_rests_is_too_many() {
     let (sender, receiver) = pair().unwrap();
     // As on a host that allows no larger buffers.
     sockopt::set_socket_send_buffer_size(&sender, 200_000).unwrap();
-    let (connections, _peers): (Vec<_>, Vec<_>) = (0..500).map(|_| clean(&[b'a'; 64 * 1024])).unzip();
-    assert_eq!(Parcel(sender).pack(connections).unwrap(), 500);
+    let (mut connections, _peers): (Vec<_>, Vec<_>) = (0..500).map(|_| clean(&[b'a'; 64 * 1024])).unzip();
+    assert_eq!(Parcel(sender).pack(&mut connections).unwrap(), 500);
     let arrived: Vec<_> = unpack(vec![receiver]).flat_map(Result::unwrap).collect();
     assert_eq!(arrived.iter().map(|clean| clean.rest.len()).sum::<usize>(), 500 * 64 * 1024);
 }
