@@ -43,8 +43,10 @@ pub async fn run<A: Application>(config: Config, given: Given, app: impl FnOnce(
     let app = app(AppState::new(Arc::new(config), lifecycle.handle()));
 
     // The last step: up to here a failure costs nobody a connection.
-    let taking_over = parcel::take_over(given.parcels, Arc::clone(listener.gate()));
+    let others = parcel::take_over(given.parcels, Arc::clone(listener.gate()));
     let told = async {
+        // `serve` asks for this only when READY=1 is said.
+        let taking_over = tokio::spawn(others);
         let reason = told.await;
         lifecycle.end_at_last();
         // What is still in the old parcel belongs into the new one.

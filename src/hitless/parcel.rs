@@ -22,7 +22,6 @@ use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair, sockopt,
 };
-use tokio::task::JoinHandle;
 
 use super::gate::Gate;
 use super::{ledger, systemd};
@@ -145,11 +144,12 @@ fn rests(connections: &[Clean]) -> io::Result<Option<File>> {
     Ok(Some(memory))
 }
 
-/// Takes over what parcels hold, behind `gate`; done when the task is.
+/// Takes over what parcels hold, behind `gate`: those that were busy until the last moment before this returns, the others
+/// by the future that it gives, each lot when the one before is let in. Should the process end before, they are still in
+/// the parcel.
 ///
-/// Those that were busy until the last moment come first, before this returns. Where there are more, they wait in the
-/// parcel until these are let in, and should this process end before, for the next one.
-pub fn take_over(parcels: Vec<OwnedFd>, gate: Arc<Gate>) -> JoinHandle<()> {
+/// That future is for after `READY=1`: where descriptors are short, it may leave none to say that with.
+pub fn take_over(parcels: Vec<OwnedFd>, gate: Arc<Gate>) -> impl Future<Output = ()> + Send + 'static {
     let any = !parcels.is_empty();
     let mut messages = unpack(parcels);
     let mut count = 0;
@@ -177,14 +177,14 @@ pub fn take_over(parcels: Vec<OwnedFd>, gate: Arc<Gate>) -> JoinHandle<()> {
     while more && gate.put_aside() < MESSAGE_SOCKETS {
         more = next(&gate);
     }
-    tokio::spawn(async move {
+    async move {
         while more {
             tokio::task::yield_now().await;
             if gate.put_aside() == 0 {
                 more = next(&gate);
             }
         }
-    })
+    }
 }
 
 /// The connections in parcels, message by message.
