@@ -65,7 +65,7 @@ impl Case {
         let restarted = Run::of(self, true);
         let undisturbed = Run::of(self, false);
         let alike = restarted.is_like(&undisturbed)
-            || restarted.is_unfinished_like(&undisturbed)
+            || restarted.is_unfinished_like(&undisturbed, self.has_limited_room())
             || (self.has_limited_room() && restarted.is_given_up_like(&undisturbed))
             || self.has_late_preface();
         if alike {
@@ -194,12 +194,15 @@ impl Run {
     }
 
     /// An unfinished head that cannot become a good one: hyper refuses it at its first look, or, having looked before it
-    /// was that bad, when it is whole.
-    fn is_unfinished_like(&self, other: &Self) -> bool {
+    /// was that bad, when it is whole. Of a refusal that the client has no room for, hyper keeps the rest for itself.
+    fn is_unfinished_like(&self, other: &Self, limited_room: bool) -> bool {
         let unfinished = |run: &Self| run.rest.as_ref().is_some_and(|rest| !rest.is_empty());
         let (one, another) = (self.all(), other.all());
-        let refused =
-            |one: &[u8], another: &[u8]| one.strip_prefix(another).is_some_and(|more| REFUSAL.starts_with(more));
+        let refused = |one: &[u8], another: &[u8]| {
+            let begun = if limited_room { another.len().min(REFUSAL.len()) } else { 0 };
+            let mut from = another.len() - begun..=another.len();
+            one.starts_with(another) && from.any(|from| REFUSAL.starts_with(&one[from..]))
+        };
         (unfinished(self) || unfinished(other)) && (refused(&one, &another) || refused(&another, &one))
     }
 
