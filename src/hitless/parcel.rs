@@ -83,7 +83,7 @@ impl Parcel {
         }
     }
 
-    /// Puts connections into the parcel and closes it.
+    /// Puts connections into the parcel, in an order of its own, and closes it.
     ///
     /// # Errors
     /// When the kernel takes no more, with the number of connections that did get in.

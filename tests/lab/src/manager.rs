@@ -594,7 +594,7 @@ mod tests {
                         [ "$LISTEN_FDS" = 1 ] || cat <&4
                         exec sleep 1000"#;
         let mut service = shell(script).named("never").listen("127.0.0.1:0").named("http").start().await.unwrap();
-        service.logged("http", 1).await.unwrap();
+        service.logged("http\n", 1).await.unwrap();
 
         let mut letter = tempfile::tempfile().unwrap();
         letter.write_all(b"for the next one\n").unwrap();
@@ -604,8 +604,8 @@ mod tests {
 
         let status = service.restart().await.unwrap();
         assert_eq!(status.signal(), Some(15));
-        service.logged("http:letter", 1).await.unwrap();
-        service.logged("for the next one", 1).await.unwrap();
+        service.logged("http:letter\n", 1).await.unwrap();
+        service.logged("for the next one\n", 1).await.unwrap();
 
         service.stop().await.unwrap();
         assert!(service.stored().is_empty());
@@ -618,11 +618,11 @@ mod tests {
     async fn who_does_not_end_is_killed_but_may_ask_for_time() {
         let stubborn = "trap '' TERM; echo deaf; while :; do sleep 0.05; done";
         let mut service = shell(stubborn).timeout_stop(Duration::from_millis(500)).start().await.unwrap();
-        service.logged("deaf", 1).await.unwrap();
+        service.logged("deaf\n", 1).await.unwrap();
         let status = service.restart().await.unwrap();
         assert_eq!(describe(status), "was killed by signal 9");
 
-        service.logged("deaf", 2).await.unwrap();
+        service.logged("deaf\n", 2).await.unwrap();
         let notify = service.directory.path().join("notify");
         let began = Instant::now();
         let (status, sent) = tokio::join!(service.stop(), async {
