@@ -230,6 +230,7 @@ impl Lifecycle {
         let timeout = self.handle.0.timeout;
         let deadline = tokio::time::Instant::from_std(since + timeout.total());
         self.phase.send_replace(Phase::Leaving { since });
+        gate.set_mode(Mode::HandingOver);
         systemd::stopping(timeout.unit_stop());
         if let Some(door) = door {
             door.close().await;
@@ -293,7 +294,6 @@ impl Lifecycle {
         let Some(siblings) = &self.siblings else { return false };
         let timeout = self.handle.0.timeout;
         let left = |until: Duration| until.saturating_sub(since.elapsed());
-        gate.set_mode(Mode::HandingOver);
         // Each once: what one has refused, for want of descriptors perhaps, it would refuse again.
         for pid in siblings.pids().unwrap_or_default() {
             let door = siblings.door(pid);
@@ -347,7 +347,6 @@ impl Lifecycle {
     /// the gate opens again, and what was taken is served on. After T/3 it stays closed, and everybody waits for the
     /// requests in flight: their time is bounded. For what nothing bounds, everybody is served on until shortly before T.
     async fn take_all(&self, gate: &Gate, start: Instant) {
-        gate.set_mode(Mode::HandingOver);
         let timeout = self.handle.0.timeout;
         loop {
             let mut obstacle = gate.obstacle(CALM);
