@@ -303,3 +303,7 @@ impl Gate {
         self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+#[path = "../../tests/unit/gate.rs"]
+mod tests;

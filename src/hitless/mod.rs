@@ -12,7 +12,7 @@
 //! 3. When only HTTP/2 is left, axum's graceful shutdown begins for it.
 //! 4. The clean sockets go into the [`parcel`], which waits in systemd's file descriptor store ([`systemd`]).
 //! 5. The next process takes over those who were busy until the last moment, says `READY=1`, and takes over the others
-//!    while these are served. Its [`listener`] yields all of them before any new ones.
+//!    while these are served. Its [`listener`] prefers them to new ones.
 //! 6. At T, whatever is left is cut, counted and logged, and the exit status is not 0.
 //!
 //! Where another instance of the service serves on, it gets each connection at once, as soon as it is clean ([`sibling`]):

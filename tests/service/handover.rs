@@ -214,6 +214,29 @@ async fn fast_clients_are_served_while_a_slow_request_is_waited_for() {
 }
 
 #[tokio::test]
+async fn where_no_moment_is_calm_clients_wait_for_what_is_in_flight_and_the_log_says_for_what() {
+    let settings = managed().env(variable("shutdown_timeout"), "9s").env(variable("ping_delay"), "4400ms");
+    let mut service = start(settings).await;
+    let (mut slow, mut fast) = (client(&service).await, client(&service).await);
+    let old = fast.get("/livez").await.process().to_owned();
+    slow.ask("/ping").await;
+    // It is over 100 ms old, so no moment is calm. The gate closes after T/3 all the same.
+    tokio::time::sleep(Duration::from_millis(150)).await;
+
+    restart(&mut service).await;
+
+    let answer = slow.answer().await;
+    assert_good(&answer);
+    assert_eq!(answer.process(), old);
+    assert!(service.log().contains("clients wait for what is in flight, above all GET /ping of 127.0.0.1:"));
+    for client in [&mut slow, &mut fast] {
+        let answer = client.get("/livez").await;
+        assert_good(&answer);
+        assert_ne!(answer.process(), old);
+    }
+}
+
+#[tokio::test]
 async fn slow_requests_and_pipelined_ones_are_answered_in_order_through_restarts() {
     let mut service = start(managed()).await;
     let mut client = client(&service).await;

@@ -159,6 +159,33 @@ async fn a_lame_duck_accepts_for_a_sixth_of_t_and_asks_its_clients_to_go() {
 }
 
 #[tokio::test]
+async fn who_has_just_connected_is_still_answered_and_the_lame_duck_waits_no_longer_than_that() {
+    // It accepts for 3 s, and then waits for as long at most.
+    let mut app = spawn_app("shutdown_timeout = '18s'", Router::new()).await;
+    let mut fresh = app.client().await;
+    // It was accepted before this one.
+    assert_eq!(app.client().await.get("/livez").await.status, 200);
+
+    app.leave(Reason::Terminate).await;
+    soon("a refusal", async {
+        while TcpStream::connect(app.address).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    let refused = Instant::now();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+
+    let answer = fresh.get("/livez").await;
+    assert_eq!(answer.status, 200);
+    assert!(answer.says_close());
+    fresh.ended().await;
+    let (outcome, _) = app.left().await;
+    assert_eq!(ExitCode::from(&outcome), ExitCode::SUCCESS);
+    assert!(refused.elapsed() < Duration::from_millis(2500), "{:?}", refused.elapsed());
+}
+
+#[tokio::test]
 async fn an_interrupt_is_quick() {
     // The lame duck would take 10 s.
     let mut app = spawn_app("shutdown_timeout = '60s'", Router::new()).await;

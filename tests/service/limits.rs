@@ -8,6 +8,7 @@ use axum::body::{Body, Bytes};
 use axum::routing::get;
 use futures_util::{StreamExt, stream};
 use rustix::process::Signal;
+use service::hitless::listener;
 use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 
@@ -167,6 +168,26 @@ async fn one_connection_too_many_is_told_so_and_there_is_room_again_later() {
         }
     })
     .await;
+}
+
+#[tokio::test]
+async fn whoever_comes_beyond_those_who_are_told_so_waits_for_one_of_them_to_go() {
+    let app = app("max_connections = 1").await;
+    let mut served = app.client().await;
+    assert_eq!(served.get("/livez").await.status, 200);
+    let mut surplus = Vec::new();
+    for _ in 0..listener::SURPLUS {
+        surplus.push(app.client().await);
+    }
+    let mut next = app.client().await;
+    next.ask("/livez").await;
+    assert!(!next.has_answer_within(Duration::from_millis(300)).await);
+    assert_eq!(served.get("/livez").await.status, 200);
+
+    drop(surplus.pop());
+
+    assert_last_problem(&next.answer().await, 503);
+    assert_eq!(served.get("/livez").await.status, 200);
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! The ledger's rules, one by one. `tests/service/ledger.rs` holds it to what hyper does.
+//! The ledger's rules, one by one. `tests/fuzz` holds it to what hyper does.
 
 use super::*;
 

@@ -1,0 +1,46 @@
+//! What the gate does by itself, with a server behind it. `tests/fuzz` holds it to losing nobody.
+
+use axum::routing::get;
+use axum::{Router, ServiceExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::super::systemd::Activated;
+use super::super::{Listener, Track};
+use super::*;
+
+async fn ask(client: &mut TcpStream) {
+    client.write_all(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n").await.unwrap();
+    let mut answer = [0; 1024];
+    let length = tokio::time::timeout(Duration::from_secs(30), client.read(&mut answer)).await.unwrap().unwrap();
+    assert!(answer[..length].starts_with(b"HTTP/1.1 200 OK"), "{:?}", answer[..length].escape_ascii());
+}
+
+#[tokio::test]
+async fn who_is_quiet_is_taken_before_the_gate_closes_and_is_back_when_it_stays_open() {
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    let gate = Arc::new(Gate::default());
+    let listener = Listener::new(vec![Activated::Tcp(socket)], Arc::clone(&gate), 10).unwrap();
+    let app = Track(Router::new().route("/", get(|| async {})));
+    tokio::spawn(axum::serve(listener, app.into_make_service_with_connect_info::<Connection>()).into_future());
+    let mut clients = Vec::new();
+    for _ in 0..4 {
+        let mut client = TcpStream::connect(address).await.unwrap();
+        ask(&mut client).await;
+        clients.push(client);
+    }
+    tokio::time::sleep(QUIET).await;
+    ask(&mut clients[0]).await;
+
+    gate.thin_out(Duration::from_secs(30)).await;
+
+    assert_eq!((gate.len(), gate.put_aside(), gate.is_closed()), (1, 3, false));
+    ask(&mut clients[0]).await;
+    assert_eq!(gate.put_aside(), 3);
+    gate.open();
+    for client in &mut clients {
+        ask(client).await;
+    }
+    assert_eq!((gate.len(), gate.put_aside()), (4, 0));
+}
