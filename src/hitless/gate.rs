@@ -303,7 +303,3 @@ impl Gate {
         self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
-
-#[cfg(test)]
-#[path = "../../tests/unit/gate.rs"]
-mod tests;

@@ -1,19 +1,34 @@
 //! What the gate does by itself, with a server behind it. `tests/fuzz` holds it to losing nobody.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use axum::routing::get;
 use axum::{Router, ServiceExt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::super::systemd::Activated;
-use super::super::{Listener, Track};
-use super::*;
+use super::connection::QUIET;
+use super::systemd::Activated;
+use super::{Connection, Gate, Listener, Track};
 
-async fn ask(client: &mut TcpStream) {
-    client.write_all(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n").await.unwrap();
+/// A request, in two pieces.
+const HEAD: (&str, &str) = ("GET / HTTP/1.1\r\nHo", "st: test\r\n\r\n");
+
+async fn send(client: &mut TcpStream, text: &str) {
+    client.write_all(text.as_bytes()).await.unwrap();
+}
+
+async fn is_answered(client: &mut TcpStream) {
     let mut answer = [0; 1024];
     let length = tokio::time::timeout(Duration::from_secs(30), client.read(&mut answer)).await.unwrap().unwrap();
     assert!(answer[..length].starts_with(b"HTTP/1.1 200 OK"), "{:?}", answer[..length].escape_ascii());
+}
+
+async fn ask(client: &mut TcpStream) {
+    send(client, HEAD.0).await;
+    send(client, HEAD.1).await;
+    is_answered(client).await;
 }
 
 #[tokio::test]
@@ -30,13 +45,14 @@ async fn who_is_quiet_is_taken_before_the_gate_closes_and_is_back_when_it_stays_
         ask(&mut client).await;
         clients.push(client);
     }
+    send(&mut clients[0], HEAD.0).await;
     tokio::time::sleep(QUIET).await;
-    ask(&mut clients[0]).await;
 
     gate.thin_out(Duration::from_secs(30)).await;
 
     assert_eq!((gate.len(), gate.put_aside(), gate.is_closed()), (1, 3, false));
-    ask(&mut clients[0]).await;
+    send(&mut clients[0], HEAD.1).await;
+    is_answered(&mut clients[0]).await;
     assert_eq!(gate.put_aside(), 3);
     gate.open();
     for client in &mut clients {
