@@ -95,7 +95,12 @@ async fn a_connection_lives_through_restarts() {
     let mut client = client(&service).await;
     let mut processes = vec![client.get("/livez").await.process().to_owned()];
     for _ in 0..3 {
+        // Idle for longer than a moment has to be calm.
+        tokio::time::sleep(Duration::from_millis(150)).await;
+        let began = Instant::now();
         restart(&mut service).await;
+        // There is nothing to wait for; T is 30 s.
+        assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
         assert!(service.stored().is_empty(), "the parcel was opened and is still in the store");
         let answer = client.get("/livez").await;
         assert_good(&answer);
