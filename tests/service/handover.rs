@@ -451,6 +451,26 @@ async fn a_client_that_does_not_read_its_answer_is_cut_at_t_and_keeps_nobody_wai
 }
 
 #[tokio::test]
+async fn nor_does_one_that_does_not_read_what_the_process_has_no_more_to_do_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("socket");
+    let settings = managed().env(variable("shutdown_timeout"), "6s").listen("127.0.0.1:0").listen_unix(&path);
+    let mut service = start(settings).await;
+    let mut deaf = Client::connect_unix(&path).await;
+    // Half of it is in the socket, half in hyper's buffer: the answer has ended, and is not on its way.
+    deaf.send("POST /echo HTTP/1.1\r\nHost: test\r\nContent-Length: 400000\r\n\r\n").await;
+    deaf.send(vec![b'x'; 400_000]).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+
+    let (status, slowest) = slowest_answer(service.address(), soon("the restart", service.restart())).await;
+
+    assert!(slowest < Duration::from_secs(2), "{slowest:?}");
+    let (status, log) = (status.unwrap(), service.log());
+    assert_eq!(status.code(), Some(1), "{log}");
+    assert!(log.contains("a connection of unix without a request"), "{log}");
+}
+
+#[tokio::test]
 async fn work_that_must_end_is_waited_for_and_keeps_nobody_waiting() {
     let mut service = start(own_routes::managed()).await;
     assert_good(&client(&service).await.get("/work").await);
