@@ -483,18 +483,19 @@ async fn work_that_must_end_is_waited_for_and_keeps_nobody_waiting() {
 
 #[tokio::test]
 async fn http2_ends_with_goaway_and_its_streams_are_finished() {
-    let mut service = start(managed()).await;
+    // Longer than a client without a stream is waited for.
+    let mut service = start(managed().env(variable("ping_delay"), "1500ms")).await;
     let connection = http2::Connection::open(service.address()).await.unwrap();
     let ask = |path: &str| http2::Ask { path: path.into(), post: None, status: 200, body: None };
-    // The connection stands before the restart begins.
-    assert_eq!(http2::exchange(&mut connection.stream(), &ask("/livez")).await, http2::Outcome::Answered);
     let mut streams = JoinSet::new();
     for _ in 0..3 {
         let mut stream = connection.stream();
         let ask = ask("/ping");
         streams.spawn(async move { http2::exchange(&mut stream, &ask).await });
     }
-    tokio::task::yield_now().await;
+    // One begins after the others, and is over before them.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(http2::exchange(&mut connection.stream(), &ask("/livez")).await, http2::Outcome::Answered);
 
     restart(&mut service).await;
 
