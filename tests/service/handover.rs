@@ -506,6 +506,22 @@ async fn http2_ends_with_goaway_and_its_streams_are_finished() {
 }
 
 #[tokio::test]
+async fn an_http2_stream_that_has_just_begun_keeps_nobody_waiting() {
+    let mut service = start(managed().env(variable("ping_delay"), "2s")).await;
+    let connection = http2::Connection::open(service.address()).await.unwrap();
+    let ask = http2::Ask { path: "/ping".into(), post: None, status: 200, body: None };
+    let mut stream = connection.stream();
+    let slow = tokio::spawn(async move { http2::exchange(&mut stream, &ask).await });
+    tokio::task::yield_now().await;
+
+    let ((), slowest) = slowest_answer(service.address(), restart(&mut service)).await;
+
+    assert!(slowest < Duration::from_secs(1), "{slowest:?}");
+    assert_eq!(slow.await.unwrap(), http2::Outcome::Answered);
+    assert_eq!(connection.end().await, (0, Ok(())));
+}
+
+#[tokio::test]
 async fn unix_sockets_and_several_listeners_are_handed_over_alike() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("socket");

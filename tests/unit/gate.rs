@@ -1,7 +1,7 @@
 //! What the gate does by itself, with a server behind it. `tests/fuzz` holds it to losing nobody.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::routing::get;
 use axum::{Router, ServiceExt};
@@ -48,8 +48,10 @@ async fn who_is_quiet_is_taken_before_the_gate_closes_and_is_back_when_it_stays_
     send(&mut clients[0], HEAD.0).await;
     tokio::time::sleep(QUIET).await;
 
+    let began = Instant::now();
     gate.thin_out(Duration::from_secs(30)).await;
 
+    assert!(began.elapsed() < Duration::from_secs(15), "it waits for others as well");
     assert_eq!((gate.len(), gate.put_aside(), gate.is_closed()), (1, 3, false));
     send(&mut clients[0], HEAD.1).await;
     is_answered(&mut clients[0]).await;
