@@ -1,6 +1,7 @@
 //! What lasts longer than a request, through restarts: the routes of `tests/live`, which are there to be copied.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt, StreamExt};
@@ -131,11 +132,17 @@ async fn an_event_stream_goes_on_after_what_a_client_has_seen_and_not_at_the_beg
 
 type Socket = WebSocketStream<TcpStream>;
 
+/// A WebSocket.
+async fn open(address: SocketAddr) -> Socket {
+    let stream = TcpStream::connect(address).await.expect("connecting");
+    let (socket, answer) = soon("an upgrade", client_async("ws://test/socket", stream)).await.expect("an upgrade");
+    assert_eq!(answer.status(), 101);
+    socket
+}
+
 /// A WebSocket, on which something was said and heard.
 async fn socket(service: &Service) -> Socket {
-    let stream = TcpStream::connect(service.address()).await.expect("connecting");
-    let (mut socket, answer) = soon("an upgrade", client_async("ws://test/socket", stream)).await.expect("an upgrade");
-    assert_eq!(answer.status(), 101);
+    let mut socket = open(service.address()).await;
     hear(&mut socket).await;
     socket
 }
@@ -232,7 +239,7 @@ async fn work_that_does_not_end_is_given_up_at_t_and_told_and_costs_no_connectio
 async fn http2_streams_that_are_opened_all_the_time_are_all_answered_through_restarts() {
     let mut service = start(managed()).await;
     let address = service.address();
-    let ask = http2::Ask { path: "/livez".into(), post: None, status: 200, body: None };
+    let ask = http2::Ask::get("/livez", 200, None);
     let over = std::cell::Cell::new(false);
     let client = async {
         let (mut answered, mut connections) = (0, 0);
@@ -269,7 +276,7 @@ async fn http2_streams_that_are_opened_all_the_time_are_all_answered_through_res
 async fn event_streams_over_http2_end_whole_before_goaway() {
     let mut service = start(managed()).await;
     let connection = http2::Connection::open(service.address()).await.expect("a connection is not refused");
-    let ask = http2::Ask { path: "/events".into(), post: None, status: 200, body: None };
+    let ask = http2::Ask::get("/events", 200, None);
     let mut streams = [connection.stream(), connection.stream()];
     let [one, two] = &mut streams;
     let restarted = async {
@@ -287,20 +294,16 @@ async fn event_streams_over_http2_end_whole_before_goaway() {
 async fn websockets_that_come_back_at_once_do_not_keep_it_from_leaving() {
     let mut service = start(managed().env(variable("shutdown_timeout"), "12s")).await;
     let address = service.address();
-    let open = async move || {
-        let stream = TcpStream::connect(address).await.expect("connecting");
-        client_async("ws://test/socket", stream).await.expect("an upgrade").0
-    };
     let mut clients = tokio::task::JoinSet::new();
     for _ in 0..3 {
         clients.spawn(async move {
-            let mut socket = open().await;
+            let mut socket = open(address).await;
             loop {
                 let message = socket.next().await.expect("a close").expect("a message");
                 assert!(message.is_close(), "{message:?}");
                 // It has the next one before it lets go of this, so that there is one at every moment; but when the gate
                 // is closed, the next process has to open it.
-                let mut next = std::pin::pin!(open());
+                let mut next = std::pin::pin!(open(address));
                 let opened = tokio::time::timeout(Duration::from_millis(250), next.as_mut()).await;
                 assert!(socket.next().await.is_none());
                 socket = match opened {

@@ -37,6 +37,18 @@ pub struct Ask {
     pub body: Option<Bytes>,
 }
 
+impl Ask {
+    /// `GET path`.
+    pub fn get(path: &str, status: u16, body: Option<&str>) -> Self {
+        Self {
+            path: path.to_owned(),
+            post: None,
+            status,
+            body: body.map(|body| Bytes::copy_from_slice(body.as_bytes())),
+        }
+    }
+}
+
 /// What came of a request.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Outcome {

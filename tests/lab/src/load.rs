@@ -662,12 +662,7 @@ impl Client {
             };
         }
         let route = self.route(|traffic| &traffic.fast);
-        http2::Ask {
-            path: route.path.clone(),
-            post: None,
-            status: route.status,
-            body: route.body.clone().map(Bytes::from),
-        }
+        http2::Ask::get(&route.path, route.status, route.body.as_deref())
     }
 
     /// Makes sure there is a connection that is open as far as one can see; after a refusal there
