@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use axum::extract::connect_info::Connected;
 use axum::http::{HeaderMap, Method, StatusCode, Uri, Version, header};
 use axum::serve::IncomingStream;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{RecvFlags, recv};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
@@ -86,12 +87,16 @@ struct State {
     late: bool,
     /// A response has ended and its last bytes are not known to have reached the socket.
     unflushed: bool,
-    /// When the connection became idle, or the head that is being read began.
+    /// hyper was told that there is nothing to read, without the socket having been asked.
+    withheld: bool,
+    /// When the connection became idle, the head that is being read began, or something was written of an answer.
     since: Instant,
     /// Since when the client has not read what is written.
     stalled: Option<Instant>,
     /// Idle, at its head, or not reading, for too long.
     expired: bool,
+    /// To be asked whether its client has closed its side.
+    doubted: bool,
     waker: Option<Waker>,
 }
 
@@ -158,6 +163,7 @@ impl Connection {
             method: request.method().clone(),
             uri: request.uri().clone(),
         });
+        state.read_again();
         drop(state);
         Ticket { connection: self.clone(), id: ticket, http1, answered: false }
     }
@@ -213,12 +219,22 @@ impl Connection {
         state.fate == Fate::Open && (state.is_at_head() || (state.tickets == 0 && state.ledger.rest().is_some()))
     }
 
-    /// Ends the connection if it has been silent, or not reading, for `idle`, or sending a head for `head`.
+    /// Ends the connection if it has been silent, or not reading, for `idle`, or sending a head for `head`. Where an answer
+    /// has had nothing to say for `idle`, no write tells whether the client has gone: then the socket is asked.
     pub(super) fn expire(&self, idle: Duration, head: Duration) {
         let mut state = self.lock();
         let limit = if state.is_at_head() { head } else { idle };
         let upgraded = state.protocol == Protocol::Upgraded;
         let silent = state.fate == Fate::Open && !upgraded && state.is_quiet() && state.since.elapsed() > limit;
+        let mute = state.protocol == Protocol::Http1
+            && !state.requests.is_empty()
+            && state.requests.iter().all(|request| request.answering)
+            && state.since.elapsed() > idle;
+        if mute {
+            state.since = Instant::now();
+            state.doubted = true;
+            state.wake();
+        }
         if silent || state.stalled.is_some_and(|since| since.elapsed() > idle) {
             state.expired = true;
             state.wake();
@@ -286,6 +302,7 @@ impl Ticket {
         }
         if !self.http1 || upgrade {
             state.ledger.lose();
+            state.read_again();
             return false;
         }
         // In the second case hyper will close the connection, because the request's body was not read.
@@ -317,6 +334,7 @@ impl Ticket {
                 state.ledger.lose();
             }
         }
+        state.read_again();
     }
 }
 
@@ -337,6 +355,21 @@ impl State {
     /// Whether there is a request of which hyper has nothing more to read, as far as is known.
     fn has_request(&self) -> bool {
         self.protocol == Protocol::Http1 && (self.ledger.answer_due() || self.ledger.dispatch_due())
+    }
+
+    /// Whether hyper is not to read for now. Once it is `paused`, what follows an answer is for the next process; and the
+    /// end of file of a client that waits for its answer is no reason to drop it.
+    fn withholds(&self, paused: bool) -> bool {
+        (paused && self.ledger.answer_due())
+            || (self.half_closed && self.has_request())
+            || ((paused || self.half_closed) && self.unflushed)
+    }
+
+    /// Has hyper read, if that was withheld: each step of a request may have taken away the reason for it.
+    fn read_again(&mut self) {
+        if std::mem::take(&mut self.withheld) {
+            self.wake();
+        }
     }
 
     /// Whether no other process can ever go on with the connection.
@@ -396,9 +429,11 @@ impl Io {
             half_closed: false,
             late: false,
             unflushed: false,
+            withheld: false,
             since: Instant::now(),
             stalled: None,
             expired: false,
+            doubted: false,
             waker: None,
         };
         let connection = Connection(Arc::new(Shared { id, peer, surplus, gate, state: Mutex::new(state) }));
@@ -421,6 +456,16 @@ fn has_unread(socket: &Socket) -> bool {
     received.is_ok_and(|(_, count)| count > 0)
 }
 
+/// Whether the client has closed its side, which it may have done behind bytes that nobody reads.
+fn has_hung_up(socket: &Socket) -> bool {
+    let interest = PollFlags::RDHUP;
+    let mut asked = match socket {
+        Either::Left(tcp) => [PollFd::new(tcp, interest)],
+        Either::Right(unix) => [PollFd::new(unix, interest)],
+    };
+    poll(&mut asked, Some(&Timespec::default())).is_ok_and(|count| count > 0)
+}
+
 /// Why `Io::socket` can be unwrapped.
 const PRESENT: &str = "the socket is there until the drop";
 
@@ -434,19 +479,14 @@ impl AsyncRead for Io {
             Some(waker) => waker.clone_from(cx.waker()),
             waker => *waker = Some(cx.waker().clone()),
         }
-        if closed {
-            if state.is_clean() {
-                state.fate = Fate::Taken;
-            }
-            if state.ledger.answer_due() {
-                // What comes next is for the next process. The end of this answer wakes the task.
-                return Poll::Pending;
-            }
+        if closed && state.is_clean() {
+            state.fate = Fate::Taken;
         }
         if state.fate == Fate::Taken {
             return Poll::Ready(Ok(()));
         }
-        if state.half_closed && state.has_request() && !state.expired {
+        state.withheld = state.withholds(closed);
+        if state.withheld {
             return Poll::Pending;
         }
 
@@ -481,9 +521,10 @@ impl AsyncRead for Io {
         let read = &buf.filled()[start..];
         if read.is_empty() {
             if state.has_request() {
-                // Its request is whole, and it may well wait for the answer. hyper would drop the request.
+                // Its request may well be whole, and it waits for the answer. hyper would drop the request.
                 state.half_closed = true;
                 state.last |= state.ledger.answer_due();
+                state.withheld = true;
                 return Poll::Pending;
             }
             state.fate = Fate::Closing;
@@ -521,6 +562,9 @@ impl AsyncWrite for Io {
         let written = Pin::new(socket.as_mut().expect(PRESENT)).poll_write_vectored(cx, bytes);
         if written.is_ready() {
             state.stalled = None;
+            if !state.requests.is_empty() {
+                state.since = Instant::now();
+            }
         } else if state.expired && state.stalled.is_some() {
             state.fate = Fate::Closing;
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
@@ -534,13 +578,17 @@ impl AsyncWrite for Io {
         true
     }
 
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         // hyper flushes only when it has written all that it had. A socket's own flush does nothing.
-        let mut state = self.connection.lock();
-        let flushed = std::mem::take(&mut state.unflushed);
-        if flushed && (state.half_closed || self.connection.0.gate.is_closed()) {
-            // hyper may have nothing more to do with the connection: have it read once more, to be taken.
-            cx.waker().wake_by_ref();
+        let Io { socket, connection, .. } = self.get_mut();
+        let mut state = connection.lock();
+        if std::mem::take(&mut state.unflushed) {
+            state.read_again();
+        }
+        // hyper does not read while it answers a request whose body it gave up.
+        if std::mem::take(&mut state.doubted) && has_hung_up(socket.as_ref().expect(PRESENT)) {
+            state.fate = Fate::Closing;
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
         Poll::Ready(Ok(()))
     }

@@ -5,6 +5,7 @@ mod own_routes;
 mod start;
 
 mod configuration;
+mod departures;
 mod handover;
 mod lifecycle;
 mod limits;

@@ -40,6 +40,7 @@ pub fn config(overrides: &str) -> Config {
 pub struct App {
     pub address: SocketAddr,
     pub handle: Handle,
+    pub gate: Arc<Gate>,
     tell: Option<oneshot::Sender<Reason>>,
     outcome: JoinHandle<(Outcome, Duration)>,
     _expiry: JoinSet<()>,
@@ -57,7 +58,7 @@ pub async fn spawn_app(overrides: &str, routes: Router<AppState>) -> App {
     let listener = Listener::new(vec![Activated::Tcp(socket)], Arc::clone(&gate), config.limits.max_connections)
         .expect("a listener");
     let mut expiry = JoinSet::new();
-    expiry.spawn(lifecycle::expire(gate, config.limits.idle_timeout, config.header_timeout()));
+    expiry.spawn(lifecycle::expire(Arc::clone(&gate), config.limits.idle_timeout, config.header_timeout()));
 
     let state = AppState::new(Arc::new(config), handle.clone());
     let app = app::layered(app::routes().merge(routes), state);
@@ -79,7 +80,7 @@ pub async fn spawn_app(overrides: &str, routes: Router<AppState>) -> App {
         let outcome = server::serve(listener, app, &lifecycle, told).await;
         (outcome, since.elapsed())
     });
-    App { address, handle, tell: Some(tell), outcome, _expiry: expiry }
+    App { address, handle, gate, tell: Some(tell), outcome, _expiry: expiry }
 }
 
 impl App {

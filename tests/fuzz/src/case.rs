@@ -14,6 +14,8 @@ pub struct Case {
     pub stream: Vec<u8>,
     /// How each piece comes, over and over.
     pub moves: Vec<Move>,
+    /// Whether the client closes its side together with the last piece, and not when all is answered.
+    pub abrupt: bool,
 }
 
 /// How a piece of the stream comes.
@@ -49,15 +51,17 @@ impl Move {
 }
 
 impl Case {
-    /// Every string of bytes is a case, but the empty one: the number of moves, the moves, the stream.
+    /// Every string of bytes is a case, but the empty one: the number of moves and whether the end is abrupt, the moves,
+    /// the stream.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let (&count, bytes) = bytes.split_first()?;
         let (moves, stream) = bytes.split_at_checked(usize::from(count % 16 + 1))?;
-        Some(Self { stream: stream.to_vec(), moves: moves.iter().copied().map(Move::new).collect() })
+        let moves = moves.iter().copied().map(Move::new).collect();
+        Some(Self { stream: stream.to_vec(), moves, abrupt: count >= 128 })
     }
 
-    /// Holds that the client of processes that restart hears what the client of one process hears. Says how often the
-    /// connection was handed over.
+    /// Holds that the client of processes that restart hears what the client of one process hears, and that a client that
+    /// has closed its side is let go. Says how often the connection was handed over.
     ///
     /// # Errors
     /// With what differs.
@@ -65,10 +69,11 @@ impl Case {
         let restarted = Run::of(self, true);
         let undisturbed = Run::of(self, false);
         let alike = restarted.is_like(&undisturbed)
-            || restarted.is_unfinished_like(&undisturbed, self.has_limited_room())
+            || restarted.is_unfinished_like(&undisturbed, self)
             || (self.has_limited_room() && restarted.is_given_up_like(&undisturbed))
-            || self.has_late_preface();
-        if alike {
+            || self.has_late_preface()
+            || self.gives_up_midway();
+        if alike && restarted.ended && undisturbed.ended {
             Ok(restarted.handed_over)
         } else {
             Err(Box::new(Difference { case: self.clone(), restarted, undisturbed }))
@@ -86,6 +91,11 @@ impl Case {
         self.stream.get(1..).is_some_and(|stream| contains(stream, PREFACE))
     }
 
+    /// Whether an answer may be given up while the client has no room for its announcement of the end.
+    fn gives_up_midway(&self) -> bool {
+        self.abrupt && self.has_limited_room() && contains(&self.stream, b"/broken")
+    }
+
     fn has_limited_room(&self) -> bool {
         self.moves.iter().any(|one| one.room.is_some())
     }
@@ -97,7 +107,8 @@ fn contains(bytes: &[u8], word: &[u8]) -> bool {
 
 impl fmt::Debug for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "b\"{}\"", self.stream.escape_ascii())?;
+        let end = if self.abrupt { ", then the end at once" } else { "" };
+        write!(f, "b\"{}\"{end}", self.stream.escape_ascii())?;
         self.moves.iter().try_for_each(|Move { turn, size, room }| write!(f, "\n  {turn:?}, by {size}, room {room:?}"))
     }
 }
@@ -146,6 +157,17 @@ impl fmt::Debug for Run {
 /// What hyper answers to what is no request.
 const REFUSAL: &[u8] = b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
 
+fn without_announcement(answers: &[u8]) -> Vec<u8> {
+    const FIELD: &[u8] = b"connection: close\r\n";
+    let mut left = Vec::with_capacity(answers.len());
+    let mut rest = answers;
+    while let Some(at) = rest.windows(FIELD.len()).position(|window| window == FIELD) {
+        left.extend_from_slice(&rest[..at]);
+        rest = &rest[at + FIELD.len()..];
+    }
+    [left.as_slice(), rest].concat()
+}
+
 /// What HTTP/2 begins with, as far as it looks like a request.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\n";
 
@@ -170,6 +192,9 @@ impl Run {
             stream = rest;
             service.client.set_room(room.filter(|_| !hasty));
             service.client.send(piece);
+            if case.abrupt && stream.is_empty() {
+                service.client.end();
+            }
             service.step();
         }
         service.come_back();
@@ -177,7 +202,7 @@ impl Run {
         service.settle();
 
         let Restartable { handed_over, .. } = service;
-        let (answers, open) = (service.client.answers(), !service.client.is_closed());
+        let (mut answers, open) = (service.client.answers(), !service.client.is_closed());
         service.leave();
         let rest = service.rest();
         service.come_back();
@@ -185,6 +210,10 @@ impl Run {
         service.settle();
         let goodbye = service.client.answers()[answers.len()..].to_vec();
         let ended = service.client.is_closed();
+        if case.abrupt {
+            // Whether the end was seen before the last answer began is chance, and the answer may announce it.
+            answers = without_announcement(&answers);
+        }
         Run { handed_over, rest, answers, open, goodbye, ended }
     }
 
@@ -194,14 +223,16 @@ impl Run {
     }
 
     /// An unfinished head that cannot become a good one: hyper refuses it at its first look, or, having looked before it
-    /// was that bad, when it is whole. Of a refusal that the client has no room for, hyper keeps the rest for itself.
-    fn is_unfinished_like(&self, other: &Self, limited_room: bool) -> bool {
-        let unfinished = |run: &Self| run.rest.as_ref().is_some_and(|rest| !rest.is_empty());
+    /// was that bad, when it is whole. Of a refusal that the client has no room for, hyper keeps the rest for itself. After
+    /// an abrupt end nothing tells whether a head was unfinished.
+    fn is_unfinished_like(&self, other: &Self, case: &Case) -> bool {
+        let unfinished = |run: &Self| case.abrupt || run.rest.as_ref().is_some_and(|rest| !rest.is_empty());
         let (one, another) = (self.all(), other.all());
         let refused = |one: &[u8], another: &[u8]| {
-            let begun = if limited_room { another.len().min(REFUSAL.len()) } else { 0 };
+            let refusal = if case.abrupt { without_announcement(REFUSAL) } else { REFUSAL.to_vec() };
+            let begun = if case.has_limited_room() { another.len().min(refusal.len()) } else { 0 };
             let mut from = another.len() - begun..=another.len();
-            one.starts_with(another) && from.any(|from| REFUSAL.starts_with(&one[from..]))
+            one.starts_with(another) && from.any(|from| refusal.starts_with(&one[from..]))
         };
         (unfinished(self) || unfinished(other)) && (refused(&one, &another) || refused(&another, &one))
     }

@@ -194,8 +194,8 @@ fn cases() -> u32 {
     std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(10_000)
 }
 
-fn hold(stream: Vec<u8>, moves: Vec<Move>) -> Result<usize, TestCaseError> {
-    Case { stream, moves }.hold().map_err(|difference| TestCaseError::fail(format!("{difference:?}")))
+fn hold(stream: Vec<u8>, moves: Vec<Move>, abrupt: bool) -> Result<usize, TestCaseError> {
+    Case { stream, moves, abrupt }.hold().map_err(|difference| TestCaseError::fail(format!("{difference:?}")))
 }
 
 proptest! {
@@ -246,17 +246,17 @@ proptest! {
         service.settle();
         service.leave();
         prop_assert_eq!(service.rest().map(Text), Some(Text(begun.to_vec())), "{:?}", Text(stream));
-        hold(stream, moves)?;
+        hold(stream, moves, false)?;
     }
 
     #[test]
-    fn a_client_cannot_tell_that_there_were_restarts(stream in stream(), moves in moves()) {
-        hold(stream.0, moves)?;
+    fn a_client_cannot_tell_that_there_were_restarts(stream in stream(), moves in moves(), abrupt: bool) {
+        hold(stream.0, moves, abrupt)?;
     }
 
     #[test]
     fn nor_can_one_that_breaks_the_rules(
-        stream in stream(), broken in vec(breaking(), 1..4), moves in moves(),
+        stream in stream(), broken in vec(breaking(), 1..4), moves in moves(), abrupt: bool,
     ) {
         let mut stream = stream.0;
         for (at, byte) in broken {
@@ -269,7 +269,7 @@ proptest! {
                 None => { stream.remove(at); }
             }
         }
-        hold(stream, moves)?;
+        hold(stream, moves, abrupt)?;
     }
 }
 
