@@ -5,16 +5,15 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::FromRef;
-use axum::http::StatusCode;
+
 use axum::routing::{get, post};
 use tower::ServiceBuilder;
 use tower_http::ServiceBuilderExt;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::limit::RequestBodyLimitLayer;
-use tower_http::timeout::TimeoutLayer;
 
 use crate::config::Config;
-use crate::hitless::{Application, Handle};
+use crate::hitless::{Application, Handle, RequestTimeout};
 use crate::routes::health::Readiness;
 use crate::routes::{echo, health, ping};
 use crate::{problem, requests};
@@ -65,6 +64,6 @@ pub fn layered(routes: Router<AppState>, state: AppState) -> impl Application {
         .layer(RequestBodyLimitLayer::new(limits.max_body_bytes))
         .map_request_body(Body::new)
         // No request outlasts half of the drain, so that all of them end before it.
-        .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, state.config.request_timeout()))
+        .layer(RequestTimeout::new(state.config.request_timeout()))
         .service(routes.with_state(state))
 }

@@ -13,7 +13,8 @@ use figment::{Figment, Metadata, Source};
 use serde::{Deserialize, Deserializer, de};
 use tracing_subscriber::filter::Targets;
 
-use crate::hitless::ShutdownTimeout;
+use crate::hitless::ledger::REST_LIMIT;
+use crate::hitless::{self, ShutdownTimeout};
 
 /// The defaults, and the documentation of every setting.
 const DEFAULT: &str = include_str!("../config/default.toml");
@@ -40,9 +41,16 @@ pub struct Config {
 #[serde(deny_unknown_fields)]
 pub struct Limits {
     pub max_connections: usize,
+    pub max_head_bytes: usize,
     pub max_body_bytes: usize,
     #[serde(with = "humantime_serde")]
     pub idle_timeout: Duration,
+    #[serde(with = "humantime_serde")]
+    pub body_timeout: Duration,
+    #[serde(with = "humantime_serde")]
+    pub send_timeout: Duration,
+    #[serde(with = "humantime_serde")]
+    pub linger_timeout: Duration,
     #[serde(default, with = "humantime_serde")]
     request_timeout: Option<Duration>,
     #[serde(default, with = "humantime_serde")]
@@ -130,7 +138,7 @@ impl Config {
     fn validate(&self, layers: &Figment) -> Result<(), ConfigError> {
         let timeout = self.shutdown_timeout;
         let (request, header) = (self.request_timeout(), self.header_timeout());
-        let Limits { max_connections, idle_timeout, .. } = self.limits;
+        let Limits { max_connections, max_head_bytes, idle_timeout, body_timeout, send_timeout, .. } = self.limits;
         let Unit { cpu_weight, tasks_max, watchdog, memory_high, memory_max, .. } = &self.unit;
         let filter = self.log.filter.parse::<Targets>().err().map(|error| error.to_string());
         let rules = [
@@ -145,6 +153,13 @@ impl Config {
                 format!("{header:?} is not within 0s and {:?}, a sixth of shutdown_timeout", timeout.sixth()),
             ),
             ("limits.idle_timeout", idle_timeout.is_zero(), "0s would close every connection".to_owned()),
+            ("limits.body_timeout", body_timeout.is_zero(), "0s would end every upload".to_owned()),
+            ("limits.send_timeout", send_timeout.is_zero(), "0s would cut every answer".to_owned()),
+            (
+                "limits.max_head_bytes",
+                !(1024..=REST_LIMIT).contains(&max_head_bytes),
+                format!("{max_head_bytes} is not within 1024 and {REST_LIMIT}"),
+            ),
             ("limits.max_connections", max_connections == 0, "0 would serve nobody".to_owned()),
             ("readiness_timeout", self.readiness_timeout.is_zero(), "0s would fail every check".to_owned()),
             ("log.filter", filter.is_some(), format!("\"{}\": {}", self.log.filter, filter.unwrap_or_default())),
@@ -174,6 +189,13 @@ impl Config {
     /// The longest that a request's head may take.
     pub fn header_timeout(&self) -> Duration {
         self.limits.header_timeout.unwrap_or(self.shutdown_timeout.sixth())
+    }
+
+    /// What a connection may take from the service.
+    pub fn connection_limits(&self) -> hitless::Limits {
+        let Limits { max_head_bytes, body_timeout, send_timeout, idle_timeout, linger_timeout, .. } = self.limits;
+        let header_timeout = self.header_timeout();
+        hitless::Limits { max_head_bytes, header_timeout, body_timeout, send_timeout, idle_timeout, linger_timeout }
     }
 }
 

@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use axum::extract::Request;
 use axum::http::{HeaderName, HeaderValue, Method, Uri};
@@ -16,6 +16,8 @@ use tower::{Layer, Service};
 use tracing::instrument::Instrumented;
 use tracing::{Instrument, debug, error, error_span};
 
+use crate::hitless::process_mark;
+
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Gives every request an id, the client's own or a new one: it is in each log line of the request, in the request's
@@ -23,22 +25,21 @@ const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 ///
 /// An id made here is when this process began, in hexadecimal nanoseconds since 1970, and the request's number in it.
 #[derive(Clone, Debug)]
-pub struct Observe(Arc<(String, AtomicU64)>);
+pub struct Observe(Arc<AtomicU64>);
 
 impl Default for Observe {
     fn default() -> Self {
-        let began = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self(Arc::new((format!("{:x}-", began.as_nanos()), AtomicU64::new(1))))
+        Self(Arc::new(AtomicU64::new(1)))
     }
 }
 
 impl Observe {
     fn next_id(&self) -> HeaderValue {
-        let (process, number) = &*self.0;
+        let process = process_mark();
         let mut id = String::with_capacity(process.len() + 20);
         id.push_str(process);
         // Neither can fail: there is memory, and digits and a dash make a header.
-        let _ = write!(id, "{}", number.fetch_add(1, Relaxed));
+        let _ = write!(id, "{}", self.0.fetch_add(1, Relaxed));
         HeaderValue::from_str(&id).unwrap_or(HeaderValue::from_static("-"))
     }
 }

@@ -28,7 +28,7 @@ pub async fn run<A: Application>(config: Config, given: Given, app: impl FnOnce(
     // Siblings share the sockets that systemd keeps. What comes to a socket of this process alone is its own.
     let siblings = if given.listeners.is_empty() { None } else { Siblings::of_unit() };
     let lifecycle = Lifecycle::new(config.shutdown_timeout).among(siblings);
-    let gate = Arc::new(Gate::default());
+    let gate = Arc::new(Gate::new(config.connection_limits()));
     let max_connections = allow_connections(config.limits.max_connections)?;
     let sockets = if given.listeners.is_empty() { vec![bind(&config)?] } else { given.listeners };
     for (name, error) in &given.strangers {
@@ -39,7 +39,7 @@ pub async fn run<A: Application>(config: Config, given: Given, app: impl FnOnce(
 
     tokio::spawn(systemd::feed_watchdog());
     tokio::spawn(lifecycle::report(Arc::clone(&gate), lifecycle.handle()));
-    tokio::spawn(lifecycle::expire(gate, config.limits.idle_timeout, config.header_timeout()));
+    tokio::spawn(lifecycle::expire(gate));
     let app = app(AppState::new(Arc::new(config), lifecycle.handle()));
 
     // The last step: up to here a failure costs nobody a connection.

@@ -10,10 +10,11 @@
 
 use std::fmt;
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use axum::extract::connect_info::Connected;
@@ -25,15 +26,18 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_util::either::Either;
 
-use super::gate::{Cut, Gate, Mode, Obstacle};
+use super::gate::{Cut, Gate, Limits, Mode, Obstacle};
 use super::ledger::{Body, Ledger};
 use super::listener::Listener;
+use super::notice::Kind;
 use super::parcel::Clean;
+use super::upload::{Upload, Watched};
 
-/// What a client that takes too long over a request's head is told (RFC 9110, section 15.5.9; RFC 9457).
-const HEAD_TIMEOUT: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\n\
-Content-Type: application/problem+json\r\nContent-Length: 106\r\n\r\n\
-{\"title\":\"Request Timeout\",\"status\":408,\"detail\":\"the request's head did not arrive in the time allowed\"}\n";
+/// How much of what a client still sends after an early answer is discarded, in bytes.
+const LINGER_BYTES: u64 = 64 << 20;
+
+/// How often in a row a client that still sends is read from, before others are served.
+const LINGER_READS: usize = 16;
 
 /// How long a connection has to have been quiet to be taken before the gate closes.
 pub(super) const QUIET: Duration = Duration::from_millis(500);
@@ -58,6 +62,16 @@ impl fmt::Display for Peer {
     }
 }
 
+/// How a connection came to this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    Accepted,
+    /// Accepted over the limit, and only told so.
+    Surplus,
+    /// Handed over by another process.
+    Adopted,
+}
+
 /// A live connection. Handlers get it as `ConnectInfo<Connection>`.
 #[derive(Clone, Debug)]
 pub struct Connection(Arc<Shared>);
@@ -66,7 +80,7 @@ pub struct Connection(Arc<Shared>);
 struct Shared {
     id: u64,
     peer: Peer,
-    surplus: bool,
+    origin: Origin,
     gate: Arc<Gate>,
     state: Mutex<State>,
 }
@@ -79,6 +93,8 @@ struct State {
     /// The requests in flight: one at most in HTTP/1.1, many in HTTP/2.
     requests: Vec<InFlight>,
     tickets: u64,
+    /// Another process accepted it.
+    adopted: bool,
     /// It ends with the request in flight: either side has said so.
     last: bool,
     /// The client has closed its side, and waits for its answer.
@@ -93,8 +109,10 @@ struct State {
     since: Instant,
     /// Since when the client has not read what is written.
     stalled: Option<Instant>,
-    /// Idle, at its head, or not reading, for too long.
+    /// Idle, at its head, or not reading, for too long; or it is to make room.
     expired: bool,
+    /// Since when what the client still sends is discarded, and how much it was.
+    lingering: Option<(Instant, u64)>,
     /// To be asked whether its client has closed its side.
     doubted: bool,
     waker: Option<Waker>,
@@ -124,6 +142,8 @@ struct InFlight {
     since: Instant,
     /// The application's answer has begun, and goes on as long as it goes on.
     answering: bool,
+    /// The request's body, if it has one that has not arrived yet.
+    upload: Option<Upload>,
     method: Method,
     uri: Uri,
 }
@@ -136,12 +156,13 @@ impl Connection {
 
     /// Whether the connection is over the limit, and to be told so.
     pub(super) fn is_surplus(&self) -> bool {
-        self.0.surplus
+        self.0.origin == Origin::Surplus
     }
 
-    /// Enters that hyper handed a request to the application.
-    pub(super) fn dispatched(&self, request: &axum::extract::Request) -> Ticket {
+    /// Enters that hyper handed a request to the application. From then on its body tells when it is waited for.
+    pub(super) fn dispatched(&self, request: &mut axum::extract::Request) -> Ticket {
         use http_body::Body as _;
+        let upload = (!request.body().is_end_stream()).then(Upload::default);
         let mut state = self.lock();
         let http1 = request.version() <= Version::HTTP_11;
         if !http1 {
@@ -160,12 +181,18 @@ impl Connection {
             ticket,
             since: Instant::now(),
             answering: false,
+            upload: upload.clone(),
             method: request.method().clone(),
             uri: request.uri().clone(),
         });
         state.read_again();
         drop(state);
-        Ticket { connection: self.clone(), id: ticket, http1, answered: false }
+        if let Some(upload) = &upload {
+            let body = std::mem::take(request.body_mut());
+            *request.body_mut() = axum::body::Body::new(Watched::new(body, upload.clone()));
+            request.extensions_mut().insert(upload.clone());
+        }
+        Ticket { connection: self.clone(), id: ticket, http1, answered: false, upload }
     }
 
     /// Has hyper read from the connection once more.
@@ -177,14 +204,33 @@ impl Connection {
     pub(super) fn obstacle(&self, calm: Duration) -> Obstacle {
         let state = self.lock();
         let mut slow = state.requests.iter().filter(|request| request.since.elapsed() > calm);
-        if slow.clone().any(|request| !request.answering) {
-            return Obstacle::Passing;
+        if slow.clone().any(InFlight::is_at_work) {
+            return Obstacle::Bounded;
         }
         // The answer has ended, and the client does not read the rest of it.
         let unread = state.unflushed && state.since.elapsed() > calm;
         let upgraded = state.protocol == Protocol::Upgraded && !state.late;
-        let lasting = unread || upgraded || slow.next().is_some();
-        if lasting { Obstacle::Lasting } else { Obstacle::None }
+        let unbounded = unread || upgraded || slow.next().is_some();
+        if unbounded { Obstacle::Unbounded } else { Obstacle::None }
+    }
+
+    /// How soon the connection is to make room for another, the least first; `None` when it is not idle. Those on which
+    /// nothing was asked come before all others.
+    pub(super) fn rank(&self) -> Option<(bool, Instant)> {
+        let state = self.lock();
+        state.is_idle().then_some((state.tickets > 0 || state.adopted, state.since))
+    }
+
+    /// Ends the connection if it is idle. Says whether it was.
+    pub(super) fn make_room(&self) -> bool {
+        let mut state = self.lock();
+        let idle = state.is_idle();
+        if idle {
+            state.expired = true;
+            state.wake();
+            self.0.gate.notice(Kind::Yielded, self.peer());
+        }
+        idle
     }
 
     /// Whether the connection has to be waited for before HTTP/2 is told to go away; as [`Gate::taken`].
@@ -219,24 +265,42 @@ impl Connection {
         state.fate == Fate::Open && (state.is_at_head() || (state.tickets == 0 && state.ledger.rest().is_some()))
     }
 
-    /// Ends the connection if it has been silent, or not reading, for `idle`, or sending a head for `head`. Where an answer
-    /// has had nothing to say for `idle`, no write tells whether the client has gone: then the socket is asked.
-    pub(super) fn expire(&self, idle: Duration, head: Duration) {
+    /// Ends what has reached its limit: silence, a head, a body that is waited for, an answer that is not read. Where an
+    /// answer has had nothing to say for `idle_timeout`, no write tells whether the client has gone: the socket is asked.
+    pub(super) fn expire(&self, limits: &Limits) {
         let mut state = self.lock();
-        let limit = if state.is_at_head() { head } else { idle };
-        let upgraded = state.protocol == Protocol::Upgraded;
-        let silent = state.fate == Fate::Open && !upgraded && state.is_quiet() && state.since.elapsed() > limit;
+        let tell = |kind| self.0.gate.notice(kind, self.peer());
+        let has_come = |since: Option<Instant>, limit| since.is_some_and(|since| since.elapsed() > limit);
+        let since = Some(state.since);
+        if state.is_at_head() || state.is_silent() {
+            state.expired |= state.is_quiet() && has_come(since, limits.header_timeout);
+            if state.expired && !state.is_at_head() {
+                tell(Kind::Silent);
+            }
+        } else if state.is_idle() {
+            state.expired |= has_come(since, limits.idle_timeout);
+        }
+        if has_come(state.stalled, limits.send_timeout) {
+            state.expired = true;
+            tell(Kind::SendTimeout);
+        }
+        if has_come(state.lingering.map(|(since, _)| since), limits.linger_timeout) {
+            state.expired = true;
+        }
+        let late = |upload: &&Upload| has_come(upload.awaited(), limits.body_timeout);
+        for upload in state.requests.iter().filter_map(|request| request.upload.as_ref()).filter(late) {
+            upload.give_up();
+            tell(Kind::BodyTimeout);
+        }
         let mute = state.protocol == Protocol::Http1
             && !state.requests.is_empty()
             && state.requests.iter().all(|request| request.answering)
-            && state.since.elapsed() > idle;
+            && has_come(since, limits.idle_timeout);
         if mute {
             state.since = Instant::now();
             state.doubted = true;
-            state.wake();
         }
-        if silent || state.stalled.is_some_and(|since| since.elapsed() > idle) {
-            state.expired = true;
+        if state.expired || mute {
             state.wake();
         }
     }
@@ -246,12 +310,13 @@ impl Connection {
         let state = self.lock();
         let peer = self.peer();
         if state.requests.is_empty() {
-            return vec![Cut { peer, request: None, age: state.since.elapsed() }];
+            return vec![Cut { peer, request: None, age: state.since.elapsed(), at_work: false }];
         }
         let cut = |request: &InFlight| Cut {
             peer,
             request: Some((request.method.clone(), request.uri.path().to_owned())),
             age: request.since.elapsed(),
+            at_work: request.is_at_work(),
         };
         state.requests.iter().map(cut).collect()
     }
@@ -282,16 +347,16 @@ pub(super) struct Ticket {
     id: u64,
     http1: bool,
     answered: bool,
+    upload: Option<Upload>,
 }
 
 impl Ticket {
     /// Enters that the answer's head is ready, and says whether it has to announce the end of the connection.
     ///
     /// `last`: the application ends the connection with this answer. `upgrade`: it turns it into something else.
-    /// With a `status` that is no success, it may have left the request's body unread.
     pub(super) fn answering(&self, status: StatusCode, last: bool, upgrade: bool) -> bool {
         self.connection.0.gate.count(status.is_server_error());
-        let failed = status.is_client_error() || status.is_server_error();
+        let unread = self.upload.as_ref().is_some_and(Upload::is_abandoned);
         let mut state = self.connection.lock();
         if let Some(request) = state.requests.iter_mut().find(|request| request.ticket == self.id) {
             request.answering = true;
@@ -306,12 +371,19 @@ impl Ticket {
             return false;
         }
         // In the second case hyper will close the connection, because the request's body was not read.
-        state.last |= last || (failed && !state.ledger.answer_due());
+        state.last |= last || (unread && !state.ledger.answer_due());
         match self.connection.0.gate.mode() {
             // What cannot be handed over ends now, with notice, rather than at a restart, without.
             Mode::Open | Mode::HandingOver => state.is_never_clean(),
             Mode::Retiring | Mode::Retired => true,
         }
+    }
+
+    /// Notes that the request is turned away, as its connection is over the limit; gives its id.
+    pub(super) fn refuse(&self) -> String {
+        let Shared { gate, peer, .. } = &*self.connection.0;
+        gate.notice(Kind::Full, *peer);
+        gate.refusal_id()
     }
 
     /// Enters that the answer has ended, whole.
@@ -343,6 +415,13 @@ impl Drop for Ticket {
         if !self.answered {
             self.finish(false);
         }
+    }
+}
+
+impl InFlight {
+    /// Whether a handler is at work, which does not wait for its client.
+    fn is_at_work(&self) -> bool {
+        !self.answering && self.upload.as_ref().is_none_or(|upload| upload.awaited().is_none())
     }
 }
 
@@ -398,10 +477,46 @@ impl State {
         self.ledger.rest().is_some_and(|rest| !rest.is_empty())
     }
 
+    /// Whether nothing has come on a connection that was accepted here.
+    fn is_silent(&self) -> bool {
+        self.tickets == 0 && !self.adopted && self.ledger.rest().is_some_and(<[u8]>::is_empty)
+    }
+
+    /// Whether the connection waits for its client's next request, of which nothing has come.
+    fn is_idle(&self) -> bool {
+        let quiet = self.fate == Fate::Open && self.is_quiet() && !self.expired;
+        quiet && self.protocol != Protocol::Upgraded && !self.is_at_head()
+    }
+
     fn wake(&self) {
         if let Some(waker) = &self.waker {
             waker.wake_by_ref();
         }
+    }
+
+    /// Closes this side of the connection, and discards what the client still sends until it closes its own, or has had
+    /// enough time. A socket that is closed while something is unread resets the connection, and its client may never see
+    /// the answer (RFC 9112, section 9.6).
+    fn poll_linger(&mut self, mut socket: Pin<&mut Socket>, cx: &mut Context<'_>) -> Poll<()> {
+        // A client that has gone needs no end.
+        let _ = ready!(socket.as_mut().poll_shutdown(cx));
+        self.waker = Some(cx.waker().clone());
+        let mut scrap = [MaybeUninit::uninit(); 8192];
+        for _ in 0..LINGER_READS {
+            let mut scrap = ReadBuf::uninit(&mut scrap);
+            let read = socket.as_mut().poll_read(cx, &mut scrap);
+            let count = scrap.filled().len() as u64;
+            let (_, discarded) = self.lingering.get_or_insert_with(|| (Instant::now(), 0));
+            *discarded += count;
+            match read {
+                Poll::Ready(Ok(())) if count > 0 && *discarded < LINGER_BYTES && !self.expired => {}
+                Poll::Pending if !self.expired => return Poll::Pending,
+                _ => return Poll::Ready(()),
+            }
+        }
+        // Others are to be served meanwhile.
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 }
 
@@ -416,15 +531,15 @@ pub struct Io {
 }
 
 impl Io {
-    /// A connection behind `gate`, where it is number `id`. `rest` is what another process has read of its next
-    /// request; a `surplus` connection is over the limit and only told so.
-    pub(super) fn new(gate: Arc<Gate>, id: u64, socket: Socket, peer: Peer, rest: Vec<u8>, surplus: bool) -> Self {
+    /// A connection behind `gate`, where it is number `id`. `rest` is what another process has read of its next request.
+    pub(super) fn new(gate: Arc<Gate>, id: u64, socket: Socket, peer: Peer, rest: Vec<u8>, origin: Origin) -> Self {
         let state = State {
             ledger: Ledger::default(),
             protocol: Protocol::Http1,
             fate: Fate::Open,
             requests: Vec::new(),
             tickets: 0,
+            adopted: origin == Origin::Adopted,
             last: false,
             half_closed: false,
             late: false,
@@ -433,10 +548,11 @@ impl Io {
             since: Instant::now(),
             stalled: None,
             expired: false,
+            lingering: None,
             doubted: false,
             waker: None,
         };
-        let connection = Connection(Arc::new(Shared { id, peer, surplus, gate, state: Mutex::new(state) }));
+        let connection = Connection(Arc::new(Shared { id, peer, origin, gate, state: Mutex::new(state) }));
         Self { socket: Some(socket), unread: rest, connection }
     }
 
@@ -485,6 +601,12 @@ impl AsyncRead for Io {
         if state.fate == Fate::Taken {
             return Poll::Ready(Ok(()));
         }
+        if state.lingering.is_some() {
+            // Its request was refused, and hyper is to drop what it has of it.
+            ready!(state.poll_linger(socket, cx));
+            state.fate = Fate::Closing;
+            return Poll::Ready(Ok(()));
+        }
         state.withheld = state.withholds(closed);
         if state.withheld {
             return Poll::Pending;
@@ -504,8 +626,8 @@ impl AsyncRead for Io {
                 }
                 Poll::Pending if state.expired && !has_unread(&socket) => {
                     if state.is_at_head() {
-                        // As far as the socket takes it: the client has had its time.
-                        let _ = socket.poll_write(cx, HEAD_TIMEOUT);
+                        connection.refuse(&mut state, StatusCode::REQUEST_TIMEOUT, socket.as_mut(), cx);
+                        ready!(state.poll_linger(socket, cx));
                     }
                     state.fate = Fate::Closing;
                     return Poll::Ready(Ok(()));
@@ -530,13 +652,57 @@ impl AsyncRead for Io {
             state.fate = Fate::Closing;
             return Poll::Ready(Ok(()));
         }
-        if !state.is_at_head() {
+        // What HTTP/2 frames without a request say does not make a connection less idle.
+        if !state.is_at_head() && state.protocol != Protocol::Http2 {
             state.since = Instant::now();
         }
         state.expired = false;
         state.ledger.read(read);
+        if !state.ledger.is_lost() && state.ledger.head_bytes() > connection.0.gate.limits().max_head_bytes {
+            let refused = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+            buf.set_filled(start);
+            connection.refuse(&mut state, refused, socket.as_mut(), cx);
+            ready!(state.poll_linger(socket, cx));
+            state.fate = Fate::Closing;
+        }
         Poll::Ready(Ok(()))
     }
+}
+
+impl Connection {
+    /// Answers in hyper's place a request that no handler gets to see, as far as the socket takes it. What follows is not
+    /// read but discarded.
+    fn refuse(&self, state: &mut State, status: StatusCode, socket: Pin<&mut Socket>, cx: &mut Context<'_>) {
+        let (kind, detail) = match status {
+            StatusCode::REQUEST_TIMEOUT => (Kind::HeadTimeout, "the request's head did not arrive in the time allowed"),
+            StatusCode::URI_TOO_LONG => (Kind::Malformed, "the request's target is too long"),
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => (Kind::HeadTooLarge, "the request's head is too large"),
+            _ => (Kind::Malformed, "the request cannot be understood"),
+        };
+        let (gate, peer) = (&self.0.gate, self.peer());
+        let id = gate.refusal_id();
+        gate.count(false);
+        gate.notice(kind, peer);
+        tracing::debug!(%peer, request_id = id, status = status.as_u16(), "{detail}");
+        let title = status.canonical_reason().unwrap_or("Error");
+        let body = format!("{{\"title\":\"{title}\",\"status\":{},\"detail\":\"{detail}\"}}\n", status.as_u16());
+        let answer = format!(
+            "HTTP/1.1 {} {title}\r\nx-request-id: {id}\r\nconnection: close\r\ncontent-type: application/problem+json\r\n\
+             content-length: {}\r\n\r\n{body}",
+            status.as_u16(),
+            body.len(),
+        );
+        state.ledger.lose();
+        state.expired = false;
+        state.lingering = Some((Instant::now(), 0));
+        let _ = socket.poll_write(cx, answer.as_bytes());
+    }
+}
+
+/// The status of an answer that hyper gives by itself.
+fn refusal(bytes: &[io::IoSlice<'_>]) -> Option<StatusCode> {
+    let line = bytes.iter().find(|slice| !slice.is_empty())?.strip_prefix(b"HTTP/1.1 ")?;
+    StatusCode::from_bytes(line.get(..3)?).ok()
 }
 
 impl AsyncWrite for Io {
@@ -555,11 +721,16 @@ impl AsyncWrite for Io {
             // hyper refuses the part of a head that it has. The whole goes to another process.
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
+        let mut socket = Pin::new(socket.as_mut().expect(PRESENT));
         if state.protocol == Protocol::Http1 && state.is_quiet() {
-            // Not an answer of the application: hyper refuses what it read, and will close.
+            // Not an answer of the application: hyper refuses what it read, and will close. Or it begins with HTTP/2.
+            if let Some(status) = refusal(bytes) {
+                connection.refuse(&mut state, status, socket.as_mut(), cx);
+                return Poll::Ready(Ok(bytes.iter().map(|slice| slice.len()).sum()));
+            }
             state.ledger.lose();
         }
-        let written = Pin::new(socket.as_mut().expect(PRESENT)).poll_write_vectored(cx, bytes);
+        let written = socket.poll_write_vectored(cx, bytes);
         if written.is_ready() {
             state.stalled = None;
             if !state.requests.is_empty() {
@@ -595,13 +766,19 @@ impl AsyncWrite for Io {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Io { socket, connection, .. } = self.get_mut();
+        let socket = Pin::new(socket.as_mut().expect(PRESENT));
         let mut state = connection.lock();
         if state.fate == Fate::Taken {
             return Poll::Ready(Ok(()));
         }
         state.fate = Fate::Closing;
+        // What was not answered, or read whole before it was, needs no lingering.
+        if state.protocol == Protocol::Http1 && state.ledger.is_lost() {
+            state.lingering.get_or_insert_with(|| (Instant::now(), 0));
+            return state.poll_linger(socket, cx).map(Ok);
+        }
         drop(state);
-        Pin::new(socket.as_mut().expect(PRESENT)).poll_shutdown(cx)
+        socket.poll_shutdown(cx)
     }
 }
 

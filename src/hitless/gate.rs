@@ -16,8 +16,12 @@ use std::time::{Duration, Instant};
 use axum::http::Method;
 use tokio::sync::Notify;
 
-use super::connection::{Connection, Io, Peer, QUIET, Socket};
+use super::connection::{Connection, Io, Origin, Peer, QUIET, Socket};
+use super::notice::{Kind, Notices};
 use super::parcel::Clean;
+
+/// How many idle connections are found at a time to make room.
+const YIELDING: usize = 64;
 
 /// Something that was cut off: a request, or a connection that would not end.
 #[derive(Debug)]
@@ -26,11 +30,13 @@ pub struct Cut {
     /// Method and path, where a request was in flight.
     pub request: Option<(Method, String)>,
     pub age: Duration,
+    /// A handler was at work. Else it went on because of its client, or without end.
+    pub at_work: bool,
 }
 
 impl fmt::Display for Cut {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { peer, request, age } = self;
+        let Self { peer, request, age, .. } = self;
         match request {
             Some((method, path)) => write!(f, "{method} {path} of {peer}, after {age:?}"),
             None => write!(f, "a connection of {peer} without a request, after {age:?}"),
@@ -55,14 +61,51 @@ pub enum Mode {
 pub(super) enum Obstacle {
     None,
     /// A handler at work: the request timeout bounds it.
-    Passing,
-    /// Nothing bounds it: a streamed answer, a client that does not read, a WebSocket.
-    Lasting,
+    Bounded,
+    /// Nothing bounds it but its client: an upload, a streamed answer, a client that does not read, a WebSocket.
+    Unbounded,
+}
+
+/// What a connection may take from the service.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Of a request's head.
+    pub max_head_bytes: usize,
+    /// From the first byte of a request's head to its last; and until the first byte of a new connection.
+    pub header_timeout: Duration,
+    /// Between two parts of a request's body, while it is waited for.
+    pub body_timeout: Duration,
+    /// While nothing of an answer is read.
+    pub send_timeout: Duration,
+    /// Between two requests.
+    pub idle_timeout: Duration,
+    /// While what a client still sends is discarded, after an answer that did not wait for it.
+    pub linger_timeout: Duration,
+}
+
+impl Default for Limits {
+    /// None that a test would meet.
+    fn default() -> Self {
+        let long = Duration::from_secs(3600);
+        Self {
+            max_head_bytes: 64 * 1024,
+            header_timeout: long,
+            body_timeout: long,
+            send_timeout: long,
+            idle_timeout: long,
+            linger_timeout: long,
+        }
+    }
 }
 
 /// All live connections, and whether they may still be read from.
 #[derive(Debug, Default)]
 pub struct Gate {
+    limits: Limits,
+    /// Idle connections, the one that is to make room first at the end, as they were found when room was wanted.
+    idle: Mutex<Vec<Connection>>,
+    notices: Notices,
+    refused: AtomicU64,
     connections: Mutex<HashMap<u64, Connection>>,
     taken: Mutex<Vec<Clean>>,
     ids: AtomicU64,
@@ -83,11 +126,53 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// Takes a new connection in. `rest` is what another process has read of its next request; `surplus` connections
-    /// are over the limit and only told so.
-    pub(super) fn admit(self: &Arc<Self>, socket: Socket, peer: Peer, rest: Vec<u8>, surplus: bool) -> Io {
+    /// One without connections, which may take as much as `limits` says.
+    pub fn new(limits: Limits) -> Self {
+        Self { limits, ..Self::default() }
+    }
+
+    pub(super) fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Records that the service acts on account of a client.
+    pub(super) fn notice(&self, kind: Kind, peer: Peer) {
+        self.notices.tell(kind, peer);
+    }
+
+    /// An id for a request that no handler gets to see.
+    pub(super) fn refusal_id(&self) -> String {
+        format!("{}r{}", super::process_mark(), self.refused.fetch_add(1, Relaxed))
+    }
+
+    /// Has an idle connection make room for another one: of those on which nothing was asked yet the oldest, else the one
+    /// that has been idle longest. False when there is none.
+    pub(super) fn make_room(&self) -> bool {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        for found in [true, false] {
+            while let Some(connection) = idle.pop() {
+                if connection.make_room() {
+                    return true;
+                }
+            }
+            if found {
+                // Many at a time: to look through all connections for each that comes would be the flood's work.
+                let mut ranked: Vec<_> =
+                    self.all().values().filter_map(|one| Some((one.rank()?, one.clone()))).collect();
+                ranked.sort_unstable_by_key(|(rank, _)| *rank);
+                // By the time that the last of them is to go there may be others on which nothing was asked.
+                let silent = ranked.partition_point(|((asked, _), _)| !asked);
+                ranked.truncate(if silent > 0 { silent.min(YIELDING) } else { YIELDING / 8 });
+                idle.extend(ranked.into_iter().rev().map(|(_, connection)| connection));
+            }
+        }
+        false
+    }
+
+    /// Takes a new connection in. `rest` is what another process has read of its next request.
+    pub(super) fn admit(self: &Arc<Self>, socket: Socket, peer: Peer, rest: Vec<u8>, origin: Origin) -> Io {
         let id = self.ids.fetch_add(1, Relaxed);
-        let io = Io::new(Arc::clone(self), id, socket, peer, rest, surplus);
+        let io = Io::new(Arc::clone(self), id, socket, peer, rest, origin);
         self.all().insert(id, io.connection().clone());
         io
     }
@@ -117,7 +202,7 @@ impl Gate {
     }
 
     /// The answers so far, and how many of them are the service's failures.
-    pub(super) fn counts(&self) -> (u64, u64) {
+    pub fn counts(&self) -> (u64, u64) {
         (self.answered.load(Relaxed), self.failed.load(Relaxed))
     }
 
@@ -193,8 +278,8 @@ impl Gate {
         let mut obstacle = Obstacle::None;
         for connection in self.all().values() {
             match connection.obstacle(calm) {
-                Obstacle::Passing => return Obstacle::Passing,
-                Obstacle::Lasting => obstacle = Obstacle::Lasting,
+                Obstacle::Bounded => return Obstacle::Bounded,
+                Obstacle::Unbounded => obstacle = Obstacle::Unbounded,
                 Obstacle::None => {}
             }
         }
@@ -205,6 +290,24 @@ impl Gate {
     /// until then.
     pub(super) async fn taken(&self, before: Option<Instant>) {
         self.wait_until(|gate| !gate.all().values().any(|connection| connection.is_awaited(before))).await;
+    }
+
+    /// The same for every connection, except that those whose requests nothing bounds are waited for no longer than
+    /// `patience`.
+    pub(super) async fn taken_but_for_unbounded(&self, patience: Duration) {
+        self.wait_but_for_unbounded(patience, |connection| connection.is_awaited(None)).await;
+    }
+
+    /// Waits until no connection is `awaited` any more, and for `patience` at most for those whose requests nothing bounds.
+    async fn wait_but_for_unbounded(&self, patience: Duration, awaited: impl Fn(&Connection) -> bool) {
+        let began = Instant::now();
+        self.wait_until(|gate| {
+            let patient = began.elapsed() < patience;
+            let holds =
+                |one: &Connection| awaited(one) && (patient || one.obstacle(Duration::ZERO) != Obstacle::Unbounded);
+            !gate.all().values().any(holds)
+        })
+        .await;
     }
 
     /// Enters that nobody can connect any more.
@@ -218,10 +321,11 @@ impl Gate {
         self.wait_until(|gate| gate.deaf.load(SeqCst) && !gate.all().values().any(Connection::is_expected)).await;
     }
 
-    /// Waits until nothing is in flight any more. HTTP/2 connections without a request have `patience` to say goodbye.
-    pub(super) async fn all_gone(&self, patience: Duration) {
-        self.wait_until(|gate| !gate.all().values().any(Connection::is_busy)).await;
-        let _ = tokio::time::timeout(patience, self.wait_until(Self::is_empty)).await;
+    /// Waits until nothing is in flight any more, and for `unbounded` at most for what nothing bounds. Connections without
+    /// a request have `goodbye` to end.
+    pub(super) async fn all_gone(&self, unbounded: Duration, goodbye: Duration) {
+        self.wait_but_for_unbounded(unbounded, Connection::is_busy).await;
+        let _ = tokio::time::timeout(goodbye, self.wait_until(Self::is_empty)).await;
     }
 
     /// Waits until a connection has gone, or for a moment.
@@ -292,10 +396,10 @@ impl Gate {
         self.left().into_iter().max_by_key(|cut| cut.age)
     }
 
-    /// Ends connections that are silent for `idle`, or have been sending a head for `head`.
-    pub(super) fn expire(&self, idle: Duration, head: Duration) {
+    /// Ends what has reached its limit.
+    pub(super) fn expire(&self) {
         for connection in self.all().values() {
-            connection.expire(idle, head);
+            connection.expire(&self.limits);
         }
     }
 

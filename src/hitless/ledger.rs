@@ -7,7 +7,7 @@
 //! (request smuggling). It touches no socket and no clock.
 
 /// How much of an unfinished request may travel with its connection, in bytes.
-pub(super) const REST_LIMIT: usize = 64 * 1024;
+pub const REST_LIMIT: usize = 64 * 1024;
 
 /// How a request's body is delimited (RFC 9112, section 6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +24,8 @@ pub struct Ledger {
     position: Position,
     /// Bytes read past `position`'s last certainty: an unfinished head, or what follows a finished head or request.
     ahead: Vec<u8>,
+    /// The length of the last head, as far as it was read.
+    head_bytes: usize,
 }
 
 #[derive(Debug)]
@@ -54,12 +56,16 @@ impl Ledger {
         let end = match &mut self.position {
             Position::Head(head) => match head.end(bytes) {
                 Some(end) => {
+                    self.head_bytes = self.ahead.len() + end;
                     let http2 = starts_with(&self.ahead, bytes, b"PRI * HTTP/2.0");
                     self.position = if http2 { Position::Lost } else { Position::Dispatch };
                     self.ahead.clear();
                     end
                 }
-                None => 0,
+                None => {
+                    self.head_bytes = self.ahead.len() + bytes.len();
+                    0
+                }
             },
             Position::Length(left) => {
                 let end = bytes.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
@@ -123,6 +129,11 @@ impl Ledger {
     /// Whoever holds the socket and these bytes can go on with the connection.
     pub fn rest(&self) -> Option<&[u8]> {
         matches!(self.position, Position::Head(_)).then_some(&self.ahead)
+    }
+
+    /// The length of the last head, as far as it was read, in bytes.
+    pub fn head_bytes(&self) -> usize {
+        self.head_bytes
     }
 
     /// Whether a head was read whole and hyper is to dispatch its request.

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -15,6 +16,9 @@ use super::gate::{Cut, Gate, Mode, Obstacle};
 use super::parcel::{Clean, Parcel};
 use super::sibling::{self, Door, Siblings};
 use super::systemd;
+
+/// How long connections that are paused wait for a request that nothing bounds but its client.
+const UNBOUNDED: Duration = Duration::from_millis(300);
 
 /// A calm moment is one at which every request in flight began, and ends, within this time.
 const CALM: Duration = Duration::from_millis(100);
@@ -30,7 +34,7 @@ const FRESH: Duration = Duration::from_millis(500);
 /// signal               |                             |       |
 /// |-- tries at calm ---|-- handlers at work end, ----|-------|  whatever is left is cut
 /// |   moments          |   T/2 at most               | HTTP/2 says goodbye
-/// |-- tries, while nothing but streams and clients that do not read stand in the way --| T - T/30
+/// |-- tries, while nothing but streams and clients that stand still are in the way -| last moment
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ShutdownTimeout(Duration);
@@ -63,9 +67,16 @@ impl ShutdownTimeout {
         self.0 / 3
     }
 
-    /// When the service stops waiting for what nothing bounds: shortly before T.
+    /// When the service stops waiting for what nothing bounds but its clients: T/30 before T, and 1 s at the most, as
+    /// everybody waits from then on.
     pub fn last_moment(self) -> Duration {
-        self.0 - self.0 / 30
+        self.0 - (self.0 / 30).min(Duration::from_secs(1))
+    }
+
+    /// From when on a service that has found no calm moment says that it is not ready: T/4, so that whoever asks turns
+    /// elsewhere before everybody has to wait, which is from T/3 on.
+    pub fn turn_away(self) -> Duration {
+        self.0 / 4
     }
 
     /// How long a service that cannot hand over goes on accepting, the longest that a request's head may take, and how long
@@ -119,6 +130,8 @@ pub struct Outcome {
     pub handed_over: usize,
     /// What was still there at T.
     pub cut: Vec<Cut>,
+    /// What went on because of its client, or without end, and was cut for the sake of the others.
+    pub left_behind: Vec<Cut>,
     /// Work that had to end before the process, and had not at T.
     pub unfinished: usize,
     /// Connections that could not be handed over.
@@ -140,6 +153,7 @@ pub struct Handle(Arc<Shared>);
 struct Shared {
     timeout: ShutdownTimeout,
     phase: watch::Receiver<Phase>,
+    turning_away: AtomicBool,
     tasks: TaskTracker,
 }
 
@@ -147,6 +161,12 @@ impl Handle {
     /// Where the process is in its life.
     pub fn phase(&self) -> Phase {
         *self.0.phase.borrow()
+    }
+
+    /// Whether whoever is sent here now is served at once. A service that leaves is ready as long as that is so: it hands
+    /// its connections over within a moment.
+    pub fn is_ready(&self) -> bool {
+        self.phase() != Phase::Starting && !self.0.turning_away.load(Relaxed)
     }
 
     /// Waits until the process is told to leave.
@@ -191,7 +211,8 @@ impl Lifecycle {
     /// A life that is about to begin.
     pub fn new(timeout: ShutdownTimeout) -> Self {
         let (sender, phase) = watch::channel(Phase::Starting);
-        let handle = Handle(Arc::new(Shared { timeout, phase, tasks: TaskTracker::new() }));
+        let turning_away = AtomicBool::new(false);
+        let handle = Handle(Arc::new(Shared { timeout, phase, turning_away, tasks: TaskTracker::new() }));
         Self { handle, phase: sender, quiesced: CancellationToken::new(), siblings: None }
     }
 
@@ -229,6 +250,8 @@ impl Lifecycle {
         let since = Instant::now();
         let timeout = self.handle.0.timeout;
         let deadline = tokio::time::Instant::from_std(since + timeout.total());
+        // Where nobody can take over, that shows before anything else does.
+        self.turn_away(self.siblings.is_none() && !systemd::is_there());
         self.phase.send_replace(Phase::Leaving { since });
         gate.set_mode(Mode::HandingOver);
         systemd::stopping(timeout.unit_stop());
@@ -259,16 +282,17 @@ impl Lifecycle {
                 }
                 self.quiesced.cancel();
             }
-            // Where a sibling has the others, nobody waits for an HTTP/2 client's goodbye.
-            gate.all_gone(if given { timeout.sixth() } else { FRESH }).await;
+            // Where a sibling has the others, or nobody comes, nobody waits for what goes on here.
+            let unbounded = if parcel.is_some() { UNBOUNDED } else { timeout.total() };
+            gate.all_gone(unbounded, if given { timeout.sixth() } else { FRESH }).await;
             self.handle.0.tasks.close();
             self.handle.0.tasks.wait().await;
         })
         .await;
 
         server.abort();
+        (outcome.cut, outcome.left_behind) = gate.left().into_iter().partition(|cut| cut.at_work);
         if in_time.is_err() {
-            outcome.cut = gate.left();
             outcome.unfinished = self.handle.0.tasks.len();
         }
         let mut connections = gate.take();
@@ -344,16 +368,18 @@ impl Lifecycle {
     /// Takes every clean connection out of hyper, at a moment when that keeps nobody waiting.
     ///
     /// That no request in flight is old does not tell how long they will take. So this is a try: when they take long,
-    /// the gate opens again, and what was taken is served on. After T/3 it stays closed, and everybody waits for the
-    /// requests in flight: their time is bounded. For what nothing bounds, everybody is served on until shortly before T.
+    /// the gate opens again, and what was taken is served on. After T/3 it stays closed, and everybody waits for handlers
+    /// at work: their time is bounded. For what nothing bounds, everybody is served on until shortly before T.
     async fn take_all(&self, gate: &Gate, start: Instant) {
         let timeout = self.handle.0.timeout;
         loop {
             let mut obstacle = gate.obstacle(CALM);
             if obstacle == Obstacle::None && !self.handle.0.tasks.is_empty() {
-                obstacle = Obstacle::Lasting;
+                obstacle = Obstacle::Unbounded;
             }
-            let patience = if obstacle == Obstacle::Lasting { timeout.last_moment() } else { timeout.calm() };
+            let bounded = obstacle == Obstacle::Bounded;
+            self.turn_away(bounded && start.elapsed() >= timeout.turn_away());
+            let patience = if obstacle == Obstacle::Unbounded { timeout.last_moment() } else { timeout.calm() };
             let last = start.elapsed() >= patience;
             if obstacle == Obstacle::None || last {
                 if !last {
@@ -367,9 +393,7 @@ impl Lifecycle {
                 if last {
                     let slowest = gate.slowest().map(|cut| cut.to_string()).unwrap_or_default();
                     tracing::warn!("no calm moment: clients wait for what is in flight, above all {slowest}");
-                    // Time to say goodbye to HTTP/2 has to be left.
-                    let limit = if obstacle == Obstacle::Lasting { timeout.total() / 60 } else { timeout.request() };
-                    let _ = tokio::time::timeout(limit, gate.taken(None)).await;
+                    let _ = tokio::time::timeout(timeout.request(), gate.taken_but_for_unbounded(UNBOUNDED)).await;
                     break;
                 }
                 gate.open();
@@ -380,8 +404,14 @@ impl Lifecycle {
         tracing::info!("the gate is closed after {:?}", start.elapsed());
     }
 
+    /// From now on whoever asks is told whether to turn elsewhere.
+    fn turn_away(&self, turning_away: bool) {
+        self.handle.0.turning_away.store(turning_away, Relaxed);
+    }
+
     /// Lets connections end: as a lame duck first, so that load balancers and clients can turn away.
     async fn retire(&self, gate: &Gate, reason: Reason, why: &std::io::Error) {
+        self.turn_away(true);
         let grace = if reason == Reason::Interrupt { Duration::ZERO } else { self.handle.0.timeout.sixth() };
         tracing::info!("connections are not handed over but retired, new ones served for {grace:?}: {why}");
         gate.set_mode(Mode::Retiring);
@@ -394,20 +424,24 @@ impl Lifecycle {
 
 impl Outcome {
     fn log(&self, took: Duration) {
-        for cut in &self.cut {
-            let Cut { peer, request, age } = cut;
+        for cut in self.cut.iter().chain(&self.left_behind) {
+            let Cut { peer, request, age, at_work } = cut;
             let method = request.as_ref().map(|(method, _)| method.as_str());
             let path = request.as_ref().map(|(_, path)| path);
-            tracing::error!(%peer, method, path, ?age, "cut off at T: {cut}");
+            if *at_work {
+                tracing::error!(%peer, method, path, ?age, "cut off at T: {cut}");
+            } else {
+                tracing::warn!(%peer, method, path, ?age, "left behind, as it waits for its client or has no end: {cut}");
+            }
         }
-        let Self { handed_over, cut, unfinished, lost } = self;
-        let (handed_over, cut) = (*handed_over, cut.len());
+        let Self { handed_over, cut, left_behind, unfinished, lost } = self;
+        let (cut, left_behind) = (cut.len(), left_behind.len());
         if ExitCode::from(self) == ExitCode::SUCCESS {
-            tracing::info!("left after {took:?}, {handed_over} connections handed over");
+            tracing::info!("left after {took:?}, {handed_over} connections handed over, {left_behind} left behind");
         } else {
             tracing::error!(
-                "left after {took:?}, {handed_over} connections handed over, {lost} lost; {cut} requests or connections \
-                 and {unfinished} tasks cut off"
+                "left after {took:?}, {handed_over} connections handed over, {left_behind} left behind, {lost} lost; \
+                 {cut} requests and {unfinished} tasks cut off"
             );
         }
     }
@@ -439,12 +473,14 @@ pub fn told_to_leave() -> std::io::Result<impl Future<Output = Reason>> {
     })
 }
 
-/// Keeps ending connections that are silent, or at their request's head, for too long.
-pub async fn expire(gate: Arc<Gate>, idle: Duration, head: Duration) {
-    let pause = (idle.min(head) / 8).clamp(Duration::from_millis(10), Duration::from_secs(1));
+/// Keeps ending what has reached its limit.
+pub async fn expire(gate: Arc<Gate>) {
+    let limits = gate.limits();
+    let shortest = limits.header_timeout.min(limits.body_timeout).min(limits.send_timeout).min(limits.idle_timeout);
+    let pause = (shortest / 8).clamp(Duration::from_millis(10), Duration::from_secs(1));
     loop {
         tokio::time::sleep(pause).await;
-        gate.expire(idle, head);
+        gate.expire();
     }
 }
 

@@ -14,7 +14,7 @@ use rustix::net::AddressFamily;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio_util::either::Either;
 
-use super::connection::{Io, Peer, Socket};
+use super::connection::{Io, Origin, Peer, Socket};
 use super::gate::{Gate, Mode};
 use super::parcel::Clean;
 use super::systemd::Activated;
@@ -67,7 +67,7 @@ impl Listener {
         for Clean { socket, rest } in connections {
             match register(socket) {
                 Ok((socket, peer)) => {
-                    self.adopted.push_back((self.gate.admit(socket, peer, rest, false), peer));
+                    self.adopted.push_back((self.gate.admit(socket, peer, rest, Origin::Adopted), peer));
                 }
                 // Most often its client has gone in the meantime.
                 Err(error) => tracing::debug!("a connection that was put aside cannot be served: {error}"),
@@ -108,9 +108,10 @@ impl Listener {
                     }
                 };
                 if let Poll::Ready(accepted) = accepted {
-                    let surplus = self.gate.len() >= self.max_connections;
+                    let room = self.gate.len() < self.max_connections || self.gate.make_room();
+                    let origin = if room { Origin::Accepted } else { Origin::Surplus };
                     return Poll::Ready(
-                        accepted.map(|(socket, peer)| (self.gate.admit(socket, peer, Vec::new(), surplus), peer)),
+                        accepted.map(|(socket, peer)| (self.gate.admit(socket, peer, Vec::new(), origin), peer)),
                     );
                 }
             }
@@ -122,6 +123,7 @@ impl Listener {
     async fn accept_new(&self) -> (Io, Peer) {
         loop {
             if self.gate.len() >= self.max_connections + SURPLUS {
+                self.gate.make_room();
                 self.gate.one_gone().await;
                 continue;
             }

@@ -21,25 +21,41 @@
 //! Where nobody keeps a parcel (a container, a terminal), connections are *retired*: every answer says
 //! `Connection: close`, for T/6 new clients are still served, then the service drains.
 
+use std::sync::LazyLock;
+use std::time::{SystemTime, UNIX_EPOCH};
+
 pub mod connection;
 pub mod gate;
 pub mod ledger;
 pub mod lifecycle;
 pub mod listener;
+mod notice;
 pub mod parcel;
+mod request_timeout;
 pub mod sibling;
 pub mod systemd;
 pub mod track;
+mod upload;
 
 pub use connection::{Connection, Peer};
-pub use gate::Gate;
+pub use gate::{Gate, Limits};
 pub use lifecycle::{Handle, Lifecycle, Outcome, Phase, Reason, ShutdownTimeout};
 pub use listener::Listener;
+pub use request_timeout::RequestTimeout;
 pub use sibling::Siblings;
 pub use track::{Application, Track};
 
 /// The version of the hitless template that this service was generated from.
 pub const VERSION: &str = "0.1.0";
+
+/// What the ids of this process' requests begin with: when it began, in hexadecimal nanoseconds since 1970, and a dash.
+pub fn process_mark() -> &'static str {
+    static MARK: LazyLock<String> = LazyLock::new(|| {
+        let began = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        format!("{:x}-", began.as_nanos())
+    });
+    &MARK
+}
 
 // Not within `gate`: tests/fuzz compiles that file where there are no sockets.
 #[cfg(test)]

@@ -56,6 +56,11 @@ pub fn given() -> Given {
     given
 }
 
+/// Whether there is a service manager.
+pub fn is_there() -> bool {
+    std::env::var_os("NOTIFY_SOCKET").is_some()
+}
+
 /// Says that the service serves.
 pub fn ready() {
     notify(&[NotifyState::Ready]);
@@ -94,7 +99,7 @@ pub async fn feed_watchdog() {
 /// # Errors
 /// When there is no service manager or it does not answer in time. That it *kept* the descriptor is not reported.
 pub fn store(name: &str, fd: BorrowedFd<'_>, timeout: Duration) -> io::Result<()> {
-    if std::env::var_os("NOTIFY_SOCKET").is_none() {
+    if !is_there() {
         return Err(io::Error::other("there is no service manager (NOTIFY_SOCKET is not set)"));
     }
     let message = [NotifyState::FdStore, NotifyState::FdName(name), NotifyState::Custom("FDPOLL=0")];

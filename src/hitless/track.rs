@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 
 use axum::body::{Body, Bytes};
 use axum::extract::{ConnectInfo, Request};
-use axum::http::{HeaderValue, Method, StatusCode, Version, header};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use axum::response::{IntoResponse, Response};
 use http_body::{Frame, SizeHint};
 use pin_project_lite::pin_project;
@@ -44,12 +44,13 @@ where
         self.0.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request) -> Self::Future {
+    fn call(&mut self, mut request: Request) -> Self::Future {
         let head = *request.method() == Method::HEAD;
         let connect = *request.method() == Method::CONNECT;
         let version = request.version();
-        let (ticket, surplus) = match request.extensions().get::<ConnectInfo<Connection>>() {
-            Some(ConnectInfo(connection)) => (Some(connection.dispatched(&request)), connection.is_surplus()),
+        let connection = request.extensions().get::<ConnectInfo<Connection>>().cloned();
+        let (ticket, surplus) = match connection {
+            Some(ConnectInfo(connection)) => (Some(connection.dispatched(&mut request)), connection.is_surplus()),
             None => (None, false),
         };
         let answer = if surplus { None } else { Some(self.0.call(request)) };
@@ -82,7 +83,7 @@ where
                 Ok(response) => response,
                 Err(never) => match never {},
             },
-            None => too_many_connections(),
+            None => too_many_connections(this.ticket.as_ref().map(Ticket::refuse)),
         };
         let Some(ticket) = this.ticket.take() else { return Poll::Ready(Ok(response)) };
 
@@ -106,10 +107,14 @@ where
     }
 }
 
-fn too_many_connections() -> Response {
+fn too_many_connections(id: Option<String>) -> Response {
     let body = "{\"title\":\"Service Unavailable\",\"status\":503,\"detail\":\"too many open connections\"}\n";
-    let headers =
-        [(header::CONTENT_TYPE, "application/problem+json"), (header::CONNECTION, "close"), (header::RETRY_AFTER, "1")];
+    let headers = [
+        (header::CONTENT_TYPE, "application/problem+json"),
+        (header::CONNECTION, "close"),
+        (header::RETRY_AFTER, "1"),
+        (HeaderName::from_static("x-request-id"), id.as_deref().unwrap_or_default()),
+    ];
     (StatusCode::SERVICE_UNAVAILABLE, headers, body).into_response()
 }
 

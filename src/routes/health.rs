@@ -1,7 +1,8 @@
 //! `GET /livez` and `GET /readyz`: for systemd, load balancers and Kubernetes.
 //!
 //! `/livez` says that the process answers; it stays 200 to the end, for a process that drains is not to be killed.
-//! `/readyz` says whether to send clients: 503 from the first moment of leaving, or when a check fails.
+//! `/readyz` says whether to send clients: 503 when a check fails, and when the service leaves and whoever is sent here
+//! would not be served at once.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,7 +16,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::Serialize;
 use tokio::task::JoinSet;
 
-use crate::hitless::{Handle, Phase};
+use crate::hitless::Handle;
 
 /// What a check finds wrong, for operators to read.
 type Finding = Result<(), String>;
@@ -103,17 +104,17 @@ pub async fn readyz(
     State(readiness): State<Readiness>,
 ) -> (StatusCode, HeaderMap, Json<Report>) {
     let mut failed = BTreeMap::new();
-    // A service that leaves is not ready, whatever its checks say.
-    if handle.phase() == Phase::Serving {
+    // A service that turns clients away is not ready, whatever its checks say.
+    if handle.is_ready() {
         failed = readiness.run().await;
     }
     let phase = handle.phase();
     let remaining = handle.remaining();
     let mut headers = HeaderMap::from_iter([(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))]);
-    if let Some(remaining) = remaining {
+    let ready = handle.is_ready() && failed.is_empty();
+    if let (false, Some(remaining)) = (ready, remaining) {
         headers.insert(header::RETRY_AFTER, HeaderValue::from(remaining.as_secs_f64().ceil() as u64));
     }
-    let ready = phase == Phase::Serving && failed.is_empty();
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let remaining_ms = remaining.map(|remaining| remaining.as_millis() as u64);
     (status, headers, Json(Report { phase: phase.to_string(), remaining_ms, failed }))

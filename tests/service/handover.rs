@@ -205,8 +205,9 @@ async fn fast_clients_are_served_while_a_slow_request_is_waited_for() {
         answered += 1;
     }
     assert!(answered > 10, "{answered}");
+    // Whoever is sent here is served at once.
     let leaving = fast.get("/readyz").await;
-    assert_eq!((leaving.status, leaving.says_close()), (503, false));
+    assert_eq!((leaving.status, leaving.says_close()), (200, false));
 
     finish(&mut slow).await;
     assert!(soon("the end", service.exited()).await.unwrap().success());
@@ -365,6 +366,8 @@ async fn where_descriptors_are_short_those_who_are_served_are_handed_over_all_th
         if client.has_answer_within(Duration::from_millis(if served.is_empty() { 5_000 } else { 50 })).await
             && client.answer().await.status == 200
         {
+            // It is not idle, and so does not have to make room.
+            client.send("GET /livez HTTP/1.1\r\n").await;
             served.push(client);
         } else {
             break;
@@ -373,7 +376,8 @@ async fn where_descriptors_are_short_those_who_are_served_are_handed_over_all_th
     assert_eq!(served.len(), 300 - 256);
     restart(&mut service).await;
     for client in &mut served {
-        assert_good(&client.get("/livez").await);
+        client.send("Host: test\r\n\r\n").await;
+        assert_good(&client.answer().await);
     }
 }
 
@@ -382,15 +386,11 @@ async fn what_could_not_be_handed_over_is_told_so_long_before_a_restart() {
     let service = start(managed()).await;
     let mut old = client(&service).await;
     old.send("GET /livez HTTP/1.0\r\nConnection: keep-alive\r\n\r\n").await;
-    // More of a head than a parcel takes.
-    let mut long = client(&service).await;
-    long.send("GET /livez HTTP/1.1\r\nHost: test\r\nX-Long: ").await;
-    for _ in 0..20 {
-        long.send([b'x'; 10_000]).await;
-    }
-    long.send("\r\n\r\n").await;
+    // Its handler does not read the body, of which something is still to come.
+    let mut unread = client(&service).await;
+    unread.send("GET /livez HTTP/1.1\r\nHost: test\r\nContent-Length: 5\r\n\r\n").await;
 
-    for mut client in [old, long] {
+    for mut client in [old, unread] {
         let answer = client.answer().await;
         assert_eq!(answer.status, 200, "{answer:?}");
         assert_eq!(answer.header("connection"), Some("close"), "{answer:?}");
@@ -432,7 +432,7 @@ async fn http2_clients_that_hang_keep_nobody_waiting() {
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_read_its_answer_is_cut_at_t_and_keeps_nobody_waiting() {
+async fn a_client_that_does_not_read_its_answer_is_left_behind_and_keeps_nobody_waiting() {
     let large = (64 << 20).to_string();
     let settings = managed().env(variable("shutdown_timeout"), "6s").env(variable("limits.max_body_bytes"), &large);
     let mut service = start(settings).await;
@@ -446,12 +446,12 @@ async fn a_client_that_does_not_read_its_answer_is_cut_at_t_and_keeps_nobody_wai
 
     assert!(slowest < Duration::from_secs(2), "{slowest:?}");
     let (status, log) = (status.unwrap(), service.log());
-    assert_eq!(status.code(), Some(1), "{log}");
-    assert!(log.lines().any(|line| line.contains("cut off at T: POST /echo")), "{log}");
+    assert!(status.success(), "{log}");
+    assert!(log.lines().any(|line| line.contains("left behind") && line.contains("POST /echo")), "{log}");
 }
 
 #[tokio::test]
-async fn an_answer_that_has_ended_and_is_not_read_is_cut_at_t_and_keeps_nobody_waiting() {
+async fn an_answer_that_has_ended_and_is_not_read_is_left_behind_and_keeps_nobody_waiting() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("socket");
     let settings = managed().env(variable("shutdown_timeout"), "6s").listen("127.0.0.1:0").listen_unix(&path);
@@ -467,7 +467,7 @@ async fn an_answer_that_has_ended_and_is_not_read_is_cut_at_t_and_keeps_nobody_w
 
     assert!(slowest < Duration::from_secs(2), "{slowest:?}");
     let (status, log) = (status.unwrap(), service.log());
-    assert_eq!(status.code(), Some(1), "{log}");
+    assert!(status.success(), "{log}");
     assert!(log.contains("a connection of unix without a request"), "{log}");
 }
 
@@ -775,7 +775,7 @@ async fn told_to_leave_at_any_moment_of_its_start_the_process_loses_nothing() {
 }
 
 #[tokio::test]
-async fn what_cannot_end_is_cut_and_the_rest_is_handed_over_all_the_same() {
+async fn what_cannot_end_is_left_behind_and_the_rest_is_handed_over_all_the_same() {
     let mut service = start(managed().env(variable("shutdown_timeout"), "1s")).await;
     let mut idle = client(&service).await;
     assert_good(&idle.get("/livez").await);
@@ -784,8 +784,8 @@ async fn what_cannot_end_is_cut_and_the_rest_is_handed_over_all_the_same() {
 
     let began = Instant::now();
     let status = soon("the restart", service.restart()).await.unwrap();
-    assert_eq!(status.code(), Some(1));
-    assert!(began.elapsed() >= Duration::from_secs(1) && began.elapsed() < Duration::from_secs(10));
+    assert!(status.success());
+    assert!(began.elapsed() >= Duration::from_millis(900) && began.elapsed() < Duration::from_secs(10));
 
     assert_good(&idle.get("/livez").await);
     drop(stuck);

@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::routing::get;
+use axum::routing::{get, post};
 use futures_util::{StreamExt, stream};
 use rustix::process::Signal;
+use service::app::AppState;
 use service::hitless::listener;
 use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
@@ -93,7 +94,7 @@ async fn a_client_is_not_blamed_for_a_standstill_of_the_service() {
 
 #[tokio::test]
 async fn a_silent_connection_is_closed_quietly_and_a_busy_one_is_not_silent() {
-    let app = app("idle_timeout = '200ms'").await;
+    let app = app("idle_timeout = '200ms'\nheader_timeout = '200ms'").await;
     let mut busy = app.client().await;
     let mut uploading = app.client().await;
     let mut idle = app.client().await;
@@ -134,7 +135,7 @@ async fn a_client_that_does_not_read_its_answer_is_left() {
         }))
     };
     let routes = Router::new().route("/large", get(large));
-    let app = spawn_app("[limits]\nidle_timeout = '1s'", routes).await;
+    let app = spawn_app("[limits]\nsend_timeout = '1s'", routes).await;
     let mut deaf = app.client().await;
     deaf.ask("/large").await;
     assert_eq!(deaf.head().await.status, 200);
@@ -146,12 +147,13 @@ async fn a_client_that_does_not_read_its_answer_is_left() {
 }
 
 #[tokio::test]
-async fn one_connection_too_many_is_told_so_and_there_is_room_again_later() {
+async fn one_connection_too_many_is_told_so_where_none_is_idle_and_there_is_room_again_later() {
     let app = app("max_connections = 2").await;
     let mut first = app.client().await;
     let mut second = app.client().await;
     for client in [&mut first, &mut second] {
-        assert_eq!(client.get("/livez").await.status, 200);
+        client.send("POST /echo HTTP/1.1\r\nHost: test\r\nContent-Length: 2\r\n\r\n1").await;
+        assert_eq!(client.head().await.status, 200);
     }
 
     let mut third = app.client().await;
@@ -159,35 +161,175 @@ async fn one_connection_too_many_is_told_so_and_there_is_room_again_later() {
     assert_last_problem(&told, 503);
     assert!(told.header("retry-after").is_some());
     third.ended().await;
-    assert_eq!(first.get("/livez").await.status, 200);
+    for client in [&mut first, &mut second] {
+        client.send("2").await;
+        assert_eq!(client.take(2).await, b"12");
+    }
 
-    drop(second);
-    soon("room", async {
-        while app.client().await.get("/livez").await.status != 200 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    })
-    .await;
+    // Now they are idle: who has been so for longest makes room.
+    assert_eq!(second.get("/livez").await.status, 200);
+    assert_eq!(app.client().await.get("/livez").await.status, 200);
+    first.ended().await;
+    assert_eq!(second.get("/livez").await.status, 200);
 }
 
 #[tokio::test]
-async fn whoever_comes_beyond_those_who_are_told_so_waits_for_one_of_them_to_go() {
-    let app = app("max_connections = 1").await;
-    let mut served = app.client().await;
-    assert_eq!(served.get("/livez").await.status, 200);
-    let mut surplus = Vec::new();
-    for _ in 0..listener::SURPLUS {
-        surplus.push(app.client().await);
+async fn a_flood_of_silent_connections_keeps_nobody_out_and_costs_nobody_a_connection() {
+    let app = app("max_connections = 100").await;
+    let mut idle = Vec::new();
+    for _ in 0..50 {
+        let mut client = app.client().await;
+        assert_eq!(client.get("/livez").await.status, 200);
+        idle.push(client);
     }
-    let mut next = app.client().await;
-    next.ask("/livez").await;
-    assert!(!next.has_answer_within(Duration::from_millis(300)).await);
-    assert_eq!(served.get("/livez").await.status, 200);
+    let mut silent = Vec::new();
+    for _ in 0..10 {
+        for _ in 0..50 {
+            silent.push(app.client().await);
+        }
+        assert_eq!(app.client().await.get("/livez").await.status, 200);
+    }
+    for client in &mut idle {
+        assert_eq!(client.get("/livez").await.status, 200);
+    }
+    assert!(app.gate.len() < 100 + listener::SURPLUS, "{}", app.gate.len());
+}
 
-    drop(surplus.pop());
+#[tokio::test]
+async fn who_asks_is_answered_behind_silent_connections_when_all_others_are_busy() {
+    let app = app("max_connections = 1").await;
+    let mut busy = app.client().await;
+    busy.ask("/ping").await;
+    let mut silent = Vec::new();
+    for _ in 0..2 * listener::SURPLUS {
+        silent.push(app.client().await);
+    }
+    assert!([200, 503].contains(&app.client().await.get("/livez").await.status));
+    assert_eq!(busy.answer().await.status, 200);
+}
 
-    assert_last_problem(&next.answer().await, 503);
-    assert_eq!(served.get("/livez").await.status, 200);
+#[tokio::test]
+async fn nothing_asked_on_a_new_connection_ends_it_and_a_late_request_does_not() {
+    let app = app("header_timeout = '300ms'").await;
+    let silent = app.client().await;
+    let mut asked = app.client().await;
+    assert_eq!(asked.get("/livez").await.status, 200);
+    silent.ended().await;
+    assert_eq!(asked.get("/livez").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_head_is_refused_beyond_its_limit_however_it_comes() {
+    let app = app("max_head_bytes = 2000").await;
+    for (length, status) in [(1990, 200), (2010, 431), (60_000, 431), (400_000, 431)] {
+        let start = "GET /livez HTTP/1.1\r\nHost: test\r\nX-Long: ";
+        let head = format!("{start}{}\r\n\r\n", "x".repeat(length - start.len() - 4));
+        for size in [length, 700] {
+            let mut client = app.client().await;
+            for part in head.as_bytes().chunks(size) {
+                client.send(part).await;
+            }
+            let answer = client.answer().await;
+            assert_eq!(answer.status, status, "{length} by {size}: {answer:?}");
+            if status != 200 {
+                assert_last_problem(&answer, status);
+                assert!(answer.header("x-request-id").is_some(), "{answer:?}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_hyper_refuses_has_an_id_and_a_problem_document() {
+    let app = app("").await;
+    let long = format!("GET /{} HTTP/1.1\r\nHost: test\r\n\r\n", "x".repeat(66_000));
+    let many = format!("GET / HTTP/1.1\r\nHost: test\r\n{}\r\n", "X: y\r\n".repeat(200));
+    let cases = [
+        ("nonsense\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: test\r\nbad header\r\n\r\n", 400),
+        ("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: many\r\n\r\n", 400),
+        (&many, 431),
+        (&long, 431),
+    ];
+    for (request, status) in cases {
+        let mut client = app.client().await;
+        client.send(request).await;
+        let answer = client.answer().await;
+        assert_last_problem(&answer, status);
+        assert!(answer.header("x-request-id").is_some_and(|id| id.contains("-r")), "{answer:?}");
+        client.ended().await;
+    }
+}
+
+/// A route that waits for the whole body.
+fn take() -> Router<AppState> {
+    Router::new().route("/take", post(async |body: Bytes| body))
+}
+
+#[tokio::test]
+async fn a_body_that_stops_coming_is_answered_408_which_is_no_failure_of_the_service() {
+    let app = spawn_app("[limits]\nbody_timeout = '300ms'", take()).await;
+    for half in ["Content-Length: 4\r\n\r\n12", "Transfer-Encoding: chunked\r\n\r\n2\r\n12\r\n"] {
+        let mut client = app.client().await;
+        client.send(format!("POST /take HTTP/1.1\r\nHost: test\r\n{half}")).await;
+        assert_last_problem(&client.answer().await, 408);
+        client.ended().await;
+        // Once the answer has begun, it can only be cut.
+        let mut client = app.client().await;
+        client.send(format!("POST /echo HTTP/1.1\r\nHost: test\r\n{half}")).await;
+        assert_eq!(client.head().await.status, 200);
+        assert!(!client.until_end().await.ends_with(b"0\r\n\r\n"));
+    }
+    assert_eq!(app.gate.counts().1, 0);
+}
+
+#[tokio::test]
+async fn a_body_that_dribbles_in_beyond_the_time_of_a_request_is_answered_408_too() {
+    let app = spawn_app("[limits]\nrequest_timeout = '500ms'", take()).await;
+    let mut client = app.client().await;
+    client.send("POST /take HTTP/1.1\r\nHost: test\r\nContent-Length: 1000\r\n\r\n").await;
+    while !client.has_answer_within(Duration::from_millis(50)).await {
+        client.send("x").await;
+    }
+    assert_last_problem(&client.answer().await, 408);
+    // One whose handler is slow is the service's to answer for.
+    let app = spawn_app("ping_delay = '1h'\n[limits]\nrequest_timeout = '300ms'", take()).await;
+    assert_eq!(app.client().await.get("/ping").await.status, 503);
+    assert_eq!(app.gate.counts().1, 1);
+}
+
+#[tokio::test]
+async fn an_answer_that_did_not_wait_for_the_whole_request_arrives() {
+    let app = app("max_body_bytes = 1000").await;
+    let body = vec![b'x'; 8 << 20];
+    let sized = format!("Content-Length: {}\r\n\r\n", body.len());
+    let chunked = "Transfer-Encoding: chunked\r\n\r\n800000\r\n".to_owned();
+    for (path, framing, status) in
+        [("/echo", &sized, 413), ("/nowhere", &sized, 413), ("/nowhere", &chunked, 404), ("/livez", &chunked, 405)]
+    {
+        for _ in 0..20 {
+            // As most clients do it: everything is sent before anything is read.
+            let mut client = app.client().await;
+            client.send(format!("POST {path} HTTP/1.1\r\nHost: test\r\n{framing}")).await;
+            client.send(&body).await;
+            assert_last_problem(&client.answer().await, status);
+        }
+    }
+}
+
+#[tokio::test]
+async fn who_goes_on_sending_after_an_early_answer_is_not_read_for_ever() {
+    let app = app("linger_timeout = '300ms'").await;
+    let mut client = app.client().await;
+    client.send("POST /nowhere HTTP/1.1\r\nHost: test\r\nContent-Length: 1000000\r\n\r\n").await;
+    assert_last_problem(&client.answer().await, 404);
+    soon("the end", async {
+        while !app.gate.is_empty() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    drop(client);
 }
 
 #[tokio::test]

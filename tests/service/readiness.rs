@@ -82,5 +82,5 @@ async fn checks_have_no_say_in_a_service_that_leaves() {
     let mut client = app.client().await;
     app.leave(service::hitless::Reason::Terminate).await;
     let report = client.get("/readyz").await;
-    assert_eq!((report.status, report.json().get("failed")), (503, None));
+    assert_eq!((report.status, report.json().get("failed")), (503, None), "{report:?}");
 }

@@ -52,13 +52,13 @@ pub async fn spawn_app(overrides: &str, routes: Router<AppState>) -> App {
     let socket = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = socket.local_addr().expect("the port");
 
-    let gate = Arc::new(Gate::default());
+    let gate = Arc::new(Gate::new(config.connection_limits()));
     let lifecycle = Lifecycle::new(config.shutdown_timeout);
     let handle = lifecycle.handle();
     let listener = Listener::new(vec![Activated::Tcp(socket)], Arc::clone(&gate), config.limits.max_connections)
         .expect("a listener");
     let mut expiry = JoinSet::new();
-    expiry.spawn(lifecycle::expire(Arc::clone(&gate), config.limits.idle_timeout, config.header_timeout()));
+    expiry.spawn(lifecycle::expire(Arc::clone(&gate)));
 
     let state = AppState::new(Arc::new(config), handle.clone());
     let app = app::layered(app::routes().merge(routes), state);

@@ -62,7 +62,7 @@ impl Process {
         self.ending.cancel();
         server.abort();
         let _ = server.await;
-        self.gate.all_gone(Duration::from_millis(500)).await;
+        self.gate.all_gone(Duration::MAX, Duration::from_millis(500)).await;
         self.gate.take()
     }
 }

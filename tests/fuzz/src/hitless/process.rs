@@ -16,7 +16,7 @@ use tokio_util::either::Either;
 use tokio_util::sync::CancellationToken;
 use tower::Service;
 
-use super::connection::{Io, Peer};
+use super::connection::{Io, Origin, Peer};
 use super::gate::Gate;
 use super::parcel::Clean;
 use super::track::Track;
@@ -112,7 +112,7 @@ impl Process {
     /// Takes a connection in.
     pub fn adopt(&self, Clean { socket, rest }: Clean) {
         let peer = Peer::Tcp(socket.peer_addr().unwrap());
-        let io = self.gate.admit(Either::Left(socket), peer, rest, false);
+        let io = self.gate.admit(Either::Left(socket), peer, rest, Origin::Adopted);
         self.tasks.spawn(serve(io, self.tasks.clone(), self.ending.clone()));
     }
 
