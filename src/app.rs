@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::FromRef;
+use axum::extract::{DefaultBodyLimit, FromRef};
 use axum::http::StatusCode;
 use axum::routing::{get, post};
 use tower::ServiceBuilder;
@@ -62,7 +62,9 @@ pub fn layered(routes: Router<AppState>, state: AppState) -> impl Application {
         .map_response(problem::document)
         // A handler's panic is its own request's failure and nobody else's.
         .layer(CatchPanicLayer::custom(problem::panicked))
+        // One limit on every body, whoever reads it: axum's own, of 2 MB, is for its extractors alone.
         .layer(RequestBodyLimitLayer::new(limits.max_body_bytes))
+        .layer(DefaultBodyLimit::disable())
         .map_request_body(Body::new)
         // No request outlasts half of the drain, so that all of them end before it.
         .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, state.config.request_timeout()))
