@@ -16,10 +16,12 @@ use tower::{Layer, Service};
 use tracing::instrument::Instrumented;
 use tracing::{Instrument, debug, error, error_span};
 
+use crate::problem::Withheld;
+
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Gives every request an id, the client's own or a new one: it is in each log line of the request, in the request's
-/// and in the answer's `x-request-id`. Logs the outcome.
+/// and in the answer's `x-request-id`. Logs the outcome, with what clients are not told of a failure.
 ///
 /// An id made here is when this process began, in hexadecimal nanoseconds since 1970, and the request's number in it.
 #[derive(Clone, Debug)]
@@ -101,7 +103,9 @@ impl<F: Future<Output = Result<Response, Infallible>>> Future for Answer<F> {
         let (method, path, took) = (this.method, this.uri.path(), this.begun.elapsed());
         let status = response.status().as_u16();
         if status >= 500 {
-            error!(target: "requests", %method, path, status, ?took, "{method} {path}: {status}");
+            let withheld = response.extensions_mut().remove::<Withheld>();
+            let reason = withheld.map_or_else(String::new, |Withheld(text)| format!(": {text}"));
+            error!(target: "requests", %method, path, status, ?took, "{method} {path}: {status}{reason}");
         } else {
             debug!(target: "requests", %method, path, status, ?took, "{method} {path}: {status}");
         }

@@ -4,7 +4,9 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::client::soon;
-use crate::start::Process;
+use crate::handover::{client, start};
+use crate::own_routes;
+use crate::start::{Process, variable};
 
 #[tokio::test]
 async fn a_request_is_in_the_log_with_its_id_and_its_outcome() {
@@ -19,6 +21,69 @@ async fn a_request_is_in_the_log_with_its_id_and_its_outcome() {
     let line: Value = serde_json::from_str(line).unwrap();
     assert_eq!((&line["method"], &line["path"], &line["status"]), (&"GET".into(), &"/livez".into(), &200.into()));
     assert_eq!(line["spans"][0]["request_id"], "my-own");
+}
+
+/// What is logged of a request with this id, by message.
+fn lines_of(log: &str, id: &str) -> Vec<String> {
+    let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let own = lines.filter(|line| line["spans"][0]["request_id"] == id);
+    own.map(|line| line["message"].as_str().expect("a message").to_owned()).collect()
+}
+
+#[tokio::test]
+async fn what_a_failure_says_is_in_the_log_once_and_not_with_the_client() {
+    const LONG: usize = 20_000;
+    let long = "x".repeat(LONG);
+    let (plain, json) = ("text/plain; charset=utf-8", "application/json");
+    // Status, type, coding, text; whether the client sees it, and whether the log has it.
+    let cases = [
+        (500, plain, "", "db: refused", false, Some("500: db: refused")),
+        (502, plain, "", "a\nb\n", false, Some("502: a\nb")),
+        (503, "text/plain", "", &long, false, Some("503: xxx")),
+        (500, plain, "", "", false, Some("500")),
+        (500, plain, "gzip", "coded", false, Some("500")),
+        (500, json, "", "{\"own\":1}", true, Some("500")),
+        (0, plain, "", "a secret", false, Some("500: a handler panicked: a secret")),
+        (404, plain, "", "no such order", true, None),
+        (400, plain, "", &long, true, None),
+        (404, plain, "gzip", "coded", true, None),
+        (200, plain, "gzip", "coded", true, None),
+    ];
+    let mut service = start(own_routes::managed().env(variable("log.format"), "json")).await;
+    for (number, (status, media_type, coding, text, seen, _)) in cases.iter().enumerate() {
+        let mut client = client(&service).await;
+        let coding_header = if coding.is_empty() { String::new() } else { format!("Content-Encoding: {coding}\r\n") };
+        client
+            .send(format!(
+                "POST /fails/{status} HTTP/1.1\r\nHost: test\r\nX-Request-Id: case-{number}\r\n\
+                 Content-Type: {media_type}\r\n{coding_header}Content-Length: {}\r\n\r\n{text}",
+                text.len()
+            ))
+            .await;
+        let answer = client.answer().await;
+        assert_eq!(answer.status, if *status == 0 { 500 } else { *status }, "{answer:?}");
+        let start = &text[..text.len().min(100)];
+        assert_eq!(answer.text().contains(start) && !start.is_empty(), *seen, "{answer:?}");
+        // What is said of the body is true of the body that came.
+        let document = answer.header("content-type") == Some("application/problem+json");
+        assert_eq!(answer.header("content-encoding").is_some(), !coding.is_empty() && !document, "{answer:?}");
+        assert_eq!(answer.header("etag").is_some(), !document, "{answer:?}");
+        if document {
+            assert_eq!(answer.json()["status"], answer.status, "{answer:?}");
+        }
+        assert!(answer.text().len() < LONG, "{} bytes", answer.text().len());
+    }
+    assert!(service.stop().await.expect("an end").success());
+    let log = service.log();
+    for (number, (.., logged)) in cases.iter().enumerate() {
+        let lines = lines_of(&log, &format!("case-{number}"));
+        assert_eq!(lines.len(), usize::from(logged.is_some()), "{lines:?}");
+        let Some(logged) = logged else { continue };
+        let line = &lines[0];
+        let said = line.split_once(": ").expect("method, path and status").1;
+        let fits = if logged.ends_with('x') { said.starts_with(logged) && said.len() < LONG } else { said == *logged };
+        assert!(fits, "{line}");
+    }
 }
 
 #[tokio::test]
