@@ -87,6 +87,42 @@ async fn what_a_failure_says_is_in_the_log_once_and_not_with_the_client() {
 }
 
 #[tokio::test]
+async fn what_clients_send_steers_nobody_who_reads_the_log_and_has_a_bound() {
+    let paths =
+        ["/a\u{9b}31mred\u{9b}0m", "/a\u{9d}0;title\u{9c}b", "/a\u{85}b\u{2028}c", "/a\u{202e}txt.exe", "/\u{feff}"];
+    let long = format!("/{}", "ä\u{9b}".repeat(10_000));
+    let method = "M".repeat(60_000);
+    let asked: Vec<(&str, &str)> =
+        paths.iter().map(|path| ("GET", *path)).chain([("GET", &*long), (&method, &long)]).collect();
+    for format in ["text", "json"] {
+        let process = Process::start(&[("log.filter", "info,requests=debug"), ("log.format", format)]).await;
+        for (number, (method, path)) in asked.iter().enumerate() {
+            let mut client = process.client().await;
+            let id = format!("{number}{}", "i".repeat(10_000));
+            client.send(format!("{method} {path} HTTP/1.1\r\nHost: test\r\nX-Request-Id: {id}\r\n\r\n")).await;
+            assert_eq!(client.answer().await.status, 404, "{path}");
+        }
+        process.signal(Signal::INT);
+        let (_, log) = process.ended().await;
+
+        let steering = log.chars().find(|character| {
+            (character.is_control() && *character != '\n') || "\u{2028}\u{202e}\u{feff}".contains(*character)
+        });
+        assert_eq!(steering, None, "{log}");
+        assert!(log.lines().all(|line| line.len() < 20_000), "{:?}", log.lines().map(str::len).max());
+        let requests: Vec<_> = log.lines().filter(|line| line.contains("404")).collect();
+        assert_eq!(requests.len(), asked.len(), "{log}");
+        if format == "json" {
+            for (line, (_, path)) in requests.iter().zip(&asked) {
+                let line: Value = serde_json::from_str(line).expect("a line of JSON");
+                let logged = line["path"].as_str().expect("a path");
+                assert!(path.starts_with(logged) && (logged.len() > 1000 || logged == *path), "{logged:?}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
 async fn probes_are_not_in_the_log_by_default() {
     let process = Process::start(&[("log.format", "text")]).await;
     let mut client = process.client().await;
