@@ -16,11 +16,12 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use serde_json::{Map, Value};
+use tracing::Level;
 use tracing::field::{Field, Visit};
 use tracing::span::Record;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::field::RecordFields;
-use tracing_subscriber::filter::{ParseError, Targets};
+use tracing_subscriber::filter::{LevelFilter, ParseError, Targets};
 use tracing_subscriber::fmt::FormattedFields;
 use tracing_subscriber::fmt::format::{FormatFields, Writer};
 use tracing_subscriber::prelude::*;
@@ -30,6 +31,9 @@ use crate::config::{Log, LogFormat};
 
 /// How many lines wait for a reader that does not keep up: some megabytes.
 const KEPT_LINES: usize = 8192;
+
+/// Who warns of what peers do, line by line: a client makes them a hundred thousand lines in a second.
+const PEERS: [&str; 2] = ["h2", "hyper"];
 
 /// Where the journal listens (systemd-journald.service(8)).
 const JOURNAL: &str = "/run/systemd/journal/socket";
@@ -47,8 +51,7 @@ const LONGEST_VALUE: usize = 64 << 10;
 /// # Errors
 /// When the filter makes no sense, or the journal does not answer.
 pub fn init(log: &Log) -> Result<WorkerGuard, Box<dyn Error>> {
-    let filter: Targets =
-        log.filter.parse().map_err(|error: ParseError| format!("log.filter: \"{}\": {error}", log.filter))?;
+    let filter = filter(&log.filter).map_err(|error| format!("log.filter: \"{}\": {error}", log.filter))?;
     let format = match log.format {
         LogFormat::Auto if stderr_is_journal() => LogFormat::Journal,
         LogFormat::Auto if io::stderr().is_terminal() => LogFormat::Text,
@@ -80,6 +83,18 @@ pub fn init(log: &Log) -> Result<WorkerGuard, Box<dyn Error>> {
     tracing_subscriber::registry().with(filter).with(layer).try_init()?;
     std::thread::spawn(move || tell_losses(&lost, &refused));
     Ok(guard)
+}
+
+/// The filter that an operator asks for. Without a word of it on [`PEERS`], these tell of errors alone.
+fn filter(asked: &str) -> Result<Targets, ParseError> {
+    let asked: Targets = asked.parse()?;
+    let is_named = |peer: &str| {
+        let mut targets = asked.iter().filter_map(|(target, _)| target.strip_prefix(peer));
+        targets.any(|rest| rest.is_empty() || rest.starts_with("::"))
+    };
+    let is_loud = |peer: &str| asked.would_enable(peer, &Level::WARN) && !is_named(peer);
+    let quiet: Vec<_> = PEERS.into_iter().filter(|peer| is_loud(peer)).map(|peer| (peer, LevelFilter::ERROR)).collect();
+    Ok(asked.with_targets(quiet))
 }
 
 /// Keeps telling how many lines were lost. Should the line that tells it be lost too, it counts, and it is told again.

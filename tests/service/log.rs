@@ -123,6 +123,34 @@ async fn what_clients_send_steers_nobody_who_reads_the_log_and_has_a_bound() {
 }
 
 #[tokio::test]
+async fn a_client_that_breaks_http_2_by_the_thousand_does_not_fill_the_log() {
+    const AT_ONCE: usize = 1000;
+    let frame = |kind: u8, flags: u8, payload: &[u8]| {
+        let length = u8::try_from(payload.len()).expect("a short frame");
+        [&[0, 0, length, kind, flags, 0, 0, 0, 0], payload].concat()
+    };
+    let process = Process::start(&[("log.format", "json")]).await;
+    let mut client = process.client().await;
+    client.send([b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &*frame(4, 0, b"")].concat()).await;
+    for _ in 0..10 {
+        // Answers to PINGs that nobody sent; and one PING, whose answer says that the others are read.
+        client.send(frame(6, 1, b"unasked!").repeat(AT_ONCE)).await;
+        client.send(frame(6, 0, b"answered")).await;
+        loop {
+            let head = client.take(9).await;
+            let payload = client.take(head[2].into()).await;
+            if head[3..5] == [6, 1] && payload == b"answered" {
+                break;
+            }
+        }
+    }
+    drop(client);
+    process.signal(Signal::INT);
+    let (_, log) = process.ended().await;
+    assert!(log.lines().count() < 10, "{} lines: {}", log.lines().count(), log.lines().take(5).collect::<String>());
+}
+
+#[tokio::test]
 async fn probes_are_not_in_the_log_by_default() {
     let process = Process::start(&[("log.format", "text")]).await;
     let mut client = process.client().await;

@@ -103,3 +103,31 @@ fn what_cannot_be_written_is_counted_and_what_was_interrupted_tried_again() {
         assert_eq!(refused.load(Relaxed), counted);
     }
 }
+
+#[test]
+fn who_warns_of_peers_is_quiet_unless_named() {
+    for (asked, h2, hyper, others) in [
+        ("info", Level::ERROR, Level::ERROR, Level::INFO),
+        ("trace", Level::ERROR, Level::ERROR, Level::TRACE),
+        ("error", Level::ERROR, Level::ERROR, Level::ERROR),
+        ("info,requests=debug", Level::ERROR, Level::ERROR, Level::INFO),
+        ("info,h2=debug", Level::DEBUG, Level::ERROR, Level::INFO),
+        ("warn,hyper=info", Level::ERROR, Level::INFO, Level::WARN),
+    ] {
+        let filter = filter(asked).unwrap();
+        for (target, most) in [("h2::proto::ping_pong", h2), ("hyper::proto::h2", hyper), ("service::app", others)] {
+            for level in [Level::ERROR, Level::WARN, Level::INFO, Level::DEBUG, Level::TRACE] {
+                assert_eq!(filter.would_enable(target, &level), level <= most, "{asked}: {target} {level}");
+            }
+        }
+    }
+    for (asked, target, level, expected) in [
+        ("off", "h2", Level::ERROR, false),
+        ("requests=debug", "hyper::proto", Level::ERROR, false),
+        ("info,h2::proto::ping_pong=warn", "h2::proto::ping_pong", Level::WARN, true),
+        ("info,hyper_util=debug", "hyper::proto", Level::WARN, false),
+        ("info,hyper_util=debug", "hyper_util::client", Level::DEBUG, true),
+    ] {
+        assert_eq!(filter(asked).unwrap().would_enable(target, &level), expected, "{asked}: {target} {level}");
+    }
+}
