@@ -58,6 +58,8 @@ pub fn layered(routes: Router<AppState>, state: AppState) -> impl Application {
     ServiceBuilder::new()
         // Every request has an id, and its outcome is in the log.
         .layer(requests::Observe::default())
+        // Libraries know a client by its address: `ConnectInfo<SocketAddr>`.
+        .map_request(requests::with_address)
         // Whatever fails, and wherever, the client gets a problem document (RFC 9457).
         .map_response(problem::document)
         // A handler's panic is its own request's failure and nobody else's.

@@ -1,12 +1,15 @@
 //! What clients get: the routes, problem documents for whatever goes wrong, and a request id on everything.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use axum::Router;
+use axum::extract::ConnectInfo;
 use axum::http::{HeaderMap, StatusCode};
 use axum::routing::get;
 use lab::http2;
 use service::problem::Problem;
+use tokio::net::TcpStream;
 
 use crate::client::{Answer, Client};
 use crate::start::spawn_app;
@@ -169,6 +172,18 @@ async fn a_request_id_is_the_clients_own_if_it_is_one_short_and_plain() {
         // What is behind the service sees the same, once.
         assert_eq!(answer.text(), format!("{given}\n"));
     }
+}
+
+#[tokio::test]
+async fn a_clients_address_is_known_by_the_name_that_libraries_ask_for() {
+    let whoami = get(async |ConnectInfo(address): ConnectInfo<SocketAddr>| address.to_string());
+    let app = spawn_app("", Router::new().route("/whoami", whoami)).await;
+    let stream = TcpStream::connect(app.address).await.unwrap();
+    let own = stream.local_addr().unwrap();
+    assert_eq!(Client::on(stream).get("/whoami").await.text(), own.to_string());
+    let connection = http2::Connection::open(app.address).await.unwrap();
+    let answer = http2::exchange(&mut connection.stream(), &http2::Ask::get("/whoami", 200, None)).await;
+    assert_eq!(answer, http2::Outcome::Answered);
 }
 
 #[tokio::test]
