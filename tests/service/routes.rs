@@ -187,6 +187,36 @@ async fn a_clients_address_is_known_by_the_name_that_libraries_ask_for() {
 }
 
 #[tokio::test]
+async fn a_request_that_does_not_say_whom_it_is_for_is_refused() {
+    let seen = get(async |headers: HeaderMap| headers["host"].to_str().unwrap().to_owned());
+    let app = spawn_app("", Router::new().route("/seen", seen)).await;
+    for (request, status) in [
+        ("GET /livez HTTP/1.1\r\n", 400),
+        ("GET /livez HTTP/1.1\r\nHost: test\r\n", 200),
+        ("GET /livez HTTP/1.1\r\nHost:\r\n", 200),
+        ("GET /livez HTTP/1.1\r\nHost: a b\r\n", 400),
+        ("GET /livez HTTP/1.1\r\nHost: test\r\nHost: test\r\n", 400),
+        ("GET /livez HTTP/1.0\r\n", 200),
+        ("GET /livez HTTP/1.0\r\nHost: test\r\nHost: other\r\n", 400),
+        ("GET http://test/seen HTTP/1.1\r\nHost: other\r\n", 200),
+        ("GET http://test/seen HTTP/1.1\r\n", 400),
+        ("GET http://user:word@test/seen HTTP/1.1\r\nHost: test\r\n", 400),
+    ] {
+        let mut client = app.client().await;
+        client.send(format!("{request}\r\n")).await;
+        let answer = client.answer().await;
+        if status == 200 {
+            assert_eq!(answer.status, 200, "{request}: {answer:?}");
+        } else {
+            assert_problem(&answer, status);
+        }
+        if request.contains("/seen") && status == 200 {
+            assert_eq!(answer.text(), "test", "{request}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn http_2_is_served_on_the_same_port_with_prior_knowledge() {
     let app = spawn_app("ping_delay = '50ms'", Router::new()).await;
     let connection = http2::Connection::open(app.address).await.unwrap();
