@@ -4,10 +4,10 @@ use std::any::Any;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
+use axum::BoxError;
 use axum::body::{Body, Bytes, HttpBody};
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::{BoxError, Extension};
 use serde::Serialize;
 
 /// The media type of a problem document.
@@ -116,20 +116,11 @@ fn text(mut body: Body) -> String {
             break;
         }
     }
-    beginning(&String::from_utf8_lossy(&text)).to_owned()
+    let text = String::from_utf8_lossy(&text);
+    text[..text.floor_char_boundary(DETAIL_LIMIT)].trim_end().to_owned()
 }
 
-fn beginning(text: &str) -> &str {
-    text[..text.floor_char_boundary(DETAIL_LIMIT)].trim_end()
-}
-
-/// The answer of a handler that panicked.
-pub fn panicked(panic: Box<dyn Any + Send>) -> Response<Body> {
-    let message = panic
-        .downcast_ref::<String>()
-        .map(String::as_str)
-        .or_else(|| panic.downcast_ref::<&str>().copied())
-        .unwrap_or("(not a text)");
-    let withheld = Withheld(format!("a handler panicked: {}", beginning(message)));
-    (Extension(withheld), Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "")).into_response()
+/// The answer of a handler that panicked. With what, [`telemetry`](crate::telemetry) has put into the log.
+pub fn panicked(_: Box<dyn Any + Send>) -> Response<Body> {
+    Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "").into_response()
 }

@@ -6,11 +6,13 @@
 //! Clients choose part of what is logged. Whatever could steer a terminal, or hide or reorder what stands beside it, is
 //! written escaped.
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::error::Error;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixDatagram;
+use std::panic::PanicHookInfo;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
@@ -31,6 +33,9 @@ use crate::config::{Log, LogFormat};
 
 /// How many lines wait for a reader that does not keep up: some megabytes.
 const KEPT_LINES: usize = 8192;
+
+/// How much of what a panic says is logged, in bytes. It may quote what a client sent.
+const LONGEST_PANIC: usize = 4096;
 
 /// Who warns of what peers do, line by line: a client makes them a hundred thousand lines in a second.
 const PEERS: [&str; 2] = ["h2", "hyper"];
@@ -82,7 +87,19 @@ pub fn init(log: &Log) -> Result<WorkerGuard, Box<dyn Error>> {
     };
     tracing_subscriber::registry().with(filter).with(layer).try_init()?;
     std::thread::spawn(move || tell_losses(&lost, &refused));
+    std::panic::set_hook(Box::new(tell_panic));
     Ok(guard)
+}
+
+/// A panic is a line like any other, with the id of its request, and with a backtrace where `RUST_BACKTRACE` asks for one.
+fn tell_panic(panic: &PanicHookInfo<'_>) {
+    let said = panic.to_string();
+    let said = &said[..said.floor_char_boundary(LONGEST_PANIC)];
+    let backtrace = Backtrace::capture();
+    match backtrace.status() {
+        BacktraceStatus::Captured => tracing::error!("{said}\n{backtrace}"),
+        _ => tracing::error!("{said}"),
+    }
 }
 
 /// The filter that an operator asks for. Without a word of it on [`PEERS`], these tell of errors alone.

@@ -43,7 +43,6 @@ async fn what_a_failure_says_is_in_the_log_once_and_not_with_the_client() {
         (500, plain, "", "", false, Some("500")),
         (500, plain, "gzip", "coded", false, Some("500")),
         (500, json, "", "{\"own\":1}", true, Some("500")),
-        (0, plain, "", "a secret", false, Some("500: a handler panicked: a secret")),
         (404, plain, "", "no such order", true, None),
         (400, plain, "", &long, true, None),
         (404, plain, "gzip", "coded", true, None),
@@ -61,7 +60,7 @@ async fn what_a_failure_says_is_in_the_log_once_and_not_with_the_client() {
             ))
             .await;
         let answer = client.answer().await;
-        assert_eq!(answer.status, if *status == 0 { 500 } else { *status }, "{answer:?}");
+        assert_eq!(answer.status, *status, "{answer:?}");
         let start = &text[..text.len().min(100)];
         assert_eq!(answer.text().contains(start) && !start.is_empty(), *seen, "{answer:?}");
         // What is said of the body is true of the body that came.
@@ -84,6 +83,33 @@ async fn what_a_failure_says_is_in_the_log_once_and_not_with_the_client() {
         let fits = if logged.ends_with('x') { said.starts_with(logged) && said.len() < LONG } else { said == *logged };
         assert!(fits, "{line}");
     }
+}
+
+#[tokio::test]
+async fn a_panic_is_a_line_of_the_log_with_its_request_and_its_place() {
+    let long = format!("a secret\nof \u{9b}31m{}", "x".repeat(100_000));
+    let service = own_routes::managed().env(variable("log.format"), "json").env("RUST_BACKTRACE", "0");
+    let mut service = start(service).await;
+    let mut client = client(&service).await;
+    client
+        .send(format!(
+            "POST /fails/0 HTTP/1.1\r\nHost: test\r\nX-Request-Id: it\r\nContent-Length: {}\r\n\r\n{long}",
+            long.len()
+        ))
+        .await;
+    let answer = client.answer().await;
+    assert_eq!(answer.status, 500);
+    assert!(!answer.text().contains("secret"), "{answer:?}");
+    drop(client);
+    assert!(service.stop().await.expect("an end").success());
+    let log = service.log();
+    assert_eq!(log.matches("a secret").count(), 1, "{log}");
+    assert!(!log.contains('\u{9b}') && log.len() < 20_000, "{log}");
+    let lines = lines_of(&log, "it");
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    assert!(lines[0].starts_with("panicked at tests/service/own_routes.rs:"), "{}", lines[0]);
+    assert!(lines[0].contains("a secret\nof \u{9b}31mxxx"), "{}", lines[0]);
+    assert_eq!(lines[1], "POST /fails/0: 500");
 }
 
 #[tokio::test]
