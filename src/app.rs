@@ -4,8 +4,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::FromRef;
-
+use axum::extract::{DefaultBodyLimit, FromRef};
 use axum::routing::{get, post};
 use tower::ServiceBuilder;
 use tower_http::ServiceBuilderExt;
@@ -16,7 +15,7 @@ use crate::config::Config;
 use crate::hitless::{Application, Handle, RequestTimeout};
 use crate::routes::health::Readiness;
 use crate::routes::{echo, health, ping};
-use crate::{problem, requests};
+use crate::{host, problem, requests};
 
 /// What handlers share. Each field is a handler's to ask for: `State(config): State<Arc<Config>>`.
 #[derive(Clone, Debug, FromRef)]
@@ -57,11 +56,17 @@ pub fn layered(routes: Router<AppState>, state: AppState) -> impl Application {
     ServiceBuilder::new()
         // Every request has an id, and its outcome is in the log.
         .layer(requests::Observe::default())
+        // It is clear whom each request is for (RFC 9112, section 3.2).
+        .layer(host::Check)
+        // Libraries know a client by its address: `ConnectInfo<SocketAddr>`.
+        .map_request(requests::with_address)
         // Whatever fails, and wherever, the client gets a problem document (RFC 9457).
         .map_response(problem::document)
         // A handler's panic is its own request's failure and nobody else's.
         .layer(CatchPanicLayer::custom(problem::panicked))
+        // One limit on every body, whoever reads it: axum's own, of 2 MB, is for its extractors alone.
         .layer(RequestBodyLimitLayer::new(limits.max_body_bytes))
+        .layer(DefaultBodyLimit::disable())
         .map_request_body(Body::new)
         // No request outlasts half of the drain, so that all of them end before it.
         .layer(RequestTimeout::new(state.config.request_timeout()))

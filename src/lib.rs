@@ -5,6 +5,7 @@
 pub mod app;
 pub mod config;
 pub mod hitless;
+pub mod host;
 pub mod probe;
 pub mod problem;
 pub mod requests;

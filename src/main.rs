@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -53,7 +53,7 @@ fn main() -> ExitCode {
     let config = match Config::load(arguments.config.as_deref()) {
         Ok(config) => config,
         Err(error) => {
-            eprintln!("the configuration is refused:\n{error}");
+            complain(format_args!("the configuration is refused:\n{error}"));
             return ExitCode::from(2);
         }
     };
@@ -65,21 +65,43 @@ fn main() -> ExitCode {
         Command::Run => run(config),
     };
     done.unwrap_or_else(|error| {
-        eprintln!("{error}");
+        complain(format_args!("{error}"));
         ExitCode::FAILURE
     })
 }
 
 type Done = Result<ExitCode, Box<dyn std::error::Error>>;
 
+/// Standard output. Whoever closes it has read what it wanted (`| head -1`): the exit status stays what it would be.
+struct Output;
+
+impl Write for Output {
+    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+        let mut output = io::stdout().lock();
+        match output.write_all(text).and_then(|()| output.flush()) {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
+            _ => Ok(text.len()),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 fn print(text: &str) -> Done {
-    std::io::stdout().write_all(text.as_bytes())?;
+    Output.write_all(text.as_bytes())?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Says on standard error what is wrong. The exit status says so, too, where nobody reads it.
+fn complain(what: std::fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr(), "{what}");
 }
 
 fn health(config: &Config, pid: Option<u32>) -> Done {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let healthy = runtime.block_on(probe::health(config, pid));
+    let healthy = runtime.block_on(probe::health(config, pid, &mut Output))?;
     Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

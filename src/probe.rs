@@ -1,6 +1,6 @@
 //! `<name> health`: asks what runs on this host whether it is ready, for scripts, containers and people.
 
-use std::io;
+use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::time::Duration;
@@ -16,29 +16,36 @@ use crate::hitless::sibling::{self, hand_in};
 /// How long an instance may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Asks the instance with this process id, or every living one; where there is none, whoever serves at `listen`. Prints
-/// what they answer, a line each, and says whether all of them are ready.
-pub async fn health(config: &Config, pid: Option<u32>) -> bool {
+/// Asks the instance with this process id, or every living one; where there is none, whoever serves at `listen`. Writes
+/// what they answer to `output`, a line each, and says whether all of them are ready.
+///
+/// # Errors
+/// When `output` fails.
+pub async fn health(config: &Config, pid: Option<u32>, output: &mut impl Write) -> io::Result<bool> {
     let run = Path::new("/run").join(env!("CARGO_PKG_NAME"));
     let siblings = Siblings::of_unit().unwrap_or(Siblings::within(run));
     let pids = pid.map_or_else(|| siblings.pids().unwrap_or_default(), |pid| vec![pid]);
     if pids.is_empty() {
-        return report(&config.listen.to_string(), ask_at(&config.listen)).await;
+        return report(output, &config.listen.to_string(), ask_at(&config.listen)).await;
     }
     let mut healthy = true;
     for pid in pids {
-        healthy &= report(&format!("process {pid}"), ask_instance(&siblings.door(pid))).await;
+        healthy &= report(output, &format!("process {pid}"), ask_instance(&siblings.door(pid))).await?;
     }
-    healthy
+    Ok(healthy)
 }
 
-async fn report(whom: &str, answer: impl Future<Output = io::Result<(u16, String)>>) -> bool {
+async fn report(
+    output: &mut impl Write,
+    whom: &str,
+    answer: impl Future<Output = io::Result<(u16, String)>>,
+) -> io::Result<bool> {
     let answer = tokio::time::timeout(PATIENCE, answer).await.unwrap_or_else(|late| Err(late.into()));
     match &answer {
-        Ok((status, body)) => println!("{whom}: {status} {}", body.trim_end()),
-        Err(error) => println!("{whom}: {error}"),
+        Ok((status, body)) => writeln!(output, "{whom}: {status} {}", body.trim_end())?,
+        Err(error) => writeln!(output, "{whom}: {error}")?,
     }
-    matches!(answer, Ok((200, _)))
+    Ok(matches!(answer, Ok((200, _))))
 }
 
 /// Asks one instance among those that share a socket: it is handed one end of a connection, as by a sibling.

@@ -1,12 +1,12 @@
 //! Errors as clients see them: problem documents (RFC 9457).
 
 use std::any::Any;
-use std::pin::pin;
+use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
 use axum::BoxError;
-use axum::body::{Body, Bytes, to_bytes};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::body::{Body, Bytes, HttpBody};
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
@@ -15,6 +15,25 @@ const MEDIA_TYPE: HeaderValue = HeaderValue::from_static("application/problem+js
 
 /// The longest text of a library's error that is passed on, in bytes.
 const DETAIL_LIMIT: usize = 4096;
+
+/// Of how many frames a text is put together at most.
+const MOST_FRAMES: usize = 64;
+
+/// What headers say of a body, and no longer holds for the document in its place (RFC 9110, section 8).
+const OF_THE_BODY: [HeaderName; 7] = [
+    header::CONTENT_ENCODING,
+    header::CONTENT_LANGUAGE,
+    header::CONTENT_LENGTH,
+    header::CONTENT_LOCATION,
+    header::CONTENT_TYPE,
+    header::ETAG,
+    header::LAST_MODIFIED,
+];
+
+/// Why the server failed, as a library's answer told it: for the log, where [`Observe`](crate::requests::Observe) puts
+/// it, and not for clients.
+#[derive(Clone, Debug)]
+pub struct Withheld(pub String);
 
 /// An error, as a handler returns it: `Err(Problem::new(StatusCode::CONFLICT, "the order was paid already"))`.
 #[derive(Clone, Debug, Serialize)]
@@ -46,6 +65,9 @@ fn number<S: serde::Serializer>(status: &StatusCode, serializer: S) -> Result<S:
 }
 
 /// Turns an error that a library answered with into a problem document. Other answers pass as they are.
+///
+/// What a server's failure says is [`Withheld`] from clients. A layer that compresses belongs outside of this one, which
+/// cannot read what is compressed.
 pub fn document<B>(response: Response<B>) -> Response
 where
     B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
@@ -61,15 +83,18 @@ where
     if !is_error || !is_plain {
         return response;
     }
+    let is_coded = response.headers().contains_key(header::CONTENT_ENCODING);
+    if is_coded && status.is_client_error() {
+        // What it says reaches the client all the same.
+        return response;
+    }
     let (mut parts, body) = response.into_parts();
-    // A library's text is there at once. A server's failure is told to its operators, in the log, and not to clients.
-    let text = pin!(to_bytes(body, DETAIL_LIMIT)).poll(&mut Context::from_waker(Waker::noop()));
-    let detail = match text {
-        Poll::Ready(Ok(text)) if status.is_client_error() => String::from_utf8_lossy(&text).into_owned(),
-        _ => String::new(),
-    };
+    let mut detail = if is_coded { String::new() } else { text(body) };
+    if status.is_server_error() && !detail.is_empty() {
+        parts.extensions.insert(Withheld(std::mem::take(&mut detail)));
+    }
     let (document, body) = Problem::new(status, detail).into_response().into_parts();
-    for name in [header::CONTENT_LENGTH, header::CONTENT_TYPE] {
+    for name in OF_THE_BODY {
         parts.headers.remove(name);
     }
     parts.headers.extend(document.headers);
@@ -79,13 +104,23 @@ where
     Response::from_parts(parts, body)
 }
 
-/// The answer of a handler that panicked.
-pub fn panicked(panic: Box<dyn Any + Send>) -> Response<Body> {
-    let message = panic
-        .downcast_ref::<String>()
-        .map(String::as_str)
-        .or_else(|| panic.downcast_ref::<&str>().copied())
-        .unwrap_or("(not a text)");
-    tracing::error!("a handler panicked: {message}");
+/// The text of a library's answer: it is there at once. Of more than [`DETAIL_LIMIT`], the beginning.
+fn text(mut body: Body) -> String {
+    let mut text = Vec::new();
+    let mut context = Context::from_waker(Waker::noop());
+    // Frames may be empty, without end.
+    for _ in 0..MOST_FRAMES {
+        let Poll::Ready(Some(Ok(frame))) = Pin::new(&mut body).poll_frame(&mut context) else { break };
+        text.extend(frame.into_data().unwrap_or_default());
+        if text.len() >= DETAIL_LIMIT {
+            break;
+        }
+    }
+    let text = String::from_utf8_lossy(&text);
+    text[..text.floor_char_boundary(DETAIL_LIMIT)].trim_end().to_owned()
+}
+
+/// The answer of a handler that panicked. With what, [`telemetry`](crate::telemetry) has put into the log.
+pub fn panicked(_: Box<dyn Any + Send>) -> Response<Body> {
     Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "").into_response()
 }

@@ -8,20 +8,27 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
-use axum::extract::Request;
-use axum::http::{HeaderName, HeaderValue, Method, Uri};
+use axum::extract::{ConnectInfo, Request};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use axum::response::Response;
 use pin_project_lite::pin_project;
 use tower::{Layer, Service};
 use tracing::instrument::Instrumented;
 use tracing::{Instrument, debug, error, error_span};
 
-use crate::hitless::process_mark;
+use crate::hitless::{Connection, Peer, process_mark};
+use crate::problem::Withheld;
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Gives every request an id, the client's own or a new one: it is in each log line of the request, in the request's
-/// and in the answer's `x-request-id`. Logs the outcome.
+/// The longest id that is taken from a client, in bytes.
+const LONGEST_ID: usize = 128;
+
+/// How much of a method or a path is logged, in bytes. Clients choose them, up to hundreds of kilobytes.
+const LOGGED: usize = 1024;
+
+/// Gives every request an id, the client's own ([`own_id`]) or a new one: it is in each log line of the request, in the request's
+/// and in the answer's `x-request-id`. Logs the outcome, with what clients are not told of a failure.
 ///
 /// An id made here is when this process began, in hexadecimal nanoseconds since 1970, and the request's number in it.
 #[derive(Clone, Debug)]
@@ -72,13 +79,41 @@ where
     }
 
     fn call(&mut self, mut request: Request) -> Self::Future {
-        let id = request.headers_mut().entry(X_REQUEST_ID).or_insert_with(|| self.observe.next_id()).clone();
+        let id = own_id(request.headers()).cloned().unwrap_or_else(|| {
+            let id = self.observe.next_id();
+            request.headers_mut().insert(X_REQUEST_ID, id.clone());
+            id
+        });
         let (method, uri) = (request.method().clone(), request.uri().clone());
         let span = error_span!("request", request_id = id.to_str().unwrap_or("-"));
         let begun = Instant::now();
         let answer = span.in_scope(|| self.inner.call(request));
         Answer { answer, id: Some(id), method, uri, begun }.instrument(span)
     }
+}
+
+/// The id that a client has given its request: one, of 1 to [`LONGEST_ID`] letters, digits and `-._~:/+=@`, of which
+/// everybody's ids are made. It goes into logs, headers and whatever is behind them, where others do harm.
+fn own_id(headers: &HeaderMap) -> Option<&HeaderValue> {
+    let mut ids = headers.get_all(X_REQUEST_ID).iter();
+    let id = ids.next().filter(|_| ids.next().is_none())?;
+    let is_plain = id.as_bytes().iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._~:/+=@".contains(byte));
+    (is_plain && (1..=LONGEST_ID).contains(&id.len())).then_some(id)
+}
+
+fn beginning(text: &str) -> &str {
+    &text[..text.floor_char_boundary(LOGGED)]
+}
+
+/// Tells the client's address, or the proxy's before it, by the name that axum's and others' libraries ask for:
+/// `ConnectInfo<SocketAddr>`. Who comes by a Unix socket has none. A handler can have it from
+/// [`ConnectInfo<Connection>`](Connection) as well.
+pub fn with_address(mut request: Request) -> Request {
+    let peer = request.extensions().get::<ConnectInfo<Connection>>().map(|ConnectInfo(connection)| connection.peer());
+    if let Some(Peer::Tcp(address)) = peer {
+        request.extensions_mut().insert(ConnectInfo(address));
+    }
+    request
 }
 
 pin_project! {
@@ -99,12 +134,15 @@ impl<F: Future<Output = Result<Response, Infallible>>> Future for Answer<F> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let Ok(mut response) = ready!(this.answer.poll(cx));
-        let (method, path, took) = (this.method, this.uri.path(), this.begun.elapsed());
+        let (method, path) = (beginning(this.method.as_str()), beginning(this.uri.path()));
+        let took = this.begun.elapsed();
         let status = response.status().as_u16();
         if status >= 500 {
-            error!(target: "requests", %method, path, status, ?took, "{method} {path}: {status}");
+            let withheld = response.extensions_mut().remove::<Withheld>();
+            let reason = withheld.map_or_else(String::new, |Withheld(text)| format!(": {text}"));
+            error!(target: "requests", method, path, status, ?took, "{method} {path}: {status}{reason}");
         } else {
-            debug!(target: "requests", %method, path, status, ?took, "{method} {path}: {status}");
+            debug!(target: "requests", method, path, status, ?took, "{method} {path}: {status}");
         }
         if let Some(id) = this.id.take() {
             response.headers_mut().insert(X_REQUEST_ID, id);

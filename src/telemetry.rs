@@ -1,21 +1,29 @@
 //! Logs: text on a terminal, native fields in systemd's journal, JSON elsewhere.
 //!
 //! A thread of its own writes them, so that who logs never waits for who reads the log. It keeps [`KEPT_LINES`] where
-//! the reader does not keep up; what comes after them is lost, and counted.
+//! the reader does not keep up; what comes after them is lost, and counted. So is what the reader refuses.
+//!
+//! Clients choose part of what is logged. Whatever could steer a terminal, or hide or reorder what stands beside it, is
+//! written escaped.
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::error::Error;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixDatagram;
+use std::panic::PanicHookInfo;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use serde_json::{Map, Value};
+use tracing::Level;
 use tracing::field::{Field, Visit};
 use tracing::span::Record;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::field::RecordFields;
-use tracing_subscriber::filter::{ParseError, Targets};
+use tracing_subscriber::filter::{LevelFilter, ParseError, Targets};
 use tracing_subscriber::fmt::FormattedFields;
 use tracing_subscriber::fmt::format::{FormatFields, Writer};
 use tracing_subscriber::prelude::*;
@@ -26,10 +34,20 @@ use crate::config::{Log, LogFormat};
 /// How many lines wait for a reader that does not keep up: some megabytes.
 const KEPT_LINES: usize = 8192;
 
+/// How much of what a panic says is logged, in bytes. It may quote what a client sent.
+const LONGEST_PANIC: usize = 4096;
+
+/// Who warns of what peers do, line by line: a client makes them a hundred thousand lines in a second.
+const PEERS: [&str; 2] = ["h2", "hyper"];
+
 /// Where the journal listens (systemd-journald.service(8)).
 const JOURNAL: &str = "/run/systemd/journal/socket";
 
-/// The longest value that the journal gets whole, in bytes: a message has to fit into a datagram.
+/// The longest message that the journal gets, in bytes: it has to fit into a datagram, and the kernel takes some 208 KiB
+/// (`net.core.wmem_default`).
+const LONGEST_MESSAGE: usize = 192 << 10;
+
+/// The longest value that the journal gets whole, in bytes.
 const LONGEST_VALUE: usize = 64 << 10;
 
 /// Begins logging. Once in a process. When the guard is dropped, what was logged is written: it waits a second for that
@@ -38,21 +56,29 @@ const LONGEST_VALUE: usize = 64 << 10;
 /// # Errors
 /// When the filter makes no sense, or the journal does not answer.
 pub fn init(log: &Log) -> Result<WorkerGuard, Box<dyn Error>> {
-    let filter: Targets =
-        log.filter.parse().map_err(|error: ParseError| format!("log.filter: \"{}\": {error}", log.filter))?;
+    let filter = filter(&log.filter).map_err(|error| format!("log.filter: \"{}\": {error}", log.filter))?;
     let format = match log.format {
         LogFormat::Auto if stderr_is_journal() => LogFormat::Journal,
         LogFormat::Auto if io::stderr().is_terminal() => LogFormat::Text,
         LogFormat::Auto => LogFormat::Json,
         format => format,
     };
-    let writing = NonBlockingBuilder::default().buffered_lines_limit(KEPT_LINES).thread_name("log");
-    let (writer, guard) = match format {
+    let write: WriteLine = match format {
         LogFormat::Journal => {
-            writing.finish(Journal::open().map_err(|error| format!("log.format: the journal: {error}"))?)
+            let journal = open_journal().map_err(|error| format!("log.format: the journal: {error}"))?;
+            Box::new(move |line| journal.send_to(&message(line)?, JOURNAL).map(drop))
         }
-        _ => writing.finish(io::stderr()),
+        LogFormat::Text => {
+            // The formatter's own escape sequences. Those of others it has escaped.
+            let kept = if colours() { "\t\n\x1b" } else { "\t\n" };
+            Box::new(move |line| io::stderr().write_all(text(line, kept).as_bytes()))
+        }
+        _ => Box::new(|line| io::stderr().write_all(json(line).as_bytes())),
     };
+    let refused = Refused::default();
+    let lines = Lines { write, refused: Arc::clone(&refused) };
+    let writing = NonBlockingBuilder::default().buffered_lines_limit(KEPT_LINES).thread_name("log");
+    let (writer, guard) = writing.finish(lines);
     let lost = writer.error_counter();
     let lines = fmt::layer().with_writer(writer);
     let layer = match format {
@@ -60,18 +86,44 @@ pub fn init(log: &Log) -> Result<WorkerGuard, Box<dyn Error>> {
         _ => lines.json().flatten_event(true).with_current_span(false).fmt_fields(JsonFields).boxed(),
     };
     tracing_subscriber::registry().with(filter).with(layer).try_init()?;
-    std::thread::spawn(move || tell_losses(&lost));
+    std::thread::spawn(move || tell_losses(&lost, &refused));
+    std::panic::set_hook(Box::new(tell_panic));
     Ok(guard)
 }
 
+/// A panic is a line like any other, with the id of its request, and with a backtrace where `RUST_BACKTRACE` asks for one.
+fn tell_panic(panic: &PanicHookInfo<'_>) {
+    let said = panic.to_string();
+    let said = &said[..said.floor_char_boundary(LONGEST_PANIC)];
+    let backtrace = Backtrace::capture();
+    match backtrace.status() {
+        BacktraceStatus::Captured => tracing::error!("{said}\n{backtrace}"),
+        _ => tracing::error!("{said}"),
+    }
+}
+
+/// The filter that an operator asks for. Without a word of it on [`PEERS`], these tell of errors alone.
+fn filter(asked: &str) -> Result<Targets, ParseError> {
+    let asked: Targets = asked.parse()?;
+    let is_named = |peer: &str| {
+        let mut targets = asked.iter().filter_map(|(target, _)| target.strip_prefix(peer));
+        targets.any(|rest| rest.is_empty() || rest.starts_with("::"))
+    };
+    let is_loud = |peer: &str| asked.would_enable(peer, &Level::WARN) && !is_named(peer);
+    let quiet: Vec<_> = PEERS.into_iter().filter(|peer| is_loud(peer)).map(|peer| (peer, LevelFilter::ERROR)).collect();
+    Ok(asked.with_targets(quiet))
+}
+
 /// Keeps telling how many lines were lost. Should the line that tells it be lost too, it counts, and it is told again.
-fn tell_losses(lost: &ErrorCounter) -> ! {
+fn tell_losses(lost: &ErrorCounter, refused: &Refused) -> ! {
     let mut told = 0;
     loop {
         std::thread::sleep(Duration::from_secs(1));
-        let lines = lost.dropped_lines();
+        let lines = lost.dropped_lines() + refused.load(Relaxed);
         if lines > told {
-            tracing::warn!("{lines} lines of the log are lost since the start: what reads it did not keep up");
+            tracing::warn!(
+                "{lines} lines of the log are lost since the start: what reads it did not keep up, or refused them"
+            );
             told = lines;
         }
     }
@@ -89,20 +141,26 @@ fn stderr_is_journal() -> bool {
     std::fs::metadata("/proc/self/fd/2").is_ok_and(|stderr| stream == format!("{}:{}", stderr.dev(), stderr.ino()))
 }
 
-/// Writes each line, a JSON object, as a message to systemd's journal.
-struct Journal(UnixDatagram);
+/// Writes a whole line.
+type WriteLine = Box<dyn FnMut(&str) -> io::Result<()> + Send>;
 
-impl Journal {
-    fn open() -> io::Result<Self> {
-        // Shows whether somebody listens. Messages go by the path, so that they find a socket that is made anew.
-        UnixDatagram::unbound()?.connect(JOURNAL)?;
-        UnixDatagram::unbound().map(Self)
-    }
+/// How many lines could not be written.
+type Refused = Arc<AtomicUsize>;
+
+/// Writes whole lines, and counts those that are refused: the thread that writes tells nobody.
+struct Lines {
+    write: WriteLine,
+    refused: Refused,
 }
 
-impl Write for Journal {
+impl Write for Lines {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.0.send_to(&message(line)?, JOURNAL)?;
+        match (self.write)(&String::from_utf8_lossy(line)) {
+            // Tried again by who called.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Err(error),
+            Err(_) => _ = self.refused.fetch_add(1, Relaxed),
+            Ok(()) => {}
+        }
         Ok(line.len())
     }
 
@@ -111,27 +169,98 @@ impl Write for Journal {
     }
 }
 
-/// A line as a message in the journal's own protocol (systemd.io/JOURNAL_NATIVE_PROTOCOL): each member is a field by its
-/// own name, in capitals, and so is each of the spans'. `journalctl REQUEST_ID=...` finds the lines of a request.
-fn message(line: &[u8]) -> io::Result<Vec<u8>> {
-    let members: Map<String, Value> = serde_json::from_slice(line)?;
-    let mut message = Vec::with_capacity(2 * line.len());
-    add_field(&mut message, "SYSLOG_IDENTIFIER", env!("CARGO_PKG_NAME"));
-    add_fields(&mut message, &members);
-    Ok(message)
+/// Whether a character steers the terminal that shows it, or hides or reorders what stands beside it: controls, ends of
+/// lines, marks of direction, what has no width, tags.
+fn steers(character: char) -> bool {
+    character.is_control()
+        || matches!(character, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}')
+        || matches!(character, '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e0fff}')
 }
 
-fn add_fields(message: &mut Vec<u8>, members: &Map<String, Value>) {
-    for (name, value) in members {
-        match (name.as_str(), value) {
-            ("level", level) => add_field(message, "PRIORITY", priority(level)),
-            ("spans", Value::Array(spans)) => {
-                spans.iter().filter_map(Value::as_object).for_each(|span| add_fields(message, span));
-            }
-            ("name", Value::String(span)) => add_field(message, "SPAN_NAME", span),
-            (_, Value::String(text)) => add_field(message, name, text),
-            (_, value) => add_field(message, name, &value.to_string()),
+/// A text with everything that [`steers`] escaped, but for what is `kept`.
+fn visible(text: &str, kept: &str) -> String {
+    let mut visible = String::with_capacity(text.len());
+    for character in text.chars() {
+        if steers(character) && !kept.contains(character) {
+            visible.extend(character.escape_default());
+        } else {
+            visible.push(character);
         }
+    }
+    visible
+}
+
+/// A line for people. What follows in a message of several is indented, so that nobody takes it for a line of the log.
+fn text(line: &str, kept: &str) -> String {
+    visible(line.trim_end(), kept).replace('\n', "\n    ") + "\n"
+}
+
+/// A line that is a JSON object. Whoever parses it finds every character as it was.
+fn json(line: &str) -> String {
+    let mut json = String::with_capacity(line.len());
+    for character in line.trim_end().chars() {
+        if steers(character) {
+            // Within a text, then. Cannot fail: there is memory.
+            character.encode_utf16(&mut [0; 2]).iter().for_each(|unit| _ = write!(json, "\\u{unit:04x}"));
+        } else {
+            json.push(character);
+        }
+    }
+    json.push('\n');
+    json
+}
+
+fn open_journal() -> io::Result<UnixDatagram> {
+    // Shows whether somebody listens. Messages go by the path, so that they find a socket that is made anew.
+    UnixDatagram::unbound()?.connect(JOURNAL)?;
+    UnixDatagram::unbound()
+}
+
+/// A line as a message in the journal's own protocol (systemd.io/JOURNAL_NATIVE_PROTOCOL): each member is a field by its
+/// own name, in capitals, and so is each of the spans'. `journalctl REQUEST_ID=...` finds the lines of a request.
+fn message(line: &str) -> io::Result<Vec<u8>> {
+    let members: Map<String, Value> = serde_json::from_str(line)?;
+    let mut longest = LONGEST_VALUE;
+    loop {
+        let mut message = Message { bytes: Vec::with_capacity(2 * line.len()), longest };
+        message.add_field("SYSLOG_IDENTIFIER", env!("CARGO_PKG_NAME"));
+        message.add_fields(&members);
+        if message.bytes.len() <= LONGEST_MESSAGE || longest == 0 {
+            return Ok(message.bytes);
+        }
+        longest /= 2;
+    }
+}
+
+/// A message that is being made, with values of `longest` bytes at most, escapes apart.
+struct Message {
+    bytes: Vec<u8>,
+    longest: usize,
+}
+
+impl Message {
+    fn add_fields(&mut self, members: &Map<String, Value>) {
+        for (name, value) in members {
+            match (name.as_str(), value) {
+                ("level", level) => self.add_field("PRIORITY", priority(level)),
+                ("spans", Value::Array(spans)) => {
+                    spans.iter().filter_map(Value::as_object).for_each(|span| self.add_fields(span));
+                }
+                ("name", Value::String(span)) => self.add_field("SPAN_NAME", span),
+                (_, Value::String(text)) => self.add_field(name, text),
+                (_, value) => self.add_field(name, &value.to_string()),
+            }
+        }
+    }
+
+    fn add_field(&mut self, name: &str, value: &str) {
+        let value = visible(&value[..value.floor_char_boundary(self.longest)], "\t\n");
+        let name = name.trim_start_matches('_').bytes();
+        self.bytes.extend(name.map(|byte| if byte.is_ascii_alphanumeric() { byte.to_ascii_uppercase() } else { b'_' }));
+        self.bytes.push(b'\n');
+        self.bytes.extend((value.len() as u64).to_le_bytes());
+        self.bytes.extend(value.as_bytes());
+        self.bytes.push(b'\n');
     }
 }
 
@@ -144,16 +273,6 @@ fn priority(level: &Value) -> &'static str {
         Some("DEBUG") => "6",
         _ => "7",
     }
-}
-
-fn add_field(message: &mut Vec<u8>, name: &str, value: &str) {
-    let value = &value[..value.floor_char_boundary(LONGEST_VALUE)];
-    let name = name.trim_start_matches('_').bytes();
-    message.extend(name.map(|byte| if byte.is_ascii_alphanumeric() { byte.to_ascii_uppercase() } else { b'_' }));
-    message.push(b'\n');
-    message.extend((value.len() as u64).to_le_bytes());
-    message.extend(value.as_bytes());
-    message.push(b'\n');
 }
 
 /// Writes a span's fields as JSON. tracing-subscriber's own way takes ten times as long, and every request has a span.

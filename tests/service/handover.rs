@@ -246,7 +246,8 @@ async fn where_no_moment_is_calm_clients_wait_for_what_is_in_flight_and_the_log_
 async fn slow_requests_and_pipelined_ones_are_answered_in_order_through_restarts() {
     let mut service = start(managed()).await;
     let mut client = client(&service).await;
-    let request = |path| format!("GET {path} HTTP/1.1\r\nHost: test\r\nX-Request-Id: {path}\r\n\r\n");
+    let id = |path: &str| path.replace('?', "-");
+    let request = |path| format!("GET {path} HTTP/1.1\r\nHost: test\r\nX-Request-Id: {}\r\n\r\n", id(path));
     let paths = ["/ping", "/livez", "/ping?2", "/ping?3", "/livez?2", "/ping?4"];
     let requests: String = paths.into_iter().map(request).collect();
     // The end of the last head comes later.
@@ -261,7 +262,7 @@ async fn slow_requests_and_pipelined_ones_are_answered_in_order_through_restarts
     for path in paths {
         let answer = client.answer().await;
         assert_good(&answer);
-        assert_eq!(answer.header("x-request-id"), Some(path));
+        assert_eq!(answer.header("x-request-id"), Some(&*id(path)));
     }
     assert_good(&client.get("/livez").await);
 }

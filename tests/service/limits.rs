@@ -3,9 +3,9 @@
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
-use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::routing::{get, post};
+use axum::{Json, Router};
 use futures_util::{StreamExt, stream};
 use rustix::process::Signal;
 use service::app::AppState;
@@ -348,6 +348,26 @@ async fn a_body_that_is_too_large_is_refused_before_it_is_sent() {
     client.send("POST /echo HTTP/1.1\r\nHost: test\r\nContent-Length: 1001\r\n\r\n").await;
     assert_last_problem(&client.answer().await, 413);
     client.ended().await;
+}
+
+#[tokio::test]
+async fn the_limit_on_bodies_is_the_one_that_is_set_whoever_reads_them() {
+    const LIMIT: usize = 3_000_000;
+    let json = post(async |Json(text): Json<String>| text.len().to_string());
+    let bytes = post(async |bytes: Bytes| bytes.len().to_string());
+    let routes = Router::new().route("/json", json).route("/bytes", bytes);
+    let app = spawn_app(&format!("[limits]\nmax_body_bytes = {LIMIT}"), routes).await;
+    for path in ["/json", "/bytes", "/echo"] {
+        for (length, status) in [(LIMIT, 200), (LIMIT + 1, 413)] {
+            let mut client = app.client().await;
+            let head = format!("POST {path} HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n");
+            client.send(format!("{head}Content-Length: {length}\r\n\r\n")).await;
+            if status == 200 {
+                client.send(format!("\"{}\"", "x".repeat(length - 2))).await;
+            }
+            assert_eq!(client.head().await.status, status, "{path}, {length} bytes");
+        }
+    }
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@ mod client;
 mod own_routes;
 mod start;
 
+mod command;
 mod configuration;
 mod departures;
 mod handover;

@@ -1,5 +1,6 @@
 //! A service with routes that the template has not: `/length`, which streams an answer whose length only the header knows,
-//! `/work`, which answers at once and works on, and `/endless`, whose work does not end.
+//! `/work`, which answers at once and works on, `/endless`, whose work does not end, and `/fails/{status}`, which answers
+//! with what it was sent.
 
 use std::convert::Infallible;
 use std::process::ExitCode;
@@ -7,10 +8,10 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::State;
-use axum::http::header;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::IntoResponse;
-use axum::routing::get;
+use axum::routing::{get, post};
 use lab::manager::Manager;
 use service::app::{self, AppState};
 use service::config::Config;
@@ -53,7 +54,11 @@ async fn serves() {
 }
 
 pub fn routes() -> Router<AppState> {
-    Router::new().route("/length", get(length)).route("/work", get(work)).route("/endless", get(endless))
+    Router::new()
+        .route("/length", get(length))
+        .route("/work", get(work))
+        .route("/endless", get(endless))
+        .route("/fails/{status}", post(fails))
 }
 
 async fn length() -> impl IntoResponse {
@@ -73,4 +78,17 @@ async fn work(State(handle): State<Handle>) {
 
 async fn endless(State(handle): State<Handle>) {
     handle.spawn(std::future::pending::<()>());
+}
+
+/// Answers with this status, and the body, its type and its coding that came with the request. Panics at 0.
+async fn fails(Path(status): Path<u16>, headers: HeaderMap, body: String) -> impl IntoResponse {
+    assert!(status != 0, "{body}");
+    let status = StatusCode::from_u16(status).expect("a status");
+    let mut told = HeaderMap::from_iter([(header::ETAG, HeaderValue::from_static("\"of the body\""))]);
+    for name in [header::CONTENT_TYPE, header::CONTENT_ENCODING] {
+        if let Some(value) = headers.get(&name) {
+            told.insert(name, value.clone());
+        }
+    }
+    (status, told, Body::from(body))
 }

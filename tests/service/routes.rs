@@ -1,12 +1,15 @@
 //! What clients get: the routes, problem documents for whatever goes wrong, and a request id on everything.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::http::StatusCode;
+use axum::extract::ConnectInfo;
+use axum::http::{HeaderMap, StatusCode};
 use axum::routing::get;
 use lab::http2;
 use service::problem::Problem;
+use tokio::net::TcpStream;
 
 use crate::client::{Answer, Client};
 use crate::start::spawn_app;
@@ -136,13 +139,81 @@ async fn a_request_that_takes_too_long_is_answered_503() {
 }
 
 #[tokio::test]
-async fn every_answer_has_a_request_id_the_clients_own_if_it_sent_one() {
+async fn every_answer_has_a_request_id() {
     let mut client = client_of("", Router::new()).await;
     let first = client.get("/livez").await;
     let second = client.get("/nowhere").await;
     assert_ne!(first.header("x-request-id").unwrap(), second.header("x-request-id").unwrap());
-    client.send("GET /livez HTTP/1.1\r\nHost: test\r\nX-Request-Id: my-own\r\n\r\n").await;
-    assert_eq!(client.answer().await.header("x-request-id"), Some("my-own"));
+}
+
+#[tokio::test]
+async fn a_request_id_is_the_clients_own_if_it_is_one_short_and_plain() {
+    let seen = get(async |headers: HeaderMap| {
+        let ids = headers.get_all("x-request-id").iter().map(|id| format!("{}\n", id.to_str().unwrap()));
+        ids.collect::<String>()
+    });
+    let mut client = client_of("", Router::new().route("/seen", seen)).await;
+    let longest = "i".repeat(128);
+    let plain = ["my-own", "7", "f81d4fae-7dec-11d0-a765-00a0c91e6bf6", "Root=1-6789:abc/+@x._~", &longest];
+    let (long, longer, longest) = ("i".repeat(129), "i".repeat(6_000), "i".repeat(100_000));
+    let odd = ["", " ", "a b", "a\tb", "a\"b", "a,b", "a;b", "{a}", "a\\b", "ä", "a\u{9b}b", &long, &longer, &longest];
+    let lines = |id: &&str| format!("X-Request-Id: {id}\r\n");
+    let two = |one: &str, other: &str| lines(&one) + &lines(&other);
+    let taken = plain.iter().map(|id| (lines(id), Some(*id)));
+    let refused = odd.iter().map(lines).chain([two("a", "b"), two("a", "a"), two("a", ""), two("", "a")]);
+    for (header, id) in taken.chain(refused.map(|header| (header, None))) {
+        client.send(format!("GET /seen HTTP/1.1\r\nHost: test\r\n{header}\r\n")).await;
+        let answer = client.answer().await;
+        let given = answer.header("x-request-id").unwrap();
+        match id {
+            Some(id) => assert_eq!(given, id),
+            None => assert!(given.len() < 50 && given.contains('-') && !header.contains(given), "{given} for {header}"),
+        }
+        // What is behind the service sees the same, once.
+        assert_eq!(answer.text(), format!("{given}\n"));
+    }
+}
+
+#[tokio::test]
+async fn a_clients_address_is_known_by_the_name_that_libraries_ask_for() {
+    let whoami = get(async |ConnectInfo(address): ConnectInfo<SocketAddr>| address.to_string());
+    let app = spawn_app("", Router::new().route("/whoami", whoami)).await;
+    let stream = TcpStream::connect(app.address).await.unwrap();
+    let own = stream.local_addr().unwrap();
+    assert_eq!(Client::on(stream).get("/whoami").await.text(), own.to_string());
+    let connection = http2::Connection::open(app.address).await.unwrap();
+    let answer = http2::exchange(&mut connection.stream(), &http2::Ask::get("/whoami", 200, None)).await;
+    assert_eq!(answer, http2::Outcome::Answered);
+}
+
+#[tokio::test]
+async fn a_request_that_does_not_say_whom_it_is_for_is_refused() {
+    let seen = get(async |headers: HeaderMap| headers["host"].to_str().unwrap().to_owned());
+    let app = spawn_app("", Router::new().route("/seen", seen)).await;
+    for (request, status) in [
+        ("GET /livez HTTP/1.1\r\n", 400),
+        ("GET /livez HTTP/1.1\r\nHost: test\r\n", 200),
+        ("GET /livez HTTP/1.1\r\nHost:\r\n", 200),
+        ("GET /livez HTTP/1.1\r\nHost: a b\r\n", 400),
+        ("GET /livez HTTP/1.1\r\nHost: test\r\nHost: test\r\n", 400),
+        ("GET /livez HTTP/1.0\r\n", 200),
+        ("GET /livez HTTP/1.0\r\nHost: test\r\nHost: other\r\n", 400),
+        ("GET http://test/seen HTTP/1.1\r\nHost: other\r\n", 200),
+        ("GET http://test/seen HTTP/1.1\r\n", 400),
+        ("GET http://user:word@test/seen HTTP/1.1\r\nHost: test\r\n", 400),
+    ] {
+        let mut client = app.client().await;
+        client.send(format!("{request}\r\n")).await;
+        let answer = client.answer().await;
+        if status == 200 {
+            assert_eq!(answer.status, 200, "{request}: {answer:?}");
+        } else {
+            assert_problem(&answer, status);
+        }
+        if request.contains("/seen") && status == 200 {
+            assert_eq!(answer.text(), "test", "{request}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -1,0 +1,133 @@
+//! Whom a request is for: those that do not say so, or say two things, are refused (RFC 9112, section 3.2; RFC 9113,
+//! section 8.3.1). A cache or a proxy in front may have understood them otherwise.
+
+use std::convert::Infallible;
+use std::future::{Ready, ready};
+use std::net::Ipv6Addr;
+use std::task::{Context, Poll};
+
+use axum::extract::Request;
+use axum::http::uri::Scheme;
+use axum::http::{HeaderValue, StatusCode, Version, header};
+use axum::response::{IntoResponse, Response};
+use tokio_util::either::Either;
+use tower::{Layer, Service};
+
+use crate::problem::Problem;
+
+/// Refuses requests whose host is unclear with 400. For the others, `Host` is the host of the request's target where
+/// that has one.
+#[derive(Clone, Copy, Debug)]
+pub struct Check;
+
+impl<S> Layer<S> for Check {
+    type Service = Checked<S>;
+
+    fn layer(&self, inner: S) -> Checked<S> {
+        Checked(inner)
+    }
+}
+
+/// A service whose requests have a clear host.
+#[derive(Clone, Debug)]
+pub struct Checked<S>(S);
+
+impl<S> Service<Request> for Checked<S>
+where
+    S: Service<Request, Response = Response, Error = Infallible>,
+{
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Either<Ready<Result<Response, Infallible>>, S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request) -> Self::Future {
+        match settle(&mut request) {
+            Ok(()) => Either::Right(self.0.call(request)),
+            Err(fault) => Either::Left(ready(Ok(Problem::new(StatusCode::BAD_REQUEST, fault).into_response()))),
+        }
+    }
+}
+
+/// Settles whom a request is for, or says why that cannot be.
+fn settle(request: &mut Request) -> Result<(), &'static str> {
+    let version = request.version();
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    let host = hosts.next();
+    if hosts.next().is_some() {
+        return Err("there is more than one Host");
+    }
+    if host.is_none() && version == Version::HTTP_11 {
+        return Err("there is no Host");
+    }
+    let place = host.map(|host| Place::of(host.as_bytes()).ok_or("Host is neither HOST nor HOST:PORT")).transpose()?;
+
+    let Some(authority) = request.uri().authority() else { return Ok(()) };
+    let target = Place::of(authority.as_str().as_bytes()).ok_or("the target is at neither HOST nor HOST:PORT")?;
+    let default_port = if request.uri().scheme() == Some(&Scheme::HTTPS) { 443 } else { 80 };
+    if place.is_some_and(|place| !place.is(&target, default_port)) {
+        if version > Version::HTTP_11 {
+            return Err("Host and :authority differ");
+        }
+        // HTTP/1.1 has the target win (RFC 9112, section 3.2.2), for whoever asks afterwards. What is a place is a header.
+        let host = HeaderValue::from_str(authority.as_str()).unwrap_or(HeaderValue::from_static(""));
+        request.headers_mut().insert(header::HOST, host);
+    }
+    Ok(())
+}
+
+/// `uri-host [ ":" port ]` (RFC 9110, section 7.2; RFC 3986, section 3.2.2). The host may be empty, and so may be the port.
+#[derive(Debug, PartialEq, Eq)]
+struct Place<'a> {
+    host: &'a [u8],
+    port: Option<u16>,
+}
+
+impl<'a> Place<'a> {
+    fn of(text: &'a [u8]) -> Option<Self> {
+        let is_literal = text.first() == Some(&b'[');
+        let end = if is_literal { text.iter().position(|byte| *byte == b']')? + 1 } else { colon(text) };
+        let (host, port) = text.split_at(end);
+        let is_good = if is_literal { is_ipv6(&host[1..end - 1]) } else { is_name(host) };
+        let port = match port {
+            [] | [b':'] => None,
+            [b':', digits @ ..] if digits.iter().all(u8::is_ascii_digit) => {
+                Some(str::from_utf8(digits).ok()?.parse().ok()?)
+            }
+            _ => return None,
+        };
+        is_good.then_some(Self { host, port })
+    }
+
+    fn is(&self, other: &Self, default_port: u16) -> bool {
+        let [own, others] = [self, other].map(|place| place.port.unwrap_or(default_port));
+        self.host.eq_ignore_ascii_case(other.host) && own == others
+    }
+}
+
+fn colon(text: &[u8]) -> usize {
+    text.iter().position(|byte| *byte == b':').unwrap_or(text.len())
+}
+
+fn is_ipv6(text: &[u8]) -> bool {
+    str::from_utf8(text).is_ok_and(|text| text.parse::<Ipv6Addr>().is_ok())
+}
+
+/// A registered name, which IPv4 addresses are among.
+fn is_name(mut text: &[u8]) -> bool {
+    loop {
+        text = match text {
+            [] => return true,
+            [b'%', high, low, rest @ ..] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => rest,
+            [byte, rest @ ..] if byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(byte) => rest,
+            _ => return false,
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "../tests/unit/host.rs"]
+mod tests;
