@@ -15,7 +15,6 @@ use tracing::field::{Field, Visit};
 use tracing::span::Record;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::field::RecordFields;
-use tracing_subscriber::filter::{ParseError, Targets};
 use tracing_subscriber::fmt::FormattedFields;
 use tracing_subscriber::fmt::format::{FormatFields, Writer};
 use tracing_subscriber::prelude::*;
@@ -36,10 +35,8 @@ const LONGEST_VALUE: usize = 64 << 10;
 /// at most.
 ///
 /// # Errors
-/// When the filter makes no sense, or the journal does not answer.
+/// When the journal does not answer.
 pub fn init(log: &Log) -> Result<WorkerGuard, Box<dyn Error>> {
-    let filter: Targets =
-        log.filter.parse().map_err(|error: ParseError| format!("log.filter: \"{}\": {error}", log.filter))?;
     let format = match log.format {
         LogFormat::Auto if stderr_is_journal() => LogFormat::Journal,
         LogFormat::Auto if io::stderr().is_terminal() => LogFormat::Text,
@@ -59,7 +56,7 @@ pub fn init(log: &Log) -> Result<WorkerGuard, Box<dyn Error>> {
         LogFormat::Text => lines.with_ansi(colours()).with_target(false).compact().boxed(),
         _ => lines.json().flatten_event(true).with_current_span(false).fmt_fields(JsonFields).boxed(),
     };
-    tracing_subscriber::registry().with(filter).with(layer).try_init()?;
+    tracing_subscriber::registry().with(log.filter.clone()).with(layer).try_init()?;
     std::thread::spawn(move || tell_losses(&lost));
     Ok(guard)
 }

@@ -6,6 +6,9 @@ use std::time::Duration;
 use crate::config::Config;
 use crate::hitless::listener::{SPARE_DESCRIPTORS, SURPLUS};
 
+/// The most connections for which the kernel gives a process descriptors: `fs.nr_open`, unless the host changed it.
+pub const MAX_CONNECTIONS: usize = (1_048_576 - SURPLUS - SPARE_DESCRIPTORS) / 4;
+
 /// The service's unit, as systemd.service(5) has it.
 pub fn service(config: &Config) -> String {
     let unit = &config.unit;
@@ -47,7 +50,7 @@ pub fn socket(config: &Config) -> String {
     let reuse_port = if config.reuse_port { "yes" } else { "no" };
     fill(
         include_str!("../deploy/socket.unit"),
-        &[("listen", config.listen.to_string()), ("reuse_port", reuse_port.to_owned())],
+        &[("listen", config.listen.to_string().replace('%', "%%")), ("reuse_port", reuse_port.to_owned())],
     )
 }
 
@@ -67,7 +70,8 @@ fn systemd_version() -> Option<u32> {
     String::from_utf8(output.stdout).ok()?.split_whitespace().nth(1)?.parse().ok()
 }
 
-/// A time span as systemd writes it (systemd.time(7)): "33s", "1m 30s".
+/// A time span as systemd writes it (systemd.time(7)): "33s", "1m 30s". It knows nothing shorter than a microsecond.
 fn span(duration: Duration) -> String {
-    humantime_serde::re::humantime::format_duration(duration).to_string()
+    let microseconds = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+    humantime_serde::re::humantime::format_duration(Duration::from_micros(microseconds)).to_string()
 }

@@ -64,4 +64,12 @@ fn the_socket_unit_listens_where_the_configuration_says() {
     let unit = unit::socket(&config("listen = '[::1]:80'\nreuse_port = true"));
     assert_says(&unit, &["ListenStream=[::1]:80", "ReusePort=yes"]);
     assert_says(&unit::socket(&config("listen = '/run/a.socket'")), &["ListenStream=/run/a.socket"]);
+    // Which no specifier may be taken for.
+    assert_says(&unit::socket(&config("listen = '[fe80::1%2]:80'")), &["ListenStream=[fe80::1%%2]:80"]);
+}
+
+#[test]
+fn time_spans_are_those_that_systemd_knows() {
+    let unit = unit::service(&config("[unit]\nstart_timeout = '1h 1s 1us 1ns'\nwatchdog = '1500ms'"));
+    assert_says(&unit, &["TimeoutStartSec=1h 1s 1us", "WatchdogSec=1s 500ms"]);
 }
