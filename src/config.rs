@@ -43,6 +43,9 @@ pub struct Config {
     pub limits: Limits,
     pub log: Log,
     pub unit: Unit,
+    /// The keys that the environment sets.
+    #[serde(skip)]
+    pub from_environment: Vec<String>,
 }
 
 /// What a client may take from the service.
@@ -142,7 +145,11 @@ impl Config {
         loop {
             let all = settings.iter().fold(layers.clone(), |layers, setting| layers.merge(setting));
             let mut error = match all.extract::<Self>() {
-                Ok(config) => return config.validate(&all).map(|()| config),
+                Ok(mut config) => {
+                    config.validate(&all)?;
+                    config.from_environment = settings.into_iter().map(|setting| setting.key()).collect();
+                    return Ok(config);
+                }
                 Err(error) => error,
             };
             let Some(at) = settings.iter().position(|setting| setting.is_source_of(&error)) else {

@@ -54,6 +54,11 @@ fn of(prefix: &str, variables: impl IntoIterator<Item = (OsString, OsString)>) -
 }
 
 impl Setting {
+    /// The key of the configuration: `limits.max_connections`.
+    pub fn key(&self) -> String {
+        self.tables.iter().chain([&self.name]).map(String::as_str).collect::<Vec<_>>().join(".")
+    }
+
     /// The tables around what this sets, and its own name there.
     pub fn place(&self) -> (&[String], &str) {
         (&self.tables, &self.name)
