@@ -4,6 +4,7 @@
 
 pub mod app;
 pub mod config;
+mod environment;
 pub mod hitless;
 pub mod host;
 pub mod probe;

@@ -58,7 +58,7 @@ fn main() -> ExitCode {
         }
     };
     let done = match arguments.command.unwrap_or(Command::Run) {
-        Command::Check => print("the configuration is good\n"),
+        Command::Check => check(&config),
         Command::Unit { kind: UnitKind::Service } => print(&unit::service(&config)),
         Command::Unit { kind: UnitKind::Socket } => print(&unit::socket(&config)),
         Command::Health { pid } => health(&config, pid),
@@ -97,6 +97,16 @@ fn print(text: &str) -> Done {
 /// Says on standard error what is wrong. The exit status says so, too, where nobody reads it.
 fn complain(what: std::fmt::Arguments<'_>) {
     let _ = writeln!(io::stderr(), "{what}");
+}
+
+fn check(config: &Config) -> Done {
+    // Where there is no systemd there are no units, and the environment is as good a place as any.
+    if std::env::var_os("INVOCATION_ID").is_some() {
+        for reason in unit::asked_in_vain(config, &[]) {
+            print(&format!("note: {reason}\n"))?;
+        }
+    }
+    print("the configuration is good\n")
 }
 
 fn health(config: &Config, pid: Option<u32>) -> Done {

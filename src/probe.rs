@@ -14,7 +14,7 @@ use crate::hitless::parcel::Clean;
 use crate::hitless::sibling::{self, hand_in};
 
 /// How long an instance may take to answer.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Asks the instance with this process id, or every living one; where there is none, whoever serves at `listen`. Writes
 /// what they answer to `output`, a line each, and says whether all of them are ready.

@@ -18,6 +18,7 @@ use crate::hitless::systemd::{self, Activated, Given};
 use crate::hitless::{
     Application, Connection, Gate, Lifecycle, Listener, Outcome, Reason, Siblings, Track, lifecycle, listener, parcel,
 };
+use crate::unit;
 
 /// Runs the service that `app` makes of its state, from the start to the end of the process.
 ///
@@ -30,6 +31,11 @@ pub async fn run<A: Application>(config: Config, given: Given, app: impl FnOnce(
     let lifecycle = Lifecycle::new(config.shutdown_timeout).among(siblings);
     let gate = Arc::new(Gate::new(config.connection_limits()));
     let max_connections = allow_connections(config.limits.max_connections)?;
+    if !given.listeners.is_empty() {
+        for reason in unit::asked_in_vain(&config, &bound(&given.listeners)?) {
+            tracing::warn!("{reason}");
+        }
+    }
     let sockets = if given.listeners.is_empty() { vec![bind(&config)?] } else { given.listeners };
     for (name, error) in &given.strangers {
         tracing::warn!("a descriptor that is no socket to serve is dropped, {name:?}: {error}");
@@ -70,6 +76,17 @@ pub async fn serve(
     let server = tokio::spawn(server.into_future());
     let door = lifecycle.serving(&gate);
     lifecycle.leave(&gate, door, told.await, server).await
+}
+
+/// Where sockets that the service manager keeps are bound.
+fn bound(sockets: &[Activated]) -> io::Result<Vec<Listen>> {
+    let bound = |socket: &Activated| match socket {
+        Activated::Tcp(socket) => socket.local_addr().map(Listen::Tcp),
+        Activated::Unix(socket) => {
+            socket.local_addr().map(|address| Listen::Unix(address.as_pathname().unwrap_or(Path::new("")).to_owned()))
+        }
+    };
+    sockets.iter().map(bound).collect()
 }
 
 /// Listens where the configuration says.

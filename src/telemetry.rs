@@ -23,7 +23,7 @@ use tracing::field::{Field, Visit};
 use tracing::span::Record;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::field::RecordFields;
-use tracing_subscriber::filter::{LevelFilter, ParseError, Targets};
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::FormattedFields;
 use tracing_subscriber::fmt::format::{FormatFields, Writer};
 use tracing_subscriber::prelude::*;
@@ -54,9 +54,8 @@ const LONGEST_VALUE: usize = 64 << 10;
 /// at most.
 ///
 /// # Errors
-/// When the filter makes no sense, or the journal does not answer.
+/// When the journal does not answer.
 pub fn init(log: &Log) -> Result<WorkerGuard, Box<dyn Error>> {
-    let filter = filter(&log.filter).map_err(|error| format!("log.filter: \"{}\": {error}", log.filter))?;
     let format = match log.format {
         LogFormat::Auto if stderr_is_journal() => LogFormat::Journal,
         LogFormat::Auto if io::stderr().is_terminal() => LogFormat::Text,
@@ -85,7 +84,7 @@ pub fn init(log: &Log) -> Result<WorkerGuard, Box<dyn Error>> {
         LogFormat::Text => lines.with_ansi(colours()).with_target(false).compact().boxed(),
         _ => lines.json().flatten_event(true).with_current_span(false).fmt_fields(JsonFields).boxed(),
     };
-    tracing_subscriber::registry().with(filter).with(layer).try_init()?;
+    tracing_subscriber::registry().with(filter(&log.filter)).with(layer).try_init()?;
     std::thread::spawn(move || tell_losses(&lost, &refused));
     std::panic::set_hook(Box::new(tell_panic));
     Ok(guard)
@@ -103,15 +102,14 @@ fn tell_panic(panic: &PanicHookInfo<'_>) {
 }
 
 /// The filter that an operator asks for. Without a word of it on [`PEERS`], these tell of errors alone.
-fn filter(asked: &str) -> Result<Targets, ParseError> {
-    let asked: Targets = asked.parse()?;
+fn filter(asked: &Targets) -> Targets {
     let is_named = |peer: &str| {
         let mut targets = asked.iter().filter_map(|(target, _)| target.strip_prefix(peer));
         targets.any(|rest| rest.is_empty() || rest.starts_with("::"))
     };
     let is_loud = |peer: &str| asked.would_enable(peer, &Level::WARN) && !is_named(peer);
     let quiet: Vec<_> = PEERS.into_iter().filter(|peer| is_loud(peer)).map(|peer| (peer, LevelFilter::ERROR)).collect();
-    Ok(asked.with_targets(quiet))
+    asked.clone().with_targets(quiet)
 }
 
 /// Keeps telling how many lines were lost. Should the line that tells it be lost too, it counts, and it is told again.

@@ -3,8 +3,11 @@
 use std::process::Command;
 use std::time::Duration;
 
-use crate::config::Config;
+use crate::config::{Config, Listen};
 use crate::hitless::listener::{SPARE_DESCRIPTORS, SURPLUS};
+
+/// The most connections for which the kernel gives a process descriptors: `fs.nr_open`, unless the host changed it.
+pub const MAX_CONNECTIONS: usize = (1_048_576 - SURPLUS - SPARE_DESCRIPTORS) / 4;
 
 /// The service's unit, as systemd.service(5) has it.
 pub fn service(config: &Config) -> String {
@@ -47,8 +50,35 @@ pub fn socket(config: &Config) -> String {
     let reuse_port = if config.reuse_port { "yes" } else { "no" };
     fill(
         include_str!("../deploy/socket.unit"),
-        &[("listen", config.listen.to_string()), ("reuse_port", reuse_port.to_owned())],
+        &[("listen", config.listen.to_string().replace('%', "%%")), ("reuse_port", reuse_port.to_owned())],
     )
+}
+
+/// What the configuration asks for in vain where the units are installed: they are printed without the environment that
+/// a drop-in gives the service, and follow a changed file only when they are printed anew. `sockets` are those that
+/// systemd passed on, as far as that is known.
+pub fn asked_in_vain(config: &Config, sockets: &[Listen]) -> Vec<String> {
+    let name = env!("CARGO_PKG_NAME");
+    let of_units = |key: &&String| key.starts_with("unit.") || ["listen", "reuse_port", "unit"].contains(&key.as_str());
+    let set: Vec<&str> = config.from_environment.iter().filter(of_units).map(String::as_str).collect();
+    let set = set.join(", ");
+    let in_environment = format!(
+        "the environment sets {set}: that is for the units, which know nothing of it; set it in \
+         /etc/{name}/config.toml, then `make apply`"
+    );
+    let listening = sockets.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let elsewhere = format!(
+        "{name}.socket listens on {listening}, not where the configuration says, which is {}; `make apply` \
+         follows what /etc/{name}/config.toml says",
+        config.listen
+    );
+    [
+        (!set.is_empty()).then_some(in_environment),
+        (!sockets.is_empty() && !sockets.contains(&config.listen)).then_some(elsewhere),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// Replaces `@key@` by its value.
@@ -67,7 +97,8 @@ fn systemd_version() -> Option<u32> {
     String::from_utf8(output.stdout).ok()?.split_whitespace().nth(1)?.parse().ok()
 }
 
-/// A time span as systemd writes it (systemd.time(7)): "33s", "1m 30s".
+/// A time span as systemd writes it (systemd.time(7)): "33s", "1m 30s". It knows nothing shorter than a microsecond.
 fn span(duration: Duration) -> String {
-    humantime_serde::re::humantime::format_duration(duration).to_string()
+    let microseconds = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+    humantime_serde::re::humantime::format_duration(Duration::from_micros(microseconds)).to_string()
 }

@@ -1,9 +1,12 @@
 //! The units that the service prints. Whether systemd accepts them, and what it says of their sandbox, is shown by
 //! `tests/all.sh units`.
 
+use std::path::Path;
+
+use service::config::{Config, Listen};
 use service::unit;
 
-use crate::start::config;
+use crate::start::{command, config, managed, variable};
 
 /// `@name@`, and the like.
 fn placeholders(unit: &str) -> Vec<&str> {
@@ -64,4 +67,61 @@ fn the_socket_unit_listens_where_the_configuration_says() {
     let unit = unit::socket(&config("listen = '[::1]:80'\nreuse_port = true"));
     assert_says(&unit, &["ListenStream=[::1]:80", "ReusePort=yes"]);
     assert_says(&unit::socket(&config("listen = '/run/a.socket'")), &["ListenStream=/run/a.socket"]);
+    // Which no specifier may be taken for.
+    assert_says(&unit::socket(&config("listen = '[fe80::1%2]:80'")), &["ListenStream=[fe80::1%%2]:80"]);
+}
+
+#[test]
+fn time_spans_are_those_that_systemd_knows() {
+    let unit = unit::service(&config("[unit]\nstart_timeout = '1h 1s 1us 1ns'\nwatchdog = '1500ms'"));
+    assert_says(&unit, &["TimeoutStartSec=1h 1s 1us", "WatchdogSec=1s 500ms"]);
+}
+
+#[test]
+fn what_the_units_do_not_follow_is_told() {
+    let told = |settings: &[(&str, &str)], sockets: &[&str]| {
+        let variables = settings.iter().map(|(key, value)| (variable(key).into(), value.into()));
+        let config = Config::load_from(Path::new("/nowhere"), None, variables).unwrap();
+        let sockets: Vec<_> = sockets
+            .iter()
+            .map(|socket| socket.parse().map_or_else(|_| Listen::Unix(socket.into()), Listen::Tcp))
+            .collect();
+        unit::asked_in_vain(&config, &sockets).join("\n")
+    };
+    assert_eq!(told(&[], &["0.0.0.0:8080"]), "");
+    assert_eq!(told(&[], &["/run/other.sock", "0.0.0.0:8080"]), "");
+    assert_eq!(told(&[("shutdown_timeout", "20s"), ("limits.max_connections", "9")], &["0.0.0.0:8080"]), "");
+    for sockets in [&[][..], &["0.0.0.0:8080"]] {
+        let said = told(&[("unit.memory_max", "1G"), ("log.filter", "off"), ("reuse_port", "true")], sockets);
+        for part in ["the environment sets ", "unit.memory_max", "reuse_port", "config.toml", "make apply"] {
+            assert!(said.contains(part) && !said.contains("log.filter"), "{part}: {said}");
+        }
+    }
+    for elsewhere in ["0.0.0.0:8081", "127.0.0.1:8080", "[::]:8080", "/run/some.sock"] {
+        let said = told(&[("listen", elsewhere)], &["0.0.0.0:8080"]);
+        assert!(said.contains(" listens on 0.0.0.0:8080, not") && said.contains(elsewhere), "{said}");
+        assert!(said.contains("the environment sets listen:"), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn a_service_says_in_its_log_that_it_listens_elsewhere_than_it_is_told_to() {
+    let mut service = managed().env(variable("listen"), "127.0.0.1:1").start().await.unwrap();
+    let elsewhere =
+        format!("listens on {}, not where the configuration says, which is 127.0.0.1:1;", service.address());
+    service.logged(&elsewhere, 1).await.unwrap();
+    service.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn check_says_what_the_units_do_not_follow_where_there_are_units() {
+    for (invocation, told) in [(None, false), (Some("0123"), true)] {
+        let mut command = command();
+        command.arg("check").env(variable("listen"), "127.0.0.1:1").env_remove("INVOCATION_ID");
+        command.envs(invocation.map(|id| ("INVOCATION_ID", id)));
+        let output = command.output().await.unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(said.contains("note: the environment sets listen:"), told, "{said}");
+    }
 }

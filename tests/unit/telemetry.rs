@@ -114,7 +114,7 @@ fn who_warns_of_peers_is_quiet_unless_named() {
         ("info,h2=debug", Level::DEBUG, Level::ERROR, Level::INFO),
         ("warn,hyper=info", Level::ERROR, Level::INFO, Level::WARN),
     ] {
-        let filter = filter(asked).unwrap();
+        let filter = filter(&asked.parse().unwrap());
         for (target, most) in [("h2::proto::ping_pong", h2), ("hyper::proto::h2", hyper), ("service::app", others)] {
             for level in [Level::ERROR, Level::WARN, Level::INFO, Level::DEBUG, Level::TRACE] {
                 assert_eq!(filter.would_enable(target, &level), level <= most, "{asked}: {target} {level}");
@@ -128,6 +128,6 @@ fn who_warns_of_peers_is_quiet_unless_named() {
         ("info,hyper_util=debug", "hyper::proto", Level::WARN, false),
         ("info,hyper_util=debug", "hyper_util::client", Level::DEBUG, true),
     ] {
-        assert_eq!(filter(asked).unwrap().would_enable(target, &level), expected, "{asked}: {target} {level}");
+        assert_eq!(filter(&asked.parse().unwrap()).would_enable(target, &level), expected, "{asked}: {target} {level}");
     }
 }

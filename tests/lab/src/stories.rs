@@ -18,10 +18,11 @@ use crate::wire::Wire;
 
 type Told<'a> = LocalBoxFuture<'a, anyhow::Result<()>>;
 
-/// What `systemctl edit` made holds in the trial as well.
+/// What `systemctl edit` made holds in the trial as well; that units do not follow an environment set there is told.
 pub fn drop_in(scene: &mut Scene) -> Told<'_> {
     const WRITE: &str = "mkdir /etc/systemd/system/$N.service.d && cd /etc/systemd/system/$N.service.d &&
-        printf '[Service]\\nCPUWeight=77\\n' >override.conf && systemctl daemon-reload";
+        echo '[Service]' >override.conf && echo 'CPUWeight=77' >>override.conf &&
+        echo \"Environment=$(echo $N | tr a-z- A-Z_)_LISTEN=0.0.0.0:9999\" >>override.conf && systemctl daemon-reload";
     const REMOVE: &str = "rm -r /etc/systemd/system/$N.service.d && systemctl daemon-reload";
     async {
         scene.site.run(WRITE).await?;
@@ -35,7 +36,13 @@ pub fn drop_in(scene: &mut Scene) -> Told<'_> {
                 trial = Some(shown);
             }
         }
-        push.finish().await?.works()?;
+        let said = push.finish().await?.works()?.text;
+        ensure!(said.contains("the environment sets listen:"), "it does not tell:\n{said}");
+        let log = scene.site.run("journalctl --unit=$N --output=cat --no-pager").await?;
+        ensure!(
+            log.contains("not where the configuration says, which is 0.0.0.0:9999"),
+            "nor does the service:\n{log}"
+        );
         ensure!(trial.as_ref().is_some_and(|shown| shown.contains("CPUWeight=77\n")), "the trial had {trial:?}");
         scene.is_new_since(&before).await?;
         let weight = scene.site.run("systemctl show --property=CPUWeight $N.service").await?;
