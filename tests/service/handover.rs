@@ -472,6 +472,50 @@ async fn an_answer_that_has_ended_and_is_not_read_is_left_behind_and_keeps_nobod
     assert!(log.contains("a connection of unix without a request"), "{log}");
 }
 
+/// However many uploads stand still, before their answer began or after, alone or beside handlers at work.
+#[tokio::test]
+async fn uploads_that_stand_still_hold_up_nobody_whatever_t_is() {
+    tokio::join!(restart_beside("12s", 0), restart_beside("12s", 4), restart_beside("3s", 0), restart_beside("3s", 4));
+}
+
+/// A restart with three uploads that stand still and as many slow requests without end as there are `pings`.
+async fn restart_beside(t: &str, pings: u64) {
+    let settings = own_routes::managed().env(variable("shutdown_timeout"), t).env(variable("ping_delay"), "300ms");
+    let mut service = start(settings.env(variable("limits.body_timeout"), "1h")).await;
+    let mut stalled = Vec::new();
+    for path in ["/fails/200", "/echo", "/fails/200"] {
+        let mut client = client(&service).await;
+        client.send(format!("POST {path} HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\n01234")).await;
+        stalled.push(client);
+    }
+    let (answered, over) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+    let mut slow = JoinSet::new();
+    for number in 0..pings {
+        let (address, answered, over) = (service.address(), Arc::clone(&answered), Arc::clone(&over));
+        slow.spawn(async move {
+            tokio::time::sleep(Duration::from_millis(80 * number)).await;
+            let ping = Ask::get("/ping", 200, None);
+            let mut connection = Connection::open(address, None).await.expect("a connection is not refused");
+            while !over.load(Relaxed) {
+                assert_eq!(connection.exchange(&ping).await, Ok(Stays::Open));
+                answered.fetch_add(1, Relaxed);
+            }
+        });
+    }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+
+    let ((), slowest) = slowest_answer(service.address(), restart(&mut service)).await;
+
+    // The handlers at work take 300 ms, what stands still is waited for as long, and then comes the start.
+    assert!(slowest < Duration::from_secs(2), "{slowest:?} with T = {t} and {pings} slow requests");
+    over.store(true, Relaxed);
+    while let Some(ended) = slow.join_next().await {
+        ended.expect("every slow request is answered");
+    }
+    let log = service.log();
+    assert!(log.contains("left behind, as it waits for its client"), "{log}");
+}
+
 #[tokio::test]
 async fn work_that_must_end_is_waited_for_and_keeps_nobody_waiting() {
     let mut service = start(own_routes::managed()).await;
