@@ -4,8 +4,8 @@
 //! to leave, `spawn()` runs work that must end before it. `ConnectInfo<Connection>` tells who is at the other end.
 //!
 //! How a restart goes:
-//! 1. A signal. `/readyz` says 503, everything is still served. The service waits for a *calm moment*, when all
-//!    requests in flight are short ones ([`lifecycle`]).
+//! 1. A signal. Everything is still served. The service waits for a *calm moment*, when all requests in flight are short
+//!    ones ([`lifecycle`]).
 //! 2. The [`gate`] closes: nothing is accepted any more, and every HTTP/1.1 [`connection`] that is *clean*, or becomes
 //!    so, is taken out of hyper. The [`ledger`] knows which is clean, [`track`] tells it of requests and answers. Bytes
 //!    that arrive stay in the kernel. If a request takes long after all, the gate opens again, and step 1 goes on.
@@ -13,7 +13,10 @@
 //! 4. The clean sockets go into the [`parcel`], which waits in systemd's file descriptor store ([`systemd`]).
 //! 5. The next process takes over those who were busy until the last moment, says `READY=1`, and takes over the others
 //!    while these are served. Its [`listener`] prefers them to new ones.
-//! 6. At T, whatever is left is cut, counted and logged, and the exit status is not 0.
+//! 6. At T, whatever is left is cut, counted and logged.
+//!
+//! What a connection may take is bounded ([`Limits`]), and a request that waits for its own client is told apart from a
+//! handler at work (`upload`).
 //!
 //! Where another instance of the service serves on, it gets each connection at once, as soon as it is clean ([`sibling`]):
 //! nobody waits, neither for a calm moment nor for a start.

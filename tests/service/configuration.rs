@@ -76,11 +76,11 @@ fn a_later_layer_wins_key_by_key() {
     let has = |unit: &str, lines: [&str; 3]| lines.iter().all(|line| unit.lines().any(|other| other == *line));
 
     let defaults = unit(&[], &[]);
-    assert!(has(&defaults, ["CPUWeight=100", "TasksMax=256", "MemoryMax=512M"]), "{defaults}");
+    assert!(has(&defaults, ["CPUWeight=100", "TasksMax=256", "MemoryMax=1G"]), "{defaults}");
     let with_file = unit(&["--config", path], &[]);
-    assert!(has(&with_file, ["CPUWeight=200", "TasksMax=200", "MemoryMax=512M"]), "{with_file}");
+    assert!(has(&with_file, ["CPUWeight=200", "TasksMax=200", "MemoryMax=1G"]), "{with_file}");
     let with_both = unit(&["--config", path], &[("unit.cpu_weight", "300")]);
-    assert!(has(&with_both, ["CPUWeight=300", "TasksMax=200", "MemoryMax=512M"]), "{with_both}");
+    assert!(has(&with_both, ["CPUWeight=300", "TasksMax=200", "MemoryMax=1G"]), "{with_both}");
 }
 
 #[test]
@@ -102,7 +102,7 @@ fn the_hosts_file_lies_between_the_defaults_and_the_file_that_is_named() {
     let cpu_weight = format!("{}=300", variable("unit.cpu_weight"));
     let output = unshare(&[&with_host[..], &[&cpu_weight, BINARY, "unit", "service", "--config", named]].concat());
     let unit = String::from_utf8(output.unwrap().stdout).unwrap();
-    for line in ["CPUWeight=300", "TasksMax=200", "MemoryMax=50M", "MemoryHigh=384M"] {
+    for line in ["CPUWeight=300", "TasksMax=200", "MemoryMax=50M", "MemoryHigh=768M"] {
         assert!(unit.lines().any(|other| other == line), "no {line} in {unit}");
     }
 
@@ -461,12 +461,12 @@ fn another(key: &str, value: &Value) -> Value {
     match value {
         Value::Boolean(value) => Value::Boolean(!value),
         Value::Integer(value) => Value::Integer(value + 1),
-        Value::String(text) => Value::String(
+        Value::String(_) => Value::String(
             match key {
                 "listen" => "127.0.0.1:1",
                 "filter" => "debug",
                 "format" => "json",
-                _ if text.ends_with('M') => "1G",
+                "memory_high" | "memory_max" => "2G",
                 _ => "4s",
             }
             .into(),

@@ -155,7 +155,7 @@ async fn a_request_id_is_the_clients_own_if_it_is_one_short_and_plain() {
     let mut client = client_of("", Router::new().route("/seen", seen)).await;
     let longest = "i".repeat(128);
     let plain = ["my-own", "7", "f81d4fae-7dec-11d0-a765-00a0c91e6bf6", "Root=1-6789:abc/+@x._~", &longest];
-    let (long, longer, longest) = ("i".repeat(129), "i".repeat(6_000), "i".repeat(30_000));
+    let (long, longer, longest) = ("i".repeat(129), "i".repeat(6_000), "i".repeat(10_000));
     let odd = ["", " ", "a b", "a\tb", "a\"b", "a,b", "a;b", "{a}", "a\\b", "ä", "a\u{9b}b", &long, &longer, &longest];
     let lines = |id: &&str| format!("X-Request-Id: {id}\r\n");
     let two = |one: &str, other: &str| lines(&one) + &lines(&other);

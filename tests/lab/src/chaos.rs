@@ -128,7 +128,7 @@ fn table() -> Vec<Fault> {
         hurt("a parcel of an unknown version", hurts::unknown_parcel)
             .under(NOBODY)
             .so("its connections are closed and that is logged; the others' parcel is opened"),
-        hurt("500 half-sent heads of 30 kB", hurts::half_sent_heads)
+        hurt("500 half-sent heads of 15 kB", hurts::half_sent_heads)
             .under(NOBODY)
             .so("what was read of them travels with their connections"),
         hurt("LimitNOFILE=400, 600 clients", hurts::few_descriptors)

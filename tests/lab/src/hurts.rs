@@ -345,10 +345,10 @@ pub fn unknown_parcel(scene: &mut Scene) -> Hurts<'_> {
     .boxed_local()
 }
 
-/// 15 MB of them: more than a socket's buffer takes.
+/// 7 MB of them: more than a socket's buffer takes.
 pub fn half_sent_heads(scene: &mut Scene) -> Hurts<'_> {
     const CLIENTS: usize = 500;
-    const HALF: usize = 30_000;
+    const HALF: usize = 15_000;
     async {
         // So that there are 5 s for a head.
         run(scene, [&with(&format!("Environment={}_SHUTDOWN_TIMEOUT=30s", prefix(scene))), "\n", RESTART]).await?;
