@@ -28,6 +28,7 @@ pub async fn run<A: Application>(config: Config, given: Given, app: impl FnOnce(
     // Siblings share the sockets that systemd keeps. What comes to a socket of this process alone is its own.
     let siblings = if given.listeners.is_empty() { None } else { Siblings::of_unit() };
     let lifecycle = Lifecycle::new(config.shutdown_timeout).among(siblings);
+    let end_at_last = lifecycle.end_at_last()?;
     let gate = Arc::new(Gate::default());
     let max_connections = allow_connections(config.limits.max_connections)?;
     let sockets = if given.listeners.is_empty() { vec![bind(&config)?] } else { given.listeners };
@@ -48,7 +49,7 @@ pub async fn run<A: Application>(config: Config, given: Given, app: impl FnOnce(
         // `serve` asks for this only when READY=1 is said.
         let taking_over = tokio::spawn(others);
         let reason = told.await;
-        lifecycle.end_at_last();
+        end_at_last();
         // What is still in the old parcel belongs into the new one.
         let _ = taking_over.await;
         reason

@@ -243,12 +243,11 @@ impl Lifecycle {
         let in_time = tokio::time::timeout_at(deadline, async {
             if !given {
                 // It waits for the service manager, which may be busy with itself, and requests are still served.
-                let opened = tokio::task::spawn_blocking(move || Parcel::open(timeout.calm()));
-                let refused = match opened.await.unwrap_or_else(|error| Err(error.into())) {
+                let refused = match Parcel::open(timeout.calm()).await {
                     Ok(opened) => {
                         let opened = parcel.insert(opened);
                         self.take_all(gate, since).await;
-                        opened.is_kept(Duration::ZERO).err()
+                        opened.is_kept().err()
                     }
                     Err(error) => Some(error),
                 };
@@ -331,14 +330,25 @@ impl Lifecycle {
         false
     }
 
-    /// Ends the process a little after T even when the runtime no longer runs, because handlers block all its threads.
-    pub fn end_at_last(&self) {
+    /// What ends the process, a little after T from when it is told to, even when the runtime no longer runs, because
+    /// handlers block all its threads. Its own thread is there from the start: later, there may be none to be had.
+    ///
+    /// # Errors
+    /// When there is no thread for it.
+    pub fn end_at_last(&self) -> std::io::Result<impl FnOnce() + use<>> {
         let limit = self.handle.0.timeout.total() + ShutdownTimeout::MARGIN / 2;
-        std::thread::spawn(move || {
-            std::thread::sleep(limit);
-            eprintln!("the process did not end by T: handlers may block the runtime's threads");
-            std::process::exit(1);
-        });
+        let (leaving, told) = std::sync::mpsc::channel();
+        std::thread::Builder::new().name("end at last".to_owned()).spawn(move || {
+            if told.recv().is_ok() {
+                std::thread::sleep(limit);
+                eprintln!("the process did not end by T: handlers may block the runtime's threads");
+                std::process::exit(1);
+            }
+        })?;
+        Ok(move || {
+            // Cannot fail: the thread waits for it.
+            let _ = leaving.send(());
+        })
     }
 
     /// Takes every clean connection out of hyper, at a moment when that keeps nobody waiting.
@@ -456,8 +466,7 @@ pub async fn report(gate: Arc<Gate>, handle: Handle) {
     loop {
         let (answered, failed) = gate.counts();
         let status = format!("{} {} connections; {answered} requests, {failed} failed", handle.phase(), gate.len());
-        if status != told {
-            systemd::status(&status);
+        if status != told && systemd::status(&status) {
             told = status;
         }
         let _ = tokio::time::timeout(Duration::from_secs(1), phase.changed()).await;

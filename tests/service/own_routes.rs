@@ -1,5 +1,6 @@
 //! A service with routes that the template has not: `/length`, which streams an answer whose length only the header knows,
-//! `/work`, which answers at once and works on, and `/endless`, whose work does not end.
+//! `/work`, which answers at once and works on, `/endless`, whose work does not end, and `/blocking`, which takes every
+//! thread there is for what blocks.
 
 use std::convert::Infallible;
 use std::process::ExitCode;
@@ -53,7 +54,11 @@ async fn serves() {
 }
 
 pub fn routes() -> Router<AppState> {
-    Router::new().route("/length", get(length)).route("/work", get(work)).route("/endless", get(endless))
+    Router::new()
+        .route("/length", get(length))
+        .route("/work", get(work))
+        .route("/endless", get(endless))
+        .route("/blocking", get(blocking))
 }
 
 async fn length() -> impl IntoResponse {
@@ -73,4 +78,11 @@ async fn work(State(handle): State<Handle>) {
 
 async fn endless(State(handle): State<Handle>) {
     handle.spawn(std::future::pending::<()>());
+}
+
+async fn blocking() {
+    // The runtime has 512 threads for them.
+    for _ in 0..600 {
+        tokio::task::spawn_blocking(|| std::thread::sleep(Duration::from_secs(60)));
+    }
 }

@@ -160,9 +160,11 @@ impl Manager {
         let notify = UnixDatagram::bind(directory.path().join("notify"))?;
         let (news, _) = watch::channel(());
         let state = Arc::new(Mutex::new(State { store_max: self.store, ..State::default() }));
-        let listener = tokio::spawn(listen(notify, state.clone(), news.clone()));
+        let (stuck, is_stuck) = watch::channel(false);
+        let listener = tokio::spawn(listen(notify, state.clone(), news.clone(), is_stuck));
+        let (child, exits) = (None, vec![]);
         let mut service =
-            Service { manager: self, addresses, sockets, state, news, listener, child: None, exits: vec![], directory };
+            Service { manager: self, addresses, sockets, state, news, stuck, listener, child, exits, directory };
         service.start_process().await?;
         Ok(service)
     }
@@ -256,6 +258,7 @@ pub struct Service {
     sockets: Vec<(String, OwnedFd)>,
     state: Arc<Mutex<State>>,
     news: watch::Sender<()>,
+    stuck: watch::Sender<bool>,
     listener: JoinHandle<()>,
     child: Option<Child>,
     exits: Vec<ExitStatus>,
@@ -338,6 +341,18 @@ impl Service {
     /// Starts the service again after [`Self::stop`] or [`Self::exited`].
     pub async fn start(&mut self) -> anyhow::Result<()> {
         self.start_process().await
+    }
+
+    /// Stops reading what the service says, or goes on. Stopped, there is no room for another message.
+    pub fn get_stuck(&self, stuck: bool) -> anyhow::Result<()> {
+        self.stuck.send_replace(stuck);
+        let socket = std::os::unix::net::UnixDatagram::unbound()?;
+        socket.set_nonblocking(true)?;
+        let fill = || socket.send_to(b"STATUS=stuck", self.directory.path().join("notify"));
+        match if stuck { std::iter::repeat_with(fill).find_map(Result::err) } else { None } {
+            Some(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error.into()),
+            _ => Ok(()),
+        }
     }
 
     /// Sends a signal.
@@ -474,8 +489,18 @@ async fn message(state: &Mutex<State>, news: &watch::Sender<()>, line: &str) -> 
 }
 
 /// Receives messages for as long as the service is looked after.
-async fn listen(socket: UnixDatagram, state: Arc<Mutex<State>>, news: watch::Sender<()>) {
-    while let Ok((text, fds)) = socket.async_io(Interest::READABLE, || receive(&socket)).await {
+async fn listen(
+    socket: UnixDatagram,
+    state: Arc<Mutex<State>>,
+    news: watch::Sender<()>,
+    mut stuck: watch::Receiver<bool>,
+) {
+    while stuck.wait_for(|stuck| !stuck).await.is_ok() {
+        let received = tokio::select! {
+            _ = stuck.changed() => continue,
+            received = socket.async_io(Interest::READABLE, || receive(&socket)) => received,
+        };
+        let Ok((text, fds)) = received else { return };
         let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
         let start = state.starts;
         let message = Message { text, fds: fds.len(), start, at: Instant::now() };
