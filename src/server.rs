@@ -16,7 +16,8 @@ use crate::app::AppState;
 use crate::config::{Config, Listen};
 use crate::hitless::systemd::{self, Activated, Given};
 use crate::hitless::{
-    Application, Connection, Gate, Lifecycle, Listener, Outcome, Reason, Siblings, Track, lifecycle, listener, parcel,
+    Application, Connection, Gate, Lifecycle, Listener, Outcome, Reason, Siblings, Succession, Track, lifecycle,
+    listener, parcel,
 };
 
 /// Runs the service that `app` makes of its state, from the start to the end of the process.
@@ -26,8 +27,12 @@ use crate::hitless::{
 pub async fn run<A: Application>(config: Config, given: Given, app: impl FnOnce(AppState) -> A) -> io::Result<Outcome> {
     let told = lifecycle::told_to_leave()?;
     // Siblings share the sockets that systemd keeps. What comes to a socket of this process alone is its own.
-    let siblings = if given.listeners.is_empty() { None } else { Siblings::of_unit() };
-    let lifecycle = Lifecycle::new(config.shutdown_timeout).among(siblings);
+    let (siblings, succession) = match (given.listeners.is_empty(), systemd::tells_restarts()) {
+        (true, _) => (None, Succession::None),
+        (false, false) => (Siblings::of_unit(), Succession::Always),
+        (false, true) => (Siblings::of_unit(), Succession::AfterRestart),
+    };
+    let lifecycle = Lifecycle::new(config.shutdown_timeout).among(siblings).followed(succession);
     let end_at_last = lifecycle.end_at_last()?;
     let gate = Arc::new(Gate::default());
     let max_connections = allow_connections(config.limits.max_connections)?;

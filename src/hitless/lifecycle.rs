@@ -104,11 +104,11 @@ impl fmt::Display for Phase {
 /// Why the process leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// systemd, or an operator: `SIGTERM`.
+    /// A stop by the service manager, or an operator: `SIGTERM`.
     Terminate,
     /// A developer's Ctrl-C: `SIGINT`. Quick.
     Interrupt,
-    /// The terminal was closed: `SIGHUP`.
+    /// A restart by the service manager, or the terminal was closed: `SIGHUP`.
     Hangup,
 }
 
@@ -185,6 +185,18 @@ pub struct Lifecycle {
     phase: watch::Sender<Phase>,
     quiesced: CancellationToken,
     siblings: Option<Siblings>,
+    succession: Succession,
+}
+
+/// Whether another process follows this one, for which the service manager keeps the connections meanwhile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Succession {
+    /// Never: the listening sockets are this process' own. They, and perhaps the network that they are in, end with it.
+    None,
+    /// After every end, as far as this process can tell.
+    Always,
+    /// Not after a stop, which is told by `SIGTERM`, and a restart is not (`RestartKillSignal=`).
+    AfterRestart,
 }
 
 impl Lifecycle {
@@ -192,12 +204,18 @@ impl Lifecycle {
     pub fn new(timeout: ShutdownTimeout) -> Self {
         let (sender, phase) = watch::channel(Phase::Starting);
         let handle = Handle(Arc::new(Shared { timeout, phase, tasks: TaskTracker::new() }));
-        Self { handle, phase: sender, quiesced: CancellationToken::new(), siblings: None }
+        let quiesced = CancellationToken::new();
+        Self { handle, phase: sender, quiesced, siblings: None, succession: Succession::None }
     }
 
     /// The same, among siblings.
     pub fn among(self, siblings: Option<Siblings>) -> Self {
         Self { siblings, ..self }
+    }
+
+    /// The same, where the service manager starts another process afterwards.
+    pub fn followed(self, succession: Succession) -> Self {
+        Self { succession, ..self }
     }
 
     /// What handlers and tasks see of it.
@@ -242,8 +260,12 @@ impl Lifecycle {
         let given = self.give(gate, since, &mut outcome.handed_over).await;
         let in_time = tokio::time::timeout_at(deadline, async {
             if !given {
-                // It waits for the service manager, which may be busy with itself, and requests are still served.
-                let refused = match Parcel::open(timeout.calm()).await {
+                let opened = match self.successor(reason) {
+                    // It waits for the service manager, which may be busy with itself, and requests are still served.
+                    Ok(()) => Parcel::open(timeout.calm()).await,
+                    Err(nobody) => Err(nobody),
+                };
+                let refused = match opened {
                     Ok(opened) => {
                         let opened = parcel.insert(opened);
                         self.take_all(gate, since).await;
@@ -328,6 +350,22 @@ impl Lifecycle {
             gate.open();
         }
         false
+    }
+
+    /// Whether there will be a process to hand connections over to.
+    ///
+    /// # Errors
+    /// When nobody comes, with the reason.
+    fn successor(&self, reason: Reason) -> std::io::Result<()> {
+        let nobody = match (self.succession, reason) {
+            (Succession::None, _) => "no service manager keeps the listening sockets",
+            (Succession::AfterRestart, Reason::Terminate) => {
+                "the service is stopped. Unless its socket unit is stopped too, that still listens, and the next client \
+                 starts the service again"
+            }
+            (Succession::Always | Succession::AfterRestart, _) => return Ok(()),
+        };
+        Err(std::io::Error::other(nobody))
     }
 
     /// What ends the process, a little after T from when it is told to, even when the runtime no longer runs, because

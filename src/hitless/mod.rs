@@ -4,7 +4,7 @@
 //! to leave, `spawn()` runs work that must end before it. `ConnectInfo<Connection>` tells who is at the other end.
 //!
 //! How a restart goes:
-//! 1. A signal. `/readyz` says 503, everything is still served. The service waits for a *calm moment*, when all
+//! 1. A signal, `SIGHUP` from systemd. `/readyz` says 503, everything is still served. The service waits for a *calm moment*, when all
 //!    requests in flight are short ones ([`lifecycle`]).
 //! 2. The [`gate`] closes: nothing is accepted any more, and every HTTP/1.1 [`connection`] that is *clean*, or becomes
 //!    so, is taken out of hyper. The [`ledger`] knows which is clean, [`track`] tells it of requests and answers. Bytes
@@ -18,8 +18,8 @@
 //! Where another instance of the service serves on, it gets each connection at once, as soon as it is clean ([`sibling`]):
 //! nobody waits, neither for a calm moment nor for a start.
 //!
-//! Where nobody keeps a parcel (a container, a terminal), connections are *retired*: every answer says
-//! `Connection: close`, for T/6 new clients are still served, then the service drains.
+//! Where nobody comes for a parcel (a stop, which is `SIGTERM`), or nobody keeps it (a container, a terminal), connections
+//! are *retired*: every answer says `Connection: close`, for T/6 new clients are still served, then the service drains.
 
 pub mod connection;
 pub mod gate;
@@ -33,7 +33,7 @@ pub mod track;
 
 pub use connection::{Connection, Peer};
 pub use gate::Gate;
-pub use lifecycle::{Handle, Lifecycle, Outcome, Phase, Reason, ShutdownTimeout};
+pub use lifecycle::{Handle, Lifecycle, Outcome, Phase, Reason, ShutdownTimeout, Succession};
 pub use listener::Listener;
 pub use sibling::Siblings;
 pub use track::{Application, Track};

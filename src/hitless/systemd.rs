@@ -65,6 +65,12 @@ pub fn given() -> Given {
     given
 }
 
+/// Whether a restart comes with another signal than a stop: `RestartKillSignal=SIGHUP` (systemd.kill(5)). A process cannot
+/// see what its unit says, so the unit tells it by a variable. Its name has no `_`, so that it is no setting's.
+pub fn tells_restarts() -> bool {
+    std::env::var_os("RESTARTSIGNAL").is_some_and(|signal| signal == "SIGHUP")
+}
+
 /// Says that the service serves.
 pub fn ready() {
     tell("READY=1".to_owned());

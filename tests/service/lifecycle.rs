@@ -1,4 +1,4 @@
-//! Leaving where nobody takes over: what handlers, clients and the exit status see of it.
+//! Leaving where nobody takes over, and where that is: what handlers, clients and the exit status see of it.
 
 use std::convert::Infallible;
 use std::process::ExitCode;
@@ -10,14 +10,17 @@ use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::routing::get;
 use http_body_util::StreamBody;
+use lab::manager::{Manager, Service};
 use rustix::process::Signal;
 use service::app::AppState;
 use service::hitless::{Handle, Reason};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
+use tokio::task::JoinSet;
 
 use crate::client::{Client, soon};
-use crate::start::{Process, spawn_app};
+use crate::handover::{assert_good, start};
+use crate::start::{BINARY, Process, managed, spawn_app, variable};
 
 /// A body that sends something and then nothing more until `end`.
 fn until(end: impl Future<Output = ()> + Send + 'static) -> Body {
@@ -326,4 +329,87 @@ async fn a_second_signal_of_the_same_kind_ends_the_process_at_once() {
     let (status, log) = process.ended().await;
     assert_eq!(status.code(), Some(1), "{log}");
     assert!(begun.elapsed() < Duration::from_secs(20));
+}
+
+/// How a service is kept.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kept {
+    /// Its unit says `RestartKillSignal=SIGHUP`, and that it does.
+    Told,
+    /// A restart and a stop begin alike.
+    Untold,
+    /// By a service manager with a descriptor store, but its sockets are its own, as in a container.
+    Alone,
+}
+
+impl Kept {
+    async fn start(self) -> Service {
+        let alone = ["-c", "unset LISTEN_PID LISTEN_FDS LISTEN_FDNAMES; exec \"$0\"", BINARY];
+        let manager = match self {
+            Kept::Told => managed(),
+            Kept::Untold => managed().one_signal(),
+            Kept::Alone => Manager::new("/bin/sh").args(alone).env(variable("listen"), "127.0.0.1:0"),
+        };
+        start(manager.env(variable("shutdown_timeout"), "6s")).await
+    }
+
+    async fn client(self, service: &Service) -> Client {
+        if self != Kept::Alone {
+            return Client::connect(service.address()).await;
+        }
+        service.logged("serving on ", service.exits().len() + 1).await.unwrap();
+        let log = service.log();
+        let (_, address) = log.rsplit_once("serving on ").expect("a service that serves");
+        let address = address.split('"').next().and_then(|address| address.parse().ok()).expect("its address");
+        Client::connect(address).await
+    }
+}
+
+async fn ends_well(service: &mut Service) {
+    let status = soon("the end", service.exited()).await.expect("an end");
+    assert!(status.success(), "{status}; the log:\n{}", service.log());
+}
+
+#[tokio::test]
+async fn a_restart_hands_connections_over_and_a_stop_retires_them() {
+    let mut cases = JoinSet::new();
+    for (kept, signal, retires) in [
+        (Kept::Told, Signal::HUP, false),
+        (Kept::Told, Signal::INT, false),
+        (Kept::Told, Signal::TERM, true),
+        (Kept::Untold, Signal::HUP, false),
+        (Kept::Untold, Signal::TERM, false),
+        (Kept::Alone, Signal::HUP, true),
+        (Kept::Alone, Signal::TERM, true),
+    ] {
+        cases.spawn(async move {
+            let mut service = kept.start().await;
+            let mut client = kept.client(&service).await;
+            assert_good(&client.get("/livez").await);
+            service.signal(signal).unwrap();
+            if retires {
+                soon("an announcement", async { while !client.get("/livez").await.says_close() {} }).await;
+                client.ended().await;
+                // The lame duck still serves who comes.
+                assert_eq!(kept.client(&service).await.get("/livez").await.status, 200);
+                ends_well(&mut service).await;
+                let stored = service.messages().iter().any(|message| message.says("FDSTORE=1"));
+                let (log, what) = (service.log(), format!("{kept:?}, {signal:?}"));
+                assert!(!stored, "{what}: a parcel for nobody; the log:\n{log}");
+                assert_eq!(
+                    log.contains("the next client starts the service again"),
+                    kept == Kept::Told,
+                    "{what}: {log}"
+                );
+                soon("the start", service.start()).await.unwrap();
+                assert_good(&kept.client(&service).await.get("/livez").await);
+            } else {
+                ends_well(&mut service).await;
+                client.ask("/livez").await;
+                soon("the start", service.start()).await.unwrap();
+                assert_good(&client.answer().await);
+            }
+        });
+    }
+    cases.join_all().await;
 }

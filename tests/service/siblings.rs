@@ -271,7 +271,7 @@ async fn full_instances_that_leave_at_once_lose_nothing() {
         clients.push(known(&two).await);
     }
     for service in [&one, &two] {
-        service.signal(Signal::TERM).unwrap();
+        service.signal(Signal::HUP).unwrap();
     }
     for service in [&mut one, &mut two] {
         leaves(service).await;
@@ -311,7 +311,7 @@ async fn the_last_one_leaves_its_connections_to_the_store() {
     let (mut first, mut last) = (instance(&directory).await, instance(&directory).await);
     let mut client = known(&first).await;
     for service in [&mut first, &mut last] {
-        service.signal(Signal::TERM).unwrap();
+        service.signal(Signal::HUP).unwrap();
         leaves(service).await;
     }
     assert_eq!(last.stored(), ["parcel"]);

@@ -56,6 +56,7 @@ pub struct Manager {
     store: usize,
     timeout_start: Duration,
     timeout_stop: Duration,
+    restart_signal: Signal,
     notifies: bool,
 }
 
@@ -75,6 +76,7 @@ impl Manager {
             store: 64,
             timeout_start: Duration::from_secs(30),
             timeout_stop: Duration::from_secs(90),
+            restart_signal: Signal::HUP,
             notifies: true,
         }
     }
@@ -131,6 +133,12 @@ impl Manager {
     /// `TimeoutStopSec=`.
     pub fn timeout_stop(mut self, timeout: Duration) -> Self {
         self.timeout_stop = timeout;
+        self
+    }
+
+    /// A unit without `RestartKillSignal=SIGHUP`, and without the variable that tells of it: a restart begins like a stop.
+    pub fn one_signal(mut self) -> Self {
+        self.restart_signal = Signal::TERM;
         self
     }
 
@@ -326,14 +334,14 @@ impl Service {
     /// `systemctl restart`: stops the process, starts it again, waits until it is ready. What is in
     /// the store stays there and goes to the new process.
     pub async fn restart(&mut self) -> anyhow::Result<ExitStatus> {
-        let status = self.stop_process().await?;
+        let status = self.stop_process(self.manager.restart_signal).await?;
         self.start_process().await?;
         Ok(status)
     }
 
     /// `systemctl stop`: the store is emptied.
     pub async fn stop(&mut self) -> anyhow::Result<ExitStatus> {
-        let status = self.stop_process().await?;
+        let status = self.stop_process(Signal::TERM).await?;
         self.state().store.clear();
         Ok(status)
     }
@@ -413,6 +421,7 @@ impl Service {
             .env("NOTIFY_SOCKET", self.directory.path().join("notify"))
             .env("LISTEN_FDS", fds.len().to_string())
             .env("LISTEN_FDNAMES", names.join(":"))
+            .envs((self.manager.restart_signal == Signal::HUP).then_some(("RESTARTSIGNAL", "SIGHUP")))
             .envs(self.manager.env.iter().map(|(key, value)| (key, value)))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -448,9 +457,9 @@ impl Service {
         }
     }
 
-    async fn stop_process(&mut self) -> anyhow::Result<ExitStatus> {
+    async fn stop_process(&mut self, signal: Signal) -> anyhow::Result<ExitStatus> {
         self.state().extended_until = None;
-        self.signal(Signal::TERM)?;
+        self.signal(signal)?;
         let began = Instant::now();
         loop {
             let extended = self.state().extended_until;
@@ -628,11 +637,11 @@ mod tests {
         service.state().handle(stored, [letter.into()].into());
 
         let status = service.restart().await.unwrap();
-        assert_eq!(status.signal(), Some(15));
+        assert_eq!(status.signal(), Some(1));
         service.logged("http:letter\n", 1).await.unwrap();
         service.logged("for the next one\n", 1).await.unwrap();
 
-        service.stop().await.unwrap();
+        assert_eq!(service.stop().await.unwrap().signal(), Some(15));
         assert!(service.stored().is_empty());
         assert_eq!(service.pid(), None);
         service.start().await.unwrap();
@@ -641,7 +650,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_does_not_end_is_killed_but_may_ask_for_time() {
-        let stubborn = "trap '' TERM; echo deaf; while :; do sleep 0.05; done";
+        let stubborn = "trap '' TERM HUP; echo deaf; while :; do sleep 0.05; done";
         let mut service = shell(stubborn).timeout_stop(Duration::from_millis(500)).start().await.unwrap();
         service.logged("deaf\n", 1).await.unwrap();
         let status = service.restart().await.unwrap();
