@@ -11,6 +11,7 @@ use std::sync::Arc;
 use axum::ServiceExt;
 use rustix::net::{AddressFamily, SocketType, sockopt};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::task::JoinSet;
 
 use crate::app::AppState;
 use crate::config::{Config, Listen};
@@ -32,8 +33,7 @@ pub async fn run<A: Application>(config: Config, given: Given, app: impl FnOnce(
         (false, false) => (Siblings::of_unit(), Succession::Always),
         (false, true) => (Siblings::of_unit(), Succession::AfterRestart),
     };
-    let lifecycle = Lifecycle::new(config.shutdown_timeout).among(siblings).followed(succession);
-    let end_at_last = lifecycle.end_at_last()?;
+    let lifecycle = Lifecycle::new(config.shutdown_timeout).among(siblings).followed(succession).ended_at_last()?;
     let gate = Arc::new(Gate::default());
     let max_connections = allow_connections(config.limits.max_connections)?;
     let sockets = if given.listeners.is_empty() { vec![bind(&config)?] } else { given.listeners };
@@ -43,9 +43,10 @@ pub async fn run<A: Application>(config: Config, given: Given, app: impl FnOnce(
     }
     let listener = Listener::new(sockets, Arc::clone(&gate), max_connections)?;
 
-    tokio::spawn(systemd::feed_watchdog());
-    tokio::spawn(lifecycle::report(Arc::clone(&gate), lifecycle.handle()));
-    tokio::spawn(lifecycle::expire(gate, config.limits.idle_timeout, config.header_timeout()));
+    let mut machinery = JoinSet::new();
+    machinery.spawn(systemd::feed_watchdog());
+    machinery.spawn(lifecycle::report(Arc::clone(&gate), lifecycle.handle()));
+    machinery.spawn(lifecycle::expire(gate, config.limits.idle_timeout, config.header_timeout()));
     let app = app(AppState::new(Arc::new(config), lifecycle.handle()));
 
     // The last step: up to here a failure costs nobody a connection.
@@ -54,28 +55,38 @@ pub async fn run<A: Application>(config: Config, given: Given, app: impl FnOnce(
         // `serve` asks for this only when READY=1 is said.
         let taking_over = tokio::spawn(others);
         let reason = told.await;
-        end_at_last();
         // What is still in the old parcel belongs into the new one.
         let _ = taking_over.await;
         reason
     };
-    Ok(serve(listener, app, &lifecycle, told).await)
+    Ok(serve(listener, app, &lifecycle, machinery, told).await)
 }
 
 /// Serves `app` until `told` resolves, then leaves. Everything that has to do with the process stays outside.
+///
+/// None of the tasks of `machinery` ends while all is well, and neither does axum's: where one does, the process would be
+/// ready for ever, and serve nobody. It leaves, and has failed.
 pub async fn serve(
     listener: Listener,
     app: impl Application,
     lifecycle: &Lifecycle,
+    mut machinery: JoinSet<()>,
     told: impl Future<Output = Reason>,
 ) -> Outcome {
     let gate = Arc::clone(listener.gate());
     tracing::info!("serving on {}", listener.addresses().join(", "));
     let server = axum::serve(listener, Track(app).into_make_service_with_connect_info::<Connection>())
         .with_graceful_shutdown(lifecycle.quiesced());
-    let server = tokio::spawn(server.into_future());
-    let door = lifecycle.serving(&gate);
-    lifecycle.leave(&gate, door, told.await, server).await
+    let server = machinery.spawn(async {
+        // axum::serve gives no error.
+        let _ = server.await;
+    });
+    let mut door = lifecycle.serving(&gate);
+    let reason = tokio::select! {
+        reason = told => reason,
+        failure = lifecycle::failure(&mut machinery, &mut door) => failure,
+    };
+    lifecycle.leave(&gate, door, reason, server).await
 }
 
 /// Listens where the configuration says.

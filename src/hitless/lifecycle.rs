@@ -2,12 +2,12 @@
 
 use std::fmt;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -110,6 +110,8 @@ pub enum Reason {
     Interrupt,
     /// A restart by the service manager, or the terminal was closed: `SIGHUP`.
     Hangup,
+    /// A task has ended that the service cannot do without: the process is to make way for another.
+    Failure,
 }
 
 /// How leaving ended.
@@ -123,11 +125,13 @@ pub struct Outcome {
     pub unfinished: usize,
     /// Connections that could not be handed over.
     pub lost: usize,
+    /// Nobody has told it to leave: it could not go on.
+    pub failed: bool,
 }
 
 impl From<&Outcome> for ExitCode {
     fn from(outcome: &Outcome) -> Self {
-        let clean = outcome.cut.is_empty() && outcome.unfinished == 0 && outcome.lost == 0;
+        let clean = outcome.cut.is_empty() && outcome.unfinished == 0 && outcome.lost == 0 && !outcome.failed;
         if clean { ExitCode::SUCCESS } else { ExitCode::FAILURE }
     }
 }
@@ -186,6 +190,7 @@ pub struct Lifecycle {
     quiesced: CancellationToken,
     siblings: Option<Siblings>,
     succession: Succession,
+    at_last: Option<mpsc::Sender<()>>,
 }
 
 /// Whether another process follows this one, for which the service manager keeps the connections meanwhile.
@@ -205,7 +210,7 @@ impl Lifecycle {
         let (sender, phase) = watch::channel(Phase::Starting);
         let handle = Handle(Arc::new(Shared { timeout, phase, tasks: TaskTracker::new() }));
         let quiesced = CancellationToken::new();
-        Self { handle, phase: sender, quiesced, siblings: None, succession: Succession::None }
+        Self { handle, phase: sender, quiesced, siblings: None, succession: Succession::None, at_last: None }
     }
 
     /// The same, among siblings.
@@ -216,6 +221,24 @@ impl Lifecycle {
     /// The same, where the service manager starts another process afterwards.
     pub fn followed(self, succession: Succession) -> Self {
         Self { succession, ..self }
+    }
+
+    /// The same, where the process ends a little after T even when the runtime no longer runs, because handlers block all
+    /// its threads. The thread that sees to it is there from the start: later, there may be none to be had.
+    ///
+    /// # Errors
+    /// When there is no thread for it.
+    pub fn ended_at_last(self) -> std::io::Result<Self> {
+        let limit = self.handle.0.timeout.total() + ShutdownTimeout::MARGIN / 2;
+        let (sender, leaves) = mpsc::channel();
+        std::thread::Builder::new().name("end at last".to_owned()).spawn(move || {
+            if leaves.recv().is_ok() {
+                std::thread::sleep(limit);
+                eprintln!("the process did not end by T: handlers may block the runtime's threads");
+                std::process::exit(1);
+            }
+        })?;
+        Ok(Self { at_last: Some(sender), ..self })
     }
 
     /// What handlers and tasks see of it.
@@ -243,8 +266,12 @@ impl Lifecycle {
     /// take them. Ends at T.
     ///
     /// `server` is axum's: told by [`quiesced`](Self::quiesced) that it may end, it does not say when it has.
-    pub async fn leave<T>(&self, gate: &Gate, door: Option<Door>, reason: Reason, server: JoinHandle<T>) -> Outcome {
+    pub async fn leave(&self, gate: &Gate, door: Option<Door>, reason: Reason, server: AbortHandle) -> Outcome {
         let since = Instant::now();
+        if let Some(at_last) = &self.at_last {
+            // Cannot fail: the thread waits for it.
+            let _ = at_last.send(());
+        }
         let timeout = self.handle.0.timeout;
         let deadline = tokio::time::Instant::from_std(since + timeout.total());
         self.phase.send_replace(Phase::Leaving { since });
@@ -254,7 +281,7 @@ impl Lifecycle {
             door.close().await;
         }
 
-        let mut outcome = Outcome::default();
+        let mut outcome = Outcome { failed: reason == Reason::Failure, ..Outcome::default() };
         let mut parcel = None;
         // It keeps to T by itself: whoever stopped it would not know whose the connections on their way are.
         let given = self.give(gate, since, &mut outcome.handed_over).await;
@@ -368,27 +395,6 @@ impl Lifecycle {
         Err(std::io::Error::other(nobody))
     }
 
-    /// What ends the process, a little after T from when it is told to, even when the runtime no longer runs, because
-    /// handlers block all its threads. Its own thread is there from the start: later, there may be none to be had.
-    ///
-    /// # Errors
-    /// When there is no thread for it.
-    pub fn end_at_last(&self) -> std::io::Result<impl FnOnce() + use<>> {
-        let limit = self.handle.0.timeout.total() + ShutdownTimeout::MARGIN / 2;
-        let (leaving, told) = std::sync::mpsc::channel();
-        std::thread::Builder::new().name("end at last".to_owned()).spawn(move || {
-            if told.recv().is_ok() {
-                std::thread::sleep(limit);
-                eprintln!("the process did not end by T: handlers may block the runtime's threads");
-                std::process::exit(1);
-            }
-        })?;
-        Ok(move || {
-            // Cannot fail: the thread waits for it.
-            let _ = leaving.send(());
-        })
-    }
-
     /// Takes every clean connection out of hyper, at a moment when that keeps nobody waiting.
     ///
     /// That no request in flight is old does not tell how long they will take. So this is a try: when they take long,
@@ -430,7 +436,10 @@ impl Lifecycle {
 
     /// Lets connections end: as a lame duck first, so that load balancers and clients can turn away.
     async fn retire(&self, gate: &Gate, reason: Reason, why: &std::io::Error) {
-        let grace = if reason == Reason::Interrupt { Duration::ZERO } else { self.handle.0.timeout.sixth() };
+        let grace = match reason {
+            Reason::Interrupt | Reason::Failure => Duration::ZERO,
+            Reason::Terminate | Reason::Hangup => self.handle.0.timeout.sixth(),
+        };
         tracing::info!("connections are not handed over but retired, new ones served for {grace:?}: {why}");
         gate.set_mode(Mode::Retiring);
         tokio::time::sleep(grace).await;
@@ -448,7 +457,7 @@ impl Outcome {
             let path = request.as_ref().map(|(_, path)| path);
             tracing::error!(%peer, method, path, ?age, "cut off at T: {cut}");
         }
-        let Self { handed_over, cut, unfinished, lost } = self;
+        let Self { handed_over, cut, unfinished, lost, failed: _ } = self;
         let (handed_over, cut) = (*handed_over, cut.len());
         if ExitCode::from(self) == ExitCode::SUCCESS {
             tracing::info!("left after {took:?}, {handed_over} connections handed over");
@@ -485,6 +494,23 @@ pub fn told_to_leave() -> std::io::Result<impl Future<Output = Reason>> {
         });
         reason
     })
+}
+
+/// Resolves when one of the tasks ends that run for as long as the process does, and says so in the log.
+pub async fn failure(machinery: &mut JoinSet<()>, door: &mut Option<Door>) -> Reason {
+    let door = async {
+        match door {
+            Some(door) => door.ended().await,
+            None => std::future::pending().await,
+        }
+    };
+    let ended = tokio::select! {
+        Some(ended) = machinery.join_next() => ended,
+        ended = door => ended,
+    };
+    let why = ended.map_or_else(|error| error.to_string(), |()| "a task has ended".to_owned());
+    tracing::error!("the service cannot go on, and leaves to be started anew: {why}");
+    Reason::Failure
 }
 
 /// Keeps ending connections that are silent, or at their request's head, for too long.

@@ -22,7 +22,7 @@ use rustix::net::{
 };
 use tokio::io::Interest;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
 
 use super::gate::Gate;
 use super::parcel::{self, Clean};
@@ -119,11 +119,19 @@ pub struct Door {
 }
 
 impl Door {
+    /// Resolves when nobody is behind the door any more, which is so only when that went wrong.
+    pub async fn ended(&mut self) -> Result<(), JoinError> {
+        (&mut self.task).await
+    }
+
     /// Closes the door. Everything that was taken in is behind the gate, everything else stays with its giver.
     pub async fn close(self) {
         let _ = std::fs::remove_file(&self.path);
         self.task.abort();
-        let _ = self.task.await;
+        // Unless `ended` has seen to that already.
+        if !self.task.is_finished() {
+            let _ = self.task.await;
+        }
     }
 }
 

@@ -20,7 +20,8 @@ use tokio::task::JoinSet;
 
 use crate::client::{Client, soon};
 use crate::handover::{assert_good, start};
-use crate::start::{BINARY, Process, managed, spawn_app, variable};
+use crate::own_routes;
+use crate::start::{BINARY, Process, managed, spawn_app, spawn_app_with, variable};
 
 /// A body that sends something and then nothing more until `end`.
 fn until(end: impl Future<Output = ()> + Send + 'static) -> Body {
@@ -412,4 +413,46 @@ async fn a_restart_hands_connections_over_and_a_stop_retires_them() {
         });
     }
     cases.join_all().await;
+}
+
+#[tokio::test]
+async fn where_a_task_ends_that_the_service_cannot_do_without_it_leaves_and_has_failed() {
+    for panics in [true, false] {
+        let ends = Arc::new(Notify::new());
+        let end = Arc::clone(&ends);
+        let mut machinery = JoinSet::new();
+        machinery.spawn(async move {
+            end.notified().await;
+            assert!(!panics, "as it is to");
+        });
+        let app = spawn_app_with(machinery, "shutdown_timeout = '6s'", Router::new()).await;
+        let mut client = app.client().await;
+        assert_eq!(client.get("/readyz").await.status, 200);
+
+        ends.notify_one();
+
+        client.ended().await;
+        let (outcome, _) = app.left().await;
+        assert_ne!(ExitCode::from(&outcome), ExitCode::SUCCESS, "{outcome:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_service_that_no_longer_accepts_makes_way_for_the_next_process() {
+    let mut service = start(own_routes::process_of("own_routes::serves_until_it_breaks")).await;
+    let mut client = Client::connect(service.address()).await;
+    assert_good(&client.get("/fragile").await);
+    // In whose stead it breaks, this one has been accepted.
+    Client::connect(service.address()).await.ended().await;
+
+    let status = soon("the end", service.exited()).await.unwrap();
+    assert_eq!(status.code(), Some(1), "{}", service.log());
+    let log = service.log();
+    assert!(log.contains("cannot go on") && log.contains(own_routes::BROKEN), "{log}");
+    let mut next = Client::connect(service.address()).await;
+    next.ask("/livez").await;
+    soon("the start", service.start()).await.unwrap();
+    // Who was served before it broke goes on, and who came afterwards has waited.
+    assert_good(&client.get("/livez").await);
+    assert_good(&next.answer().await);
 }

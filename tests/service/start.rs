@@ -42,11 +42,15 @@ pub struct App {
     pub handle: Handle,
     tell: Option<oneshot::Sender<Reason>>,
     outcome: JoinHandle<(Outcome, Duration)>,
-    _expiry: JoinSet<()>,
 }
 
 /// Starts the service on a free port, with `routes` beside its own and behind the same layers.
 pub async fn spawn_app(overrides: &str, routes: Router<AppState>) -> App {
+    spawn_app_with(JoinSet::new(), overrides, routes).await
+}
+
+/// The same, with further tasks that the service cannot do without.
+pub async fn spawn_app_with(mut machinery: JoinSet<()>, overrides: &str, routes: Router<AppState>) -> App {
     let config = config(overrides);
     let socket = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = socket.local_addr().expect("the port");
@@ -56,8 +60,7 @@ pub async fn spawn_app(overrides: &str, routes: Router<AppState>) -> App {
     let handle = lifecycle.handle();
     let listener = Listener::new(vec![Activated::Tcp(socket)], Arc::clone(&gate), config.limits.max_connections)
         .expect("a listener");
-    let mut expiry = JoinSet::new();
-    expiry.spawn(lifecycle::expire(gate, config.limits.idle_timeout, config.header_timeout()));
+    machinery.spawn(lifecycle::expire(gate, config.limits.idle_timeout, config.header_timeout()));
 
     let state = AppState::new(Arc::new(config), handle.clone());
     let app = app::layered(app::routes().merge(routes), state);
@@ -76,10 +79,10 @@ pub async fn spawn_app(overrides: &str, routes: Router<AppState>) -> App {
             since = instant;
             reason
         };
-        let outcome = server::serve(listener, app, &lifecycle, told).await;
+        let outcome = server::serve(listener, app, &lifecycle, machinery, told).await;
         (outcome, since.elapsed())
     });
-    App { address, handle, tell: Some(tell), outcome, _expiry: expiry }
+    App { address, handle, tell: Some(tell), outcome }
 }
 
 impl App {
