@@ -336,47 +336,58 @@ impl Lifecycle {
         outcome
     }
 
-    /// Gives every connection to a sibling, each as soon as it is clean: the sibling serves everybody else meanwhile, so
-    /// nobody has to be waited for. Counts those `given`. False when there is no sibling that takes them (all).
+    /// Gives every connection to the siblings, each as soon as it is clean: they serve everybody else meanwhile, so nobody
+    /// has to be waited for. Counts those `given`. False when there is no sibling that takes them (all).
     async fn give(&self, gate: &Gate, since: Instant, given: &mut usize) -> bool {
         let Some(siblings) = &self.siblings else { return false };
         let timeout = self.handle.0.timeout;
         let left = |until: Duration| until.saturating_sub(since.elapsed());
-        // Each once: what one has refused, for want of descriptors perhaps, it would refuse again.
+        let hand_in = async |pid: u32, connections: &[Clean]| {
+            sibling::hand_in(&siblings.door(pid), connections, left(timeout.total()) / 2).await.inspect_err(|error| {
+                tracing::warn!("the instance with process id {pid} does not take connections: {error}");
+            })
+        };
+        // How many connections each of them has, as far as it says so.
+        let mut takers = Vec::new();
         for pid in siblings.pids().unwrap_or_default() {
-            let door = siblings.door(pid);
-            let hand_in = async |connections: &[Clean]| {
-                sibling::hand_in(&door, connections, left(timeout.total()) / 2).await.inspect_err(|error| {
-                    tracing::warn!("the instance with process id {pid} does not take connections: {error}");
-                })
+            if let Ok(taken) = hand_in(pid, &[]).await {
+                tracing::info!("the instance with process id {pid} takes connections");
+                takers.push((taken.has.unwrap_or(0), pid));
+            }
+        }
+        if takers.is_empty() {
+            return false;
+        }
+        gate.close();
+        loop {
+            let taken = tokio::time::timeout(left(timeout.last_moment()), gate.next_taken());
+            let Ok(Some(mut connections)) = taken.await else {
+                self.quiesced.cancel();
+                return true;
             };
-            if hand_in(&[]).await.is_err() {
-                continue;
-            }
-            tracing::info!("the instance with process id {pid} takes the connections");
-            gate.close();
-            loop {
-                let taken = tokio::time::timeout(left(timeout.last_moment()), gate.next_taken());
-                let Ok(Some(mut connections)) = taken.await else {
-                    self.quiesced.cancel();
-                    return true;
-                };
-                while !connections.is_empty()
-                    && let Ok(count) = hand_in(&connections).await
-                {
-                    connections.drain(..count);
-                    *given += count;
-                }
-                if !connections.is_empty() {
+            while !connections.is_empty() {
+                let Some(fewest) = (0..takers.len()).min_by_key(|taker| takers[*taker]) else {
                     gate.put(connections);
-                    break;
+                    gate.open();
+                    return false;
+                };
+                let (has, pid) = takers[fewest];
+                // So many that it would have as many as each of them in the end.
+                let all = connections.len() + takers.iter().map(|(has, _)| has).sum::<usize>();
+                let lot = (all.div_ceil(takers.len()) - has).min(connections.len());
+                match hand_in(pid, &connections[..lot]).await {
+                    Ok(taken) => {
+                        connections.drain(..taken.count);
+                        *given += taken.count;
+                        takers[fewest].0 = taken.has.unwrap_or(has + taken.count);
+                    }
+                    // What it has refused, for want of descriptors perhaps, it would refuse again.
+                    Err(_) => {
+                        takers.swap_remove(fewest);
+                    }
                 }
             }
         }
-        if gate.is_closed() {
-            gate.open();
-        }
-        false
     }
 
     /// Whether there will be a process to hand connections over to.

@@ -1,6 +1,7 @@
 //! Several instances: one that leaves gives its connections to one that serves on, each exactly once. Here each has a
 //! listening socket of its own, so that a test can choose whom a client meets first.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::Stdio;
@@ -11,8 +12,8 @@ use std::time::Duration;
 use lab::http1::{Ask, Connection, Stays};
 use lab::manager::{Manager, Service};
 use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept, bind, listen, recv, send,
-    socket_with,
+    AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept, bind, connect, listen, recv,
+    send, socket_with,
 };
 use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 use service::unit;
@@ -120,6 +121,31 @@ async fn thirty_restarts_in_turn_under_load_lose_nothing() {
 }
 
 #[tokio::test]
+async fn restarted_in_turn_those_that_serve_on_have_as_many_connections_each() {
+    const EACH: usize = 30;
+    let directory = TempDir::new().unwrap();
+    let mut instances = [instance(&directory).await, instance(&directory).await, instance(&directory).await];
+    let mut clients = Vec::new();
+    for _ in 0..EACH {
+        for instance in &instances {
+            clients.push(known(instance).await);
+        }
+    }
+    for turn in 0..6 {
+        let left = process(&mut known(&instances[turn % 3]).await).await;
+        restart(&mut instances[turn % 3]).await;
+        let mut have = BTreeMap::new();
+        for client in &mut clients {
+            *have.entry(process(client).await).or_insert(0) += 1;
+        }
+        assert!(!have.contains_key(&left), "{have:?}");
+        // One more or less, by a client that has just gone.
+        let (most, fewest) = (have.values().max().unwrap(), have.values().min().unwrap());
+        assert!(have.len() == 2 && most - fewest <= 2, "{have:?}");
+    }
+}
+
+#[tokio::test]
 async fn instances_that_leave_at_the_same_time_lose_nothing() {
     let directory = TempDir::new().unwrap();
     let (mut one, mut two) = (instance(&directory).await, instance(&directory).await);
@@ -218,6 +244,20 @@ async fn a_sibling_that_is_of_another_release_or_takes_none_gets_nothing() {
         let refusals = service.log().matches("does not take connections").count();
         assert_eq!(refusals, 1, "{knock:?} {connections:?}: {}", service.log());
     }
+}
+
+#[tokio::test]
+async fn a_release_that_knows_no_number_reads_of_the_answer_what_it_knows() {
+    let directory = TempDir::new().unwrap();
+    let service = instance(&directory).await;
+    let door = directory.path().join(service.pid().unwrap().to_string());
+    let giver = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+    connect(&giver, &SocketAddrUnix::new(&door).unwrap()).unwrap();
+    // Format 2, without a connection.
+    send(&giver, &[2], SendFlags::NOSIGNAL).unwrap();
+    let mut answer = [0];
+    let answered = tokio::task::spawn_blocking(move || (recv(&giver, &mut answer, RecvFlags::empty()), answer));
+    assert_eq!(soon("an answer", answered).await.unwrap(), (Ok((1, 1)), [6]));
 }
 
 #[tokio::test]
