@@ -35,13 +35,13 @@ pub async fn run<A: Application>(config: Config, given: Given, app: impl FnOnce(
     };
     let lifecycle = Lifecycle::new(config.shutdown_timeout).among(siblings).followed(succession).ended_at_last()?;
     let gate = Arc::new(Gate::default());
-    let max_connections = allow_connections(config.limits.max_connections)?;
+    let Room { max_connections, guests } = allow_connections(config.limits.max_connections)?;
     let sockets = if given.listeners.is_empty() { vec![bind(&config)?] } else { given.listeners };
     for (name, error) in &given.strangers {
         tracing::warn!("a descriptor that is no socket to serve is dropped, {name:?}: {error}");
         systemd::forget(name);
     }
-    let listener = Listener::new(sockets, Arc::clone(&gate), max_connections)?;
+    let listener = Listener::new(sockets, Arc::clone(&gate), max_connections)?.with_guests(guests);
 
     let mut machinery = JoinSet::new();
     machinery.spawn(systemd::feed_watchdog());
@@ -137,9 +137,16 @@ fn holder(address: SocketAddr) -> String {
     if lines.is_empty() { lines } else { format!("; held by:\n{lines}") }
 }
 
+/// How many connections the process may hold.
+struct Room {
+    max_connections: usize,
+    /// And how many beside that siblings hand in: as many again, if there are descriptors for them.
+    guests: usize,
+}
+
 /// Sees to it that the process may hold `max_connections`, or says how many it may hold. There is always room for what
 /// takes connections over, or hands them over.
-fn allow_connections(max_connections: usize) -> io::Result<usize> {
+fn allow_connections(max_connections: usize) -> io::Result<Room> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let apart = descriptors(0);
     let wanted = descriptors(max_connections);
@@ -159,9 +166,10 @@ fn allow_connections(max_connections: usize) -> io::Result<usize> {
             "{room} connections are allowed, and not limits.max_connections = {max_connections}: that needs {wanted} \
              descriptors, and there are {allowed} (ulimit -n, LimitNOFILE=)"
         );
-        return Ok(room as usize);
+        return Ok(Room { max_connections: room as usize, guests: 0 });
     }
-    Ok(max_connections)
+    let guests = usize::try_from(allowed - wanted).unwrap_or(usize::MAX).min(max_connections);
+    Ok(Room { max_connections, guests })
 }
 
 /// How many descriptors the process needs with so many connections.

@@ -130,6 +130,10 @@ impl Connection {
     }
 
     /// Whether the connection is over the limit, and to be told so.
+    pub(super) fn id(&self) -> u64 {
+        self.0.id
+    }
+
     pub(super) fn is_surplus(&self) -> bool {
         self.0.surplus
     }
@@ -570,7 +574,7 @@ impl Drop for Io {
                 Either::Right(unix) => unix.into_std().map(Into::into),
             };
             match socket {
-                Ok(socket) => gate.put(vec![Clean { socket, rest }]),
+                Ok(socket) => gate.put(vec![Clean { socket, rest, guest: false }]),
                 Err(error) => tracing::error!("the connection of {} cannot be taken: {error}", self.connection.peer()),
             }
         }

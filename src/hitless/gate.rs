@@ -7,7 +7,7 @@
 //! It is closed *first*, then every connection is woken under its lock: a read that saw the gate open has left its waker
 //! there, and a later one sees the gate closed. So none is missed.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -65,6 +65,8 @@ pub(super) enum Obstacle {
 pub struct Gate {
     connections: Mutex<HashMap<u64, Connection>>,
     taken: Mutex<Vec<Clean>>,
+    /// Those that a sibling has handed in.
+    guests: Mutex<HashSet<u64>>,
     ids: AtomicU64,
     closed: AtomicBool,
     /// The gate is about to close: connections that have been quiet for a while are taken already.
@@ -92,15 +94,30 @@ impl Gate {
         io
     }
 
+    /// The same for one that a sibling has handed in.
+    pub(super) fn admit_guest(self: &Arc<Self>, socket: Socket, peer: Peer, rest: Vec<u8>) -> Io {
+        let io = self.admit(socket, peer, rest, false);
+        self.guests().insert(io.connection().id());
+        io
+    }
+
     /// Enters that a connection has gone.
     pub(super) fn forget(&self, id: u64) {
         self.all().remove(&id);
+        self.guests().remove(&id);
         self.gone.notify_waiters();
     }
 
     /// The number of live connections.
     pub fn len(&self) -> usize {
         self.all().len()
+    }
+
+    /// The number of live connections, but for those that siblings have handed in, up to so many.
+    pub(super) fn len_without(&self, guests: usize) -> usize {
+        // One lock after the other: a guest may go meanwhile.
+        let known = self.guests().len().min(guests);
+        self.len().saturating_sub(known)
     }
 
     /// Whether there is no live connection.
@@ -297,6 +314,10 @@ impl Gate {
         for connection in self.all().values() {
             connection.expire(idle, head);
         }
+    }
+
+    fn guests(&self) -> MutexGuard<'_, HashSet<u64>> {
+        self.guests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn all(&self) -> MutexGuard<'_, HashMap<u64, Connection>> {

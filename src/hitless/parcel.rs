@@ -48,6 +48,8 @@ const MESSAGE_LIMIT: usize = 1 + MESSAGE_SOCKETS * size_of::<u32>();
 pub struct Clean {
     pub socket: OwnedFd,
     pub rest: Vec<u8>,
+    /// A sibling has handed it in.
+    pub guest: bool,
 }
 
 /// The sending end of a parcel whose receiving end the service manager keeps.
@@ -284,7 +286,7 @@ fn decompose(message: &[u8], mut descriptors: Vec<OwnedFd>) -> io::Result<Vec<Cl
             memory.as_ref().ok_or_else(malformed)?.read_exact_at(&mut rest, read)?;
             read += rest.len() as u64;
         }
-        Ok(Clean { socket, rest })
+        Ok(Clean { socket, rest, guest: false })
     });
     connections.collect()
 }

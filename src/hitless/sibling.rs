@@ -184,7 +184,8 @@ async fn take_in(giver: &UnixStream, gate: &Gate) -> io::Result<()> {
         return Err(io::Error::other(format!("user {user} is a stranger")));
     }
     let message = giver.async_io(Interest::READABLE, || parcel::receive(giver)).await?;
-    let connections = message.ok_or(Errno::CONNRESET)?.open()?;
+    let mut connections = message.ok_or(Errno::CONNRESET)?.open()?;
+    connections.iter_mut().for_each(|clean| clean.guest = true);
     let has = u32::try_from(gate.len() + gate.put_aside() + connections.len()).unwrap_or(u32::MAX);
     let [a, b, c, d] = has.to_le_bytes();
     // Said first: a giver that is no longer there to hear it keeps them.

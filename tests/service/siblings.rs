@@ -146,6 +146,42 @@ async fn restarted_in_turn_those_that_serve_on_have_as_many_connections_each() {
 }
 
 #[tokio::test]
+async fn what_is_handed_over_has_room_beside_new_clients_up_to_as_many_again() {
+    const MOST: usize = 10;
+    let directory = TempDir::new().unwrap();
+    let full = async || {
+        let manager = managed().env(variable("limits.max_connections"), MOST.to_string());
+        let service = start(manager.env("RUNTIME_DIRECTORY", directory.path())).await;
+        let mut clients = Vec::new();
+        for _ in 0..MOST {
+            clients.push(known(&service).await);
+        }
+        (service, clients)
+    };
+    let leave = async |(mut leaving, clients): (Service, Vec<Client>)| {
+        leaving.signal(Signal::TERM).unwrap();
+        leaves(&mut leaving).await;
+        clients
+    };
+    let (living, mut own) = full().await;
+
+    let mut guests = leave(full().await).await;
+    own.pop();
+    soon("a place", async {
+        while client(&living).await.get("/livez").await.status != 200 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+
+    guests.append(&mut leave(full().await).await);
+    assert_eq!(client(&living).await.get("/livez").await.status, 503);
+    for client in own.iter_mut().chain(&mut guests) {
+        assert_good(&client.get("/livez").await);
+    }
+}
+
+#[tokio::test]
 async fn instances_that_leave_at_the_same_time_lose_nothing() {
     let directory = TempDir::new().unwrap();
     let (mut one, mut two) = (instance(&directory).await, instance(&directory).await);
