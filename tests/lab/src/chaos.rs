@@ -177,7 +177,7 @@ fn table() -> Vec<Fault> {
         ),
         hurt("the host is restarted", hurts::rebooted)
             .under(NOBODY)
-            .so("refused until the socket unit is up, then served; connections are gone")
+            .so("the same, but who is in the queue when the socket unit closes is turned away; then refused until that is up")
             .within(90)
             .slow(),
         // Outages.
