@@ -51,7 +51,8 @@ async fn report(
 /// Asks one instance among those that share a socket: it is handed one end of a connection, as by a sibling.
 async fn ask_instance(door: &Path) -> io::Result<(u16, String)> {
     let (ours, theirs) = UnixStream::pair()?;
-    hand_in(door, &[Clean { socket: theirs.into_std()?.into(), rest: Vec::new() }], sibling::PATIENCE).await?;
+    let theirs = Clean { socket: theirs.into_std()?.into(), rest: Vec::new(), guest: false };
+    hand_in(door, &[theirs], sibling::PATIENCE).await?;
     ask(ours).await
 }
 

@@ -11,12 +11,14 @@ use std::sync::Arc;
 use axum::ServiceExt;
 use rustix::net::{AddressFamily, SocketType, sockopt};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::task::JoinSet;
 
 use crate::app::AppState;
 use crate::config::{Config, Listen};
 use crate::hitless::systemd::{self, Activated, Given};
 use crate::hitless::{
-    Application, Connection, Gate, Lifecycle, Listener, Outcome, Reason, Siblings, Track, lifecycle, listener, parcel,
+    Application, Connection, Gate, Lifecycle, Listener, Outcome, Reason, Siblings, Succession, Track, lifecycle,
+    listener, parcel,
 };
 use crate::unit;
 
@@ -27,10 +29,14 @@ use crate::unit;
 pub async fn run<A: Application>(config: Config, given: Given, app: impl FnOnce(AppState) -> A) -> io::Result<Outcome> {
     let told = lifecycle::told_to_leave()?;
     // Siblings share the sockets that systemd keeps. What comes to a socket of this process alone is its own.
-    let siblings = if given.listeners.is_empty() { None } else { Siblings::of_unit() };
-    let lifecycle = Lifecycle::new(config.shutdown_timeout).among(siblings);
+    let (siblings, succession) = match (given.listeners.is_empty(), systemd::tells_restarts()) {
+        (true, _) => (None, Succession::None),
+        (false, false) => (Siblings::of_unit(), Succession::Always),
+        (false, true) => (Siblings::of_unit(), Succession::AfterRestart),
+    };
+    let lifecycle = Lifecycle::new(config.shutdown_timeout).among(siblings).followed(succession).ended_at_last()?;
     let gate = Arc::new(Gate::new(config.connection_limits()));
-    let max_connections = allow_connections(config.limits.max_connections)?;
+    let Room { max_connections, guests } = allow_connections(config.limits.max_connections)?;
     if !given.listeners.is_empty() {
         for reason in unit::asked_in_vain(&config, &bound(&given.listeners)?) {
             tracing::warn!("{reason}");
@@ -41,11 +47,12 @@ pub async fn run<A: Application>(config: Config, given: Given, app: impl FnOnce(
         tracing::warn!("a descriptor that is no socket to serve is dropped, {name:?}: {error}");
         systemd::forget(name);
     }
-    let listener = Listener::new(sockets, Arc::clone(&gate), max_connections)?;
+    let listener = Listener::new(sockets, Arc::clone(&gate), max_connections)?.with_guests(guests);
 
-    tokio::spawn(systemd::feed_watchdog());
-    tokio::spawn(lifecycle::report(Arc::clone(&gate), lifecycle.handle()));
-    tokio::spawn(lifecycle::expire(gate));
+    let mut machinery = JoinSet::new();
+    machinery.spawn(systemd::feed_watchdog());
+    machinery.spawn(lifecycle::report(Arc::clone(&gate), lifecycle.handle()));
+    machinery.spawn(lifecycle::expire(gate));
     let app = app(AppState::new(Arc::new(config), lifecycle.handle()));
 
     // The last step: up to here a failure costs nobody a connection.
@@ -54,28 +61,38 @@ pub async fn run<A: Application>(config: Config, given: Given, app: impl FnOnce(
         // `serve` asks for this only when READY=1 is said.
         let taking_over = tokio::spawn(others);
         let reason = told.await;
-        lifecycle.end_at_last();
         // What is still in the old parcel belongs into the new one.
         let _ = taking_over.await;
         reason
     };
-    Ok(serve(listener, app, &lifecycle, told).await)
+    Ok(serve(listener, app, &lifecycle, machinery, told).await)
 }
 
 /// Serves `app` until `told` resolves, then leaves. Everything that has to do with the process stays outside.
+///
+/// None of the tasks of `machinery` ends while all is well, and neither does axum's: where one does, the process would be
+/// ready for ever, and serve nobody. It leaves, and has failed.
 pub async fn serve(
     listener: Listener,
     app: impl Application,
     lifecycle: &Lifecycle,
+    mut machinery: JoinSet<()>,
     told: impl Future<Output = Reason>,
 ) -> Outcome {
     let gate = Arc::clone(listener.gate());
     tracing::info!("serving on {}", listener.addresses().join(", "));
     let server = axum::serve(listener, Track(app).into_make_service_with_connect_info::<Connection>())
         .with_graceful_shutdown(lifecycle.quiesced());
-    let server = tokio::spawn(server.into_future());
-    let door = lifecycle.serving(&gate);
-    lifecycle.leave(&gate, door, told.await, server).await
+    let server = machinery.spawn(async {
+        // axum::serve gives no error.
+        let _ = server.await;
+    });
+    let mut door = lifecycle.serving(&gate);
+    let reason = tokio::select! {
+        reason = told => reason,
+        failure = lifecycle::failure(&mut machinery, &mut door) => failure,
+    };
+    lifecycle.leave(&gate, door, reason, server).await
 }
 
 /// Where sockets that the service manager keeps are bound.
@@ -137,9 +154,16 @@ fn holder(address: SocketAddr) -> String {
     if lines.is_empty() { lines } else { format!("; held by:\n{lines}") }
 }
 
+/// How many connections the process may hold.
+struct Room {
+    max_connections: usize,
+    /// And how many beside that siblings hand in: as many again, if there are descriptors for them.
+    guests: usize,
+}
+
 /// Sees to it that the process may hold `max_connections`, or says how many it may hold. There is always room for what
 /// takes connections over, or hands them over.
-fn allow_connections(max_connections: usize) -> io::Result<usize> {
+fn allow_connections(max_connections: usize) -> io::Result<Room> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let apart = descriptors(0);
     let wanted = descriptors(max_connections);
@@ -159,9 +183,10 @@ fn allow_connections(max_connections: usize) -> io::Result<usize> {
             "{room} connections are allowed, and not limits.max_connections = {max_connections}: that needs {wanted} \
              descriptors, and there are {allowed} (ulimit -n, LimitNOFILE=)"
         );
-        return Ok(room as usize);
+        return Ok(Room { max_connections: room as usize, guests: 0 });
     }
-    Ok(max_connections)
+    let guests = usize::try_from(allowed - wanted).unwrap_or(usize::MAX).min(max_connections);
+    Ok(Room { max_connections, guests })
 }
 
 /// How many descriptors the process needs with so many connections.

@@ -68,8 +68,10 @@ pub(super) enum Origin {
     Accepted,
     /// Accepted over the limit, and only told so.
     Surplus,
-    /// Handed over by another process.
+    /// Handed over by the process before.
     Adopted,
+    /// Handed over by a sibling.
+    Guest,
 }
 
 /// A live connection. Handlers get it as `ConnectInfo<Connection>`.
@@ -539,7 +541,7 @@ impl Io {
             fate: Fate::Open,
             requests: Vec::new(),
             tickets: 0,
-            adopted: origin == Origin::Adopted,
+            adopted: matches!(origin, Origin::Adopted | Origin::Guest),
             last: false,
             half_closed: false,
             late: false,
@@ -795,12 +797,12 @@ impl Drop for Io {
                 Either::Right(unix) => unix.into_std().map(Into::into),
             };
             match socket {
-                Ok(socket) => gate.put(vec![Clean { socket, rest }]),
+                Ok(socket) => gate.put(vec![Clean { socket, rest, guest: false }]),
                 Err(error) => tracing::error!("the connection of {} cannot be taken: {error}", self.connection.peer()),
             }
         }
         state.fate = Fate::Closing;
         drop(state);
-        gate.forget(self.connection.0.id);
+        gate.forget(self.connection.0.id, self.connection.0.origin);
     }
 }

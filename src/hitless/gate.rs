@@ -9,7 +9,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -108,6 +108,8 @@ pub struct Gate {
     refused: AtomicU64,
     connections: Mutex<HashMap<u64, Connection>>,
     taken: Mutex<Vec<Clean>>,
+    /// Those that a sibling has handed in.
+    guests: AtomicUsize,
     ids: AtomicU64,
     closed: AtomicBool,
     /// The gate is about to close: connections that have been quiet for a while are taken already.
@@ -174,18 +176,29 @@ impl Gate {
         let id = self.ids.fetch_add(1, Relaxed);
         let io = Io::new(Arc::clone(self), id, socket, peer, rest, origin);
         self.all().insert(id, io.connection().clone());
+        if origin == Origin::Guest {
+            self.guests.fetch_add(1, Relaxed);
+        }
         io
     }
 
     /// Enters that a connection has gone.
-    pub(super) fn forget(&self, id: u64) {
+    pub(super) fn forget(&self, id: u64, origin: Origin) {
         self.all().remove(&id);
+        if origin == Origin::Guest {
+            self.guests.fetch_sub(1, Relaxed);
+        }
         self.gone.notify_waiters();
     }
 
     /// The number of live connections.
     pub fn len(&self) -> usize {
         self.all().len()
+    }
+
+    /// The number of live connections, but for those that siblings have handed in, up to so many.
+    pub(super) fn len_without(&self, guests: usize) -> usize {
+        self.len().saturating_sub(self.guests.load(Relaxed).min(guests))
     }
 
     /// Whether there is no live connection.

@@ -1,14 +1,14 @@
 //! The life of the process: ready, leaving, gone. One number governs the end, [`ShutdownTimeout`].
 
 use std::fmt;
+use std::io::Write;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -99,6 +99,8 @@ pub enum Phase {
     /// Told to leave, still serving (a lame duck).
     Leaving {
         since: Instant,
+        /// Whoever is sent here is served at once.
+        ready: bool,
     },
 }
 
@@ -115,12 +117,14 @@ impl fmt::Display for Phase {
 /// Why the process leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// systemd, or an operator: `SIGTERM`.
+    /// A stop by the service manager, or an operator: `SIGTERM`.
     Terminate,
     /// A developer's Ctrl-C: `SIGINT`. Quick.
     Interrupt,
-    /// The terminal was closed: `SIGHUP`.
+    /// A restart by the service manager, or the terminal was closed: `SIGHUP`.
     Hangup,
+    /// A task has ended that the service cannot do without: the process is to make way for another.
+    Failure,
 }
 
 /// How leaving ended.
@@ -136,11 +140,13 @@ pub struct Outcome {
     pub unfinished: usize,
     /// Connections that could not be handed over.
     pub lost: usize,
+    /// Nobody has told it to leave: it could not go on.
+    pub failed: bool,
 }
 
 impl From<&Outcome> for ExitCode {
     fn from(outcome: &Outcome) -> Self {
-        let clean = outcome.cut.is_empty() && outcome.unfinished == 0 && outcome.lost == 0;
+        let clean = outcome.cut.is_empty() && outcome.unfinished == 0 && outcome.lost == 0 && !outcome.failed;
         if clean { ExitCode::SUCCESS } else { ExitCode::FAILURE }
     }
 }
@@ -153,7 +159,6 @@ pub struct Handle(Arc<Shared>);
 struct Shared {
     timeout: ShutdownTimeout,
     phase: watch::Receiver<Phase>,
-    turning_away: AtomicBool,
     tasks: TaskTracker,
 }
 
@@ -166,7 +171,7 @@ impl Handle {
     /// Whether whoever is sent here now is served at once. A service that leaves is ready as long as that is so: it hands
     /// its connections over within a moment.
     pub fn is_ready(&self) -> bool {
-        self.phase() != Phase::Starting && !self.0.turning_away.load(Relaxed)
+        matches!(self.phase(), Phase::Serving | Phase::Leaving { ready: true, .. })
     }
 
     /// Waits until the process is told to leave.
@@ -181,7 +186,7 @@ impl Handle {
     /// How much of T is left, once the process was told to leave.
     pub fn remaining(&self) -> Option<Duration> {
         match self.phase() {
-            Phase::Leaving { since } => Some(self.0.timeout.total().saturating_sub(since.elapsed())),
+            Phase::Leaving { since, .. } => Some(self.0.timeout.total().saturating_sub(since.elapsed())),
             Phase::Starting | Phase::Serving => None,
         }
     }
@@ -205,20 +210,60 @@ pub struct Lifecycle {
     phase: watch::Sender<Phase>,
     quiesced: CancellationToken,
     siblings: Option<Siblings>,
+    succession: Succession,
+    at_last: Option<mpsc::Sender<()>>,
+}
+
+/// Whether another process follows this one, for which the service manager keeps the connections meanwhile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Succession {
+    /// Never: the listening sockets are this process' own. They, and perhaps the network that they are in, end with it.
+    None,
+    /// After every end, as far as this process can tell.
+    Always,
+    /// Not after a stop, which is told by `SIGTERM`, and a restart is not (`RestartKillSignal=`).
+    AfterRestart,
 }
 
 impl Lifecycle {
     /// A life that is about to begin.
     pub fn new(timeout: ShutdownTimeout) -> Self {
         let (sender, phase) = watch::channel(Phase::Starting);
-        let turning_away = AtomicBool::new(false);
-        let handle = Handle(Arc::new(Shared { timeout, phase, turning_away, tasks: TaskTracker::new() }));
-        Self { handle, phase: sender, quiesced: CancellationToken::new(), siblings: None }
+        let handle = Handle(Arc::new(Shared { timeout, phase, tasks: TaskTracker::new() }));
+        let quiesced = CancellationToken::new();
+        Self { handle, phase: sender, quiesced, siblings: None, succession: Succession::None, at_last: None }
     }
 
     /// The same, among siblings.
     pub fn among(self, siblings: Option<Siblings>) -> Self {
         Self { siblings, ..self }
+    }
+
+    /// The same, where the service manager starts another process afterwards.
+    pub fn followed(self, succession: Succession) -> Self {
+        Self { succession, ..self }
+    }
+
+    /// The same, where the process ends a little after T even when the runtime no longer runs, because handlers block all
+    /// its threads. The thread that sees to it is there from the start: later, there may be none to be had.
+    ///
+    /// # Errors
+    /// When there is no thread for it.
+    pub fn ended_at_last(self) -> std::io::Result<Self> {
+        let limit = self.handle.0.timeout.total() + ShutdownTimeout::MARGIN / 2;
+        let (sender, leaves) = mpsc::channel();
+        std::thread::Builder::new().name("end at last".to_owned()).spawn(move || {
+            if leaves.recv().is_ok() {
+                std::thread::sleep(limit);
+                // Whoever reads it may have gone.
+                let _ = writeln!(
+                    std::io::stderr(),
+                    "the process did not end by T: handlers may block the runtime's threads"
+                );
+                std::process::exit(1);
+            }
+        })?;
+        Ok(Self { at_last: Some(sender), ..self })
     }
 
     /// What handlers and tasks see of it.
@@ -246,32 +291,38 @@ impl Lifecycle {
     /// take them. Ends at T.
     ///
     /// `server` is axum's: told by [`quiesced`](Self::quiesced) that it may end, it does not say when it has.
-    pub async fn leave<T>(&self, gate: &Gate, door: Option<Door>, reason: Reason, server: JoinHandle<T>) -> Outcome {
+    pub async fn leave(&self, gate: &Gate, door: Option<Door>, reason: Reason, server: AbortHandle) -> Outcome {
         let since = Instant::now();
+        if let Some(at_last) = &self.at_last {
+            // Cannot fail: the thread waits for it.
+            let _ = at_last.send(());
+        }
         let timeout = self.handle.0.timeout;
         let deadline = tokio::time::Instant::from_std(since + timeout.total());
-        // Where nobody can take over, that shows before anything else does.
-        self.turn_away(self.siblings.is_none() && !systemd::is_there());
-        self.phase.send_replace(Phase::Leaving { since });
+        let ready = self.siblings.is_some() || self.successor(reason).is_ok();
+        self.phase.send_replace(Phase::Leaving { since, ready });
         gate.set_mode(Mode::HandingOver);
         systemd::stopping(timeout.unit_stop());
         if let Some(door) = door {
             door.close().await;
         }
 
-        let mut outcome = Outcome::default();
+        let mut outcome = Outcome { failed: reason == Reason::Failure, ..Outcome::default() };
         let mut parcel = None;
         // It keeps to T by itself: whoever stopped it would not know whose the connections on their way are.
         let given = self.give(gate, since, &mut outcome.handed_over).await;
         let in_time = tokio::time::timeout_at(deadline, async {
             if !given {
-                // It waits for the service manager, which may be busy with itself, and requests are still served.
-                let opened = tokio::task::spawn_blocking(move || Parcel::open(timeout.calm()));
-                let refused = match opened.await.unwrap_or_else(|error| Err(error.into())) {
+                let opened = match self.successor(reason) {
+                    // It waits for the service manager, which may be busy with itself, and requests are still served.
+                    Ok(()) => Parcel::open(timeout.calm()).await,
+                    Err(nobody) => Err(nobody),
+                };
+                let refused = match opened {
                     Ok(opened) => {
                         let opened = parcel.insert(opened);
                         self.take_all(gate, since).await;
-                        opened.is_kept(Duration::ZERO).err()
+                        opened.is_kept().err()
                     }
                     Err(error) => Some(error),
                 };
@@ -312,57 +363,74 @@ impl Lifecycle {
         outcome
     }
 
-    /// Gives every connection to a sibling, each as soon as it is clean: the sibling serves everybody else meanwhile, so
-    /// nobody has to be waited for. Counts those `given`. False when there is no sibling that takes them (all).
+    /// Gives every connection to the siblings, each as soon as it is clean: they serve everybody else meanwhile, so nobody
+    /// has to be waited for. Counts those `given`. False when there is no sibling that takes them (all).
     async fn give(&self, gate: &Gate, since: Instant, given: &mut usize) -> bool {
         let Some(siblings) = &self.siblings else { return false };
         let timeout = self.handle.0.timeout;
         let left = |until: Duration| until.saturating_sub(since.elapsed());
-        // Each once: what one has refused, for want of descriptors perhaps, it would refuse again.
+        let hand_in = async |pid: u32, connections: &[Clean]| {
+            sibling::hand_in(&siblings.door(pid), connections, left(timeout.total()) / 2).await.inspect_err(|error| {
+                tracing::warn!("the instance with process id {pid} does not take connections: {error}");
+            })
+        };
+        // How many connections each of them has, as far as it says so.
+        let mut takers = Vec::new();
         for pid in siblings.pids().unwrap_or_default() {
-            let door = siblings.door(pid);
-            let hand_in = async |connections: &[Clean]| {
-                sibling::hand_in(&door, connections, left(timeout.total()) / 2).await.inspect_err(|error| {
-                    tracing::warn!("the instance with process id {pid} does not take connections: {error}");
-                })
+            if let Ok(taken) = hand_in(pid, &[]).await {
+                tracing::info!("the instance with process id {pid} takes connections");
+                takers.push((taken.has.unwrap_or(0), pid));
+            }
+        }
+        if takers.is_empty() {
+            return false;
+        }
+        gate.close();
+        loop {
+            let taken = tokio::time::timeout(left(timeout.last_moment()), gate.next_taken());
+            let Ok(Some(mut connections)) = taken.await else {
+                self.quiesced.cancel();
+                return true;
             };
-            if hand_in(&[]).await.is_err() {
-                continue;
-            }
-            tracing::info!("the instance with process id {pid} takes the connections");
-            gate.close();
-            loop {
-                let taken = tokio::time::timeout(left(timeout.last_moment()), gate.next_taken());
-                let Ok(Some(mut connections)) = taken.await else {
-                    self.quiesced.cancel();
-                    return true;
-                };
-                while !connections.is_empty()
-                    && let Ok(count) = hand_in(&connections).await
-                {
-                    connections.drain(..count);
-                    *given += count;
-                }
-                if !connections.is_empty() {
+            while !connections.is_empty() {
+                let Some(fewest) = (0..takers.len()).min_by_key(|taker| takers[*taker]) else {
                     gate.put(connections);
-                    break;
+                    gate.open();
+                    return false;
+                };
+                let (has, pid) = takers[fewest];
+                // So many that it would have as many as each of them in the end.
+                let all = connections.len() + takers.iter().map(|(has, _)| has).sum::<usize>();
+                let lot = (all.div_ceil(takers.len()) - has).min(connections.len());
+                match hand_in(pid, &connections[..lot]).await {
+                    Ok(taken) => {
+                        connections.drain(..taken.count);
+                        *given += taken.count;
+                        takers[fewest].0 = taken.has.unwrap_or(has + taken.count);
+                    }
+                    // What it has refused, for want of descriptors perhaps, it would refuse again.
+                    Err(_) => {
+                        takers.swap_remove(fewest);
+                    }
                 }
             }
         }
-        if gate.is_closed() {
-            gate.open();
-        }
-        false
     }
 
-    /// Ends the process a little after T even when the runtime no longer runs, because handlers block all its threads.
-    pub fn end_at_last(&self) {
-        let limit = self.handle.0.timeout.total() + ShutdownTimeout::MARGIN / 2;
-        std::thread::spawn(move || {
-            std::thread::sleep(limit);
-            eprintln!("the process did not end by T: handlers may block the runtime's threads");
-            std::process::exit(1);
-        });
+    /// Whether there will be a process to hand connections over to.
+    ///
+    /// # Errors
+    /// When nobody comes, with the reason.
+    fn successor(&self, reason: Reason) -> std::io::Result<()> {
+        let nobody = match (self.succession, reason) {
+            (Succession::None, _) => "no service manager keeps the listening sockets",
+            (Succession::AfterRestart, Reason::Terminate) => {
+                "the service is stopped. Unless its socket unit is stopped too, that still listens, and the next client \
+                 starts the service again"
+            }
+            (Succession::Always | Succession::AfterRestart, _) => return Ok(()),
+        };
+        Err(std::io::Error::other(nobody))
     }
 
     /// Takes every clean connection out of hyper, at a moment when that keeps nobody waiting.
@@ -378,7 +446,7 @@ impl Lifecycle {
                 obstacle = Obstacle::Unbounded;
             }
             let bounded = obstacle == Obstacle::Bounded;
-            self.turn_away(bounded && start.elapsed() >= timeout.turn_away());
+            self.set_ready(!bounded || start.elapsed() < timeout.turn_away());
             let patience = if obstacle == Obstacle::Unbounded { timeout.last_moment() } else { timeout.calm() };
             let last = start.elapsed() >= patience;
             if obstacle == Obstacle::None || last {
@@ -404,15 +472,21 @@ impl Lifecycle {
         tracing::info!("the gate is closed after {:?}", start.elapsed());
     }
 
-    /// From now on whoever asks is told whether to turn elsewhere.
-    fn turn_away(&self, turning_away: bool) {
-        self.handle.0.turning_away.store(turning_away, Relaxed);
+    /// Tells whoever asks from now on whether to turn elsewhere.
+    fn set_ready(&self, is_ready: bool) {
+        self.phase.send_if_modified(|phase| match phase {
+            Phase::Leaving { ready, .. } => std::mem::replace(ready, is_ready) != is_ready,
+            Phase::Starting | Phase::Serving => false,
+        });
     }
 
     /// Lets connections end: as a lame duck first, so that load balancers and clients can turn away.
     async fn retire(&self, gate: &Gate, reason: Reason, why: &std::io::Error) {
-        self.turn_away(true);
-        let grace = if reason == Reason::Interrupt { Duration::ZERO } else { self.handle.0.timeout.sixth() };
+        self.set_ready(false);
+        let grace = match reason {
+            Reason::Interrupt | Reason::Failure => Duration::ZERO,
+            Reason::Terminate | Reason::Hangup => self.handle.0.timeout.sixth(),
+        };
         tracing::info!("connections are not handed over but retired, new ones served for {grace:?}: {why}");
         gate.set_mode(Mode::Retiring);
         tokio::time::sleep(grace).await;
@@ -434,7 +508,7 @@ impl Outcome {
                 tracing::warn!(%peer, method, path, ?age, "left behind, as it waits for its client or has no end: {cut}");
             }
         }
-        let Self { handed_over, cut, left_behind, unfinished, lost } = self;
+        let Self { handed_over, cut, left_behind, unfinished, lost, failed: _ } = self;
         let (cut, left_behind) = (cut.len(), left_behind.len());
         if ExitCode::from(self) == ExitCode::SUCCESS {
             tracing::info!("left after {took:?}, {handed_over} connections handed over, {left_behind} left behind");
@@ -466,11 +540,28 @@ pub fn told_to_leave() -> std::io::Result<impl Future<Output = Reason>> {
         tokio::spawn(async move {
             again.recv().await;
             // Not by tracing: nobody writes after this what waits to be written.
-            eprintln!("told to leave a second time ({reason:?}): ending at once");
+            let _ = writeln!(std::io::stderr(), "told to leave a second time ({reason:?}): ending at once");
             std::process::exit(1);
         });
         reason
     })
+}
+
+/// Resolves when one of the tasks ends that run for as long as the process does, and says so in the log.
+pub async fn failure(machinery: &mut JoinSet<()>, door: &mut Option<Door>) -> Reason {
+    let door = async {
+        match door {
+            Some(door) => door.ended().await,
+            None => std::future::pending().await,
+        }
+    };
+    let ended = tokio::select! {
+        Some(ended) = machinery.join_next() => ended,
+        ended = door => ended,
+    };
+    let why = ended.map_or_else(|error| error.to_string(), |()| "a task has ended".to_owned());
+    tracing::error!("the service cannot go on, and leaves to be started anew: {why}");
+    Reason::Failure
 }
 
 /// Keeps ending what has reached its limit.
@@ -492,8 +583,7 @@ pub async fn report(gate: Arc<Gate>, handle: Handle) {
     loop {
         let (answered, failed) = gate.counts();
         let status = format!("{} {} connections; {answered} requests, {failed} failed", handle.phase(), gate.len());
-        if status != told {
-            systemd::status(&status);
+        if status != told && systemd::status(&status) {
             told = status;
         }
         let _ = tokio::time::timeout(Duration::from_secs(1), phase.changed()).await;

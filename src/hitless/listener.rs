@@ -35,6 +35,7 @@ pub struct Listener {
     adopted: VecDeque<(Io, Peer)>,
     gate: Arc<Gate>,
     max_connections: usize,
+    guests: usize,
 }
 
 impl Listener {
@@ -59,15 +60,22 @@ impl Listener {
                 }
             })
             .collect::<io::Result<_>>()?;
-        Ok(Self { sockets, adopted: VecDeque::new(), gate, max_connections })
+        Ok(Self { sockets, adopted: VecDeque::new(), gate, max_connections, guests: 0 })
+    }
+
+    /// The same, with room for so many connections that siblings hand in, beside those that are accepted here: new clients
+    /// are not to be turned away because another instance is restarted.
+    pub fn with_guests(self, guests: usize) -> Self {
+        Self { guests, ..self }
     }
 
     /// Lets in connections that were put aside: those who wait are answered before thousands of idle ones are looked at.
     fn let_in(&mut self, connections: Vec<Clean>) {
-        for Clean { socket, rest } in connections {
+        for Clean { socket, rest, guest } in connections {
             match register(socket) {
                 Ok((socket, peer)) => {
-                    self.adopted.push_back((self.gate.admit(socket, peer, rest, Origin::Adopted), peer));
+                    let origin = if guest { Origin::Guest } else { Origin::Adopted };
+                    self.adopted.push_back((self.gate.admit(socket, peer, rest, origin), peer));
                 }
                 // Most often its client has gone in the meantime.
                 Err(error) => tracing::debug!("a connection that was put aside cannot be served: {error}"),
@@ -108,7 +116,7 @@ impl Listener {
                     }
                 };
                 if let Poll::Ready(accepted) = accepted {
-                    let room = self.gate.len() < self.max_connections || self.gate.make_room();
+                    let room = self.gate.len_without(self.guests) < self.max_connections || self.gate.make_room();
                     let origin = if room { Origin::Accepted } else { Origin::Surplus };
                     return Poll::Ready(
                         accepted.map(|(socket, peer)| (self.gate.admit(socket, peer, Vec::new(), origin), peer)),
@@ -122,7 +130,7 @@ impl Listener {
 
     async fn accept_new(&self) -> (Io, Peer) {
         loop {
-            if self.gate.len() >= self.max_connections + SURPLUS {
+            if self.gate.len_without(self.guests) >= self.max_connections + SURPLUS {
                 self.gate.make_room();
                 self.gate.one_gone().await;
                 continue;

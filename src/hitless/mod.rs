@@ -4,8 +4,8 @@
 //! to leave, `spawn()` runs work that must end before it. `ConnectInfo<Connection>` tells who is at the other end.
 //!
 //! How a restart goes:
-//! 1. A signal. Everything is still served. The service waits for a *calm moment*, when all requests in flight are short
-//!    ones ([`lifecycle`]).
+//! 1. A signal, `SIGHUP` from systemd. Everything is still served. The service waits for a *calm moment*, when all requests
+//!    in flight are short ones ([`lifecycle`]).
 //! 2. The [`gate`] closes: nothing is accepted any more, and every HTTP/1.1 [`connection`] that is *clean*, or becomes
 //!    so, is taken out of hyper. The [`ledger`] knows which is clean, [`track`] tells it of requests and answers. Bytes
 //!    that arrive stay in the kernel. If a request takes long after all, the gate opens again, and step 1 goes on.
@@ -21,8 +21,8 @@
 //! Where another instance of the service serves on, it gets each connection at once, as soon as it is clean ([`sibling`]):
 //! nobody waits, neither for a calm moment nor for a start.
 //!
-//! Where nobody keeps a parcel (a container, a terminal), connections are *retired*: every answer says
-//! `Connection: close`, for T/6 new clients are still served, then the service drains.
+//! Where nobody comes for a parcel (a stop, which is `SIGTERM`), or nobody keeps it (a container, a terminal), connections
+//! are *retired*: every answer says `Connection: close`, for T/6 new clients are still served, then the service drains.
 
 use std::sync::LazyLock;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -42,7 +42,7 @@ mod upload;
 
 pub use connection::{Connection, Peer};
 pub use gate::{Gate, Limits};
-pub use lifecycle::{Handle, Lifecycle, Outcome, Phase, Reason, ShutdownTimeout};
+pub use lifecycle::{Handle, Lifecycle, Outcome, Phase, Reason, ShutdownTimeout, Succession};
 pub use listener::Listener;
 pub use request_timeout::RequestTimeout;
 pub use sibling::Siblings;

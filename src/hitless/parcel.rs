@@ -48,6 +48,8 @@ const MESSAGE_LIMIT: usize = 1 + MESSAGE_SOCKETS * size_of::<u32>();
 pub struct Clean {
     pub socket: OwnedFd,
     pub rest: Vec<u8>,
+    /// A sibling has handed it in.
+    pub guest: bool,
 }
 
 /// The sending end of a parcel whose receiving end the service manager keeps.
@@ -60,22 +62,22 @@ impl Parcel {
     /// # Errors
     /// When there is no service manager, it does not answer, or it does not keep the descriptor (no
     /// `FileDescriptorStoreMax=`, or the store is full).
-    pub fn open(timeout: Duration) -> io::Result<Self> {
+    pub async fn open(timeout: Duration) -> io::Result<Self> {
         let (sender, receiver) = pair()?;
-        systemd::store(NAME, receiver.as_fd(), timeout)?;
+        systemd::store(NAME, receiver.as_fd(), timeout).await?;
         drop(receiver);
         let parcel = Self(sender);
-        parcel.is_kept(SECOND_THOUGHTS)?;
+        tokio::time::sleep(SECOND_THOUGHTS).await;
+        parcel.is_kept()?;
         Ok(parcel)
     }
 
-    /// Fails when nobody holds the other end, or lets go of it within `time`.
+    /// Fails when nobody holds the other end.
     ///
     /// # Errors
     /// When what is packed would be lost.
-    pub fn is_kept(&self, time: Duration) -> io::Result<()> {
-        let time = Timespec { tv_sec: time.as_secs() as i64, tv_nsec: time.subsec_nanos().into() };
-        match poll(&mut [PollFd::new(&self.0, PollFlags::empty())], Some(&time))? {
+    pub fn is_kept(&self) -> io::Result<()> {
+        match poll(&mut [PollFd::new(&self.0, PollFlags::empty())], Some(&Timespec::default()))? {
             0 => Ok(()),
             _ => Err(io::Error::other(
                 "the service manager does not keep descriptors (FileDescriptorStoreMax= is not set, or the store is full)",
@@ -284,7 +286,7 @@ fn decompose(message: &[u8], mut descriptors: Vec<OwnedFd>) -> io::Result<Vec<Cl
             memory.as_ref().ok_or_else(malformed)?.read_exact_at(&mut rest, read)?;
             read += rest.len() as u64;
         }
-        Ok(Clean { socket, rest })
+        Ok(Clean { socket, rest, guest: false })
     });
     connections.collect()
 }

@@ -7,6 +7,8 @@
 //! A connection changes hands exactly once. The giver keeps its descriptors until the sibling has said that it has them,
 //! and the sibling reads from none of them before it has said so. When it says nothing, the giver first makes sure that
 //! it cannot say so any more, and then goes on with the connections itself.
+//!
+//! With that a sibling says how many connections it has, so that the one that leaves makes all of them even.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -22,7 +24,7 @@ use rustix::net::{
 };
 use tokio::io::Interest;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
 
 use super::gate::Gate;
 use super::parcel::{self, Clean};
@@ -30,7 +32,8 @@ use super::parcel::{self, Clean};
 /// How long a sibling may take over a message, before it counts as stuck.
 pub const PATIENCE: Duration = Duration::from_secs(1);
 
-/// What the sibling says of a message: the connections are its own from now on.
+/// What the sibling says of a message: the connections are its own from now on. After it stands in four bytes how many
+/// it has by then, which earlier releases neither say nor read.
 const TAKEN: u8 = 6; // ASCII's ACK
 
 /// The instances of this service on this host.
@@ -85,12 +88,21 @@ impl Siblings {
     }
 }
 
-/// Hands the first of `connections` in at a door, within `patience`; gives the number of those that were taken. None of
-/// none tells whether somebody serves there, and understands this release's messages.
+/// What a sibling has taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// How many connections of those that were handed in.
+    pub count: usize,
+    /// How many it has by then, if it says so.
+    pub has: Option<usize>,
+}
+
+/// Hands the first of `connections` in at a door, within `patience`; gives how many were taken. None of none tells
+/// whether somebody serves there, and understands this release's messages.
 ///
 /// # Errors
 /// When none was taken, and none will be.
-pub async fn hand_in(door: &Path, connections: &[Clean], patience: Duration) -> io::Result<usize> {
+pub async fn hand_in(door: &Path, connections: &[Clean], patience: Duration) -> io::Result<Taken> {
     let socket = seqpacket()?;
     connect(&socket, &SocketAddrUnix::new(door)?)?;
     let socket = UnixStream::from_std(socket.into())?;
@@ -99,11 +111,14 @@ pub async fn hand_in(door: &Path, connections: &[Clean], patience: Duration) -> 
     let _ = tokio::time::timeout(patience.min(PATIENCE), socket.readable()).await;
     // What it has not said by now it can no longer say.
     shutdown(&socket, Shutdown::Both)?;
-    let mut answer = [0];
+    let mut answer = [0; 5];
     loop {
         match recv(&socket, &mut answer, RecvFlags::DONTWAIT) {
-            Ok((1, _)) if answer == [TAKEN] => return Ok(count),
-            Ok(_) => return Err(io::Error::other("it takes no connections")),
+            Ok((length, _)) => match (length, answer) {
+                (1, [TAKEN, ..]) => return Ok(Taken { count, has: None }),
+                (5, [TAKEN, has @ ..]) => return Ok(Taken { count, has: Some(u32::from_le_bytes(has) as usize) }),
+                _ => return Err(io::Error::other("it takes no connections")),
+            },
             // Reported before what came first.
             Err(Errno::CONNRESET) => {}
             Err(error) => return Err(error.into()),
@@ -119,11 +134,19 @@ pub struct Door {
 }
 
 impl Door {
+    /// Resolves when nobody is behind the door any more, which is so only when that went wrong.
+    pub async fn ended(&mut self) -> Result<(), JoinError> {
+        (&mut self.task).await
+    }
+
     /// Closes the door. Everything that was taken in is behind the gate, everything else stays with its giver.
     pub async fn close(self) {
         let _ = std::fs::remove_file(&self.path);
         self.task.abort();
-        let _ = self.task.await;
+        // Unless `ended` has seen to that already.
+        if !self.task.is_finished() {
+            let _ = self.task.await;
+        }
     }
 }
 
@@ -161,9 +184,12 @@ async fn take_in(giver: &UnixStream, gate: &Gate) -> io::Result<()> {
         return Err(io::Error::other(format!("user {user} is a stranger")));
     }
     let message = giver.async_io(Interest::READABLE, || parcel::receive(giver)).await?;
-    let connections = message.ok_or(Errno::CONNRESET)?.open()?;
+    let mut connections = message.ok_or(Errno::CONNRESET)?.open()?;
+    connections.iter_mut().for_each(|clean| clean.guest = true);
+    let has = u32::try_from(gate.len() + gate.put_aside() + connections.len()).unwrap_or(u32::MAX);
+    let [a, b, c, d] = has.to_le_bytes();
     // Said first: a giver that is no longer there to hear it keeps them.
-    send(giver, &[TAKEN], SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?;
+    send(giver, &[TAKEN, a, b, c, d], SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?;
     gate.put(connections);
     Ok(())
 }

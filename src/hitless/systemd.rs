@@ -2,15 +2,25 @@
 //!
 //! Without a service manager every message goes nowhere and nothing is given. [`store`] alone reports that, because
 //! connections depend on it.
+//!
+//! A service manager may have no time to read, or stop. No thread ever waits for it: what tells how the service is, is
+//! then dropped, and the rest is sent as soon as there is room.
 
-use std::io;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixDatagram;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use listenfd::ListenFd;
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::net::{AddressFamily, SocketType};
+use rustix::net::{
+    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketType, sendmsg_addr,
+};
 use sd_notify::NotifyState;
+use tokio::net::unix::pipe;
+use tokio::sync::Mutex;
 
 use super::parcel;
 
@@ -56,25 +66,26 @@ pub fn given() -> Given {
     given
 }
 
-/// Whether there is a service manager.
-pub fn is_there() -> bool {
-    std::env::var_os("NOTIFY_SOCKET").is_some()
+/// Whether a restart comes with another signal than a stop: `RestartKillSignal=SIGHUP` (systemd.kill(5)). A process cannot
+/// see what its unit says, so the unit tells it by a variable. Its name has no `_`, so that it is no setting's.
+pub fn tells_restarts() -> bool {
+    std::env::var_os("RESTARTSIGNAL").is_some_and(|signal| signal == "SIGHUP")
 }
 
 /// Says that the service serves.
 pub fn ready() {
-    notify(&[NotifyState::Ready]);
+    tell(&[NotifyState::Ready]);
 }
 
 /// Says that the service leaves, and that this may take until `timeout` from now.
 pub fn stopping(timeout: Duration) {
     let timeout = u32::try_from(timeout.as_micros()).unwrap_or(u32::MAX);
-    notify(&[NotifyState::Stopping, NotifyState::ExtendTimeoutUsec(timeout)]);
+    tell(&[NotifyState::Stopping, NotifyState::ExtendTimeoutUsec(timeout)]);
 }
 
-/// Says how the service is, in a line for `systemctl status` and for scripts (`StatusText`).
-pub fn status(text: &str) {
-    notify(&[NotifyState::Status(text)]);
+/// Says how the service is, in a line for `systemctl status` and for scripts (`StatusText`), if there is room for that.
+pub fn status(text: &str) -> bool {
+    mention(&NotifyState::Status(text).to_string())
 }
 
 /// Keeps telling the watchdog that the runtime still runs tasks, when the unit has `WatchdogSec=`.
@@ -82,10 +93,11 @@ pub fn status(text: &str) {
 /// The message is sent by a task that waits for another task each time: handlers that block every worker thread stop
 /// it, and systemd then restarts the service.
 pub async fn feed_watchdog() {
-    let Some(timeout) = sd_notify::watchdog_enabled() else { return };
+    let timeout = sd_notify::watchdog_enabled().filter(|timeout| !timeout.is_zero());
+    let Some(timeout) = timeout else { return std::future::pending().await };
     loop {
         if tokio::spawn(async {}).await.is_ok() {
-            notify(&[NotifyState::Watchdog]);
+            mention(&NotifyState::Watchdog.to_string());
         }
         tokio::time::sleep(timeout / 3).await;
     }
@@ -98,35 +110,108 @@ pub async fn feed_watchdog() {
 ///
 /// # Errors
 /// When there is no service manager or it does not answer in time. That it *kept* the descriptor is not reported.
-pub fn store(name: &str, fd: BorrowedFd<'_>, timeout: Duration) -> io::Result<()> {
-    if !is_there() {
+pub async fn store(name: &str, fd: BorrowedFd<'_>, timeout: Duration) -> io::Result<()> {
+    if MANAGER.is_none() {
         return Err(io::Error::other("there is no service manager (NOTIFY_SOCKET is not set)"));
     }
-    let message = [NotifyState::FdStore, NotifyState::FdName(name), NotifyState::Custom("FDPOLL=0")];
-    sd_notify::notify_with_fds(&message, &[fd])?;
-    barrier(timeout)
+    let handled = tokio::time::timeout(timeout, async {
+        let parts = [NotifyState::FdStore, NotifyState::FdName(name), NotifyState::Custom("FDPOLL=0")];
+        deliver(&message(&parts), Some(fd)).await?;
+        barrier().await
+    });
+    handled.await.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the service manager does not answer")).flatten()
 }
 
 /// Takes what is kept under `name` out of the store.
 pub fn forget(name: &str) {
-    notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)]);
+    tell(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)]);
 }
 
 /// Waits until the service manager has handled everything that was sent before.
-fn barrier(timeout: Duration) -> io::Result<()> {
-    let (ours, theirs) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-    sd_notify::notify_with_fds(&[NotifyState::Custom("BARRIER=1")], &[theirs.as_fd()])?;
+async fn barrier() -> io::Result<()> {
+    let (ours, theirs) = io::pipe()?;
+    deliver("BARRIER=1", Some(theirs.as_fd())).await?;
     drop(theirs);
-    let timeout = rustix::time::Timespec { tv_sec: timeout.as_secs() as i64, tv_nsec: timeout.subsec_nanos().into() };
-    match poll(&mut [PollFd::new(&ours, PollFlags::empty())], Some(&timeout))? {
-        0 => Err(io::Error::new(io::ErrorKind::TimedOut, "the service manager does not answer")),
-        _ => Ok(()),
+    // It is readable when the other end is closed.
+    pipe::Receiver::from_owned_fd(ours.into())?.readable().await
+}
+
+/// Where the service manager listens, if there is one, and a socket to send from: there may be no descriptor for one
+/// later. Messages go by the path, so that they find a socket that is made anew.
+static MANAGER: LazyLock<Option<(UnixDatagram, SocketAddrUnix)>> = LazyLock::new(|| {
+    find_manager().unwrap_or_else(|error| {
+        tracing::error!("the service manager cannot be told anything: {error}");
+        None
+    })
+});
+
+fn find_manager() -> io::Result<Option<(UnixDatagram, SocketAddrUnix)>> {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return Ok(None) };
+    let address = match path.as_bytes() {
+        [b'@', name @ ..] => SocketAddrUnix::new_abstract_name(name)?,
+        path => SocketAddrUnix::new(path)?,
+    };
+    Ok(Some((UnixDatagram::unbound()?, address)))
+}
+
+/// A message as sd_notify(3) has it, a line for each part.
+fn message(parts: &[NotifyState<'_>]) -> String {
+    parts.iter().map(|part| format!("{part}\n")).collect()
+}
+
+/// Sends a message, and a descriptor with it, without waiting: sd-notify's own way to send waits for room.
+fn send(message: &str, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    let Some((socket, address)) = &*MANAGER else { return Ok(()) };
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let fds = fd.as_slice();
+    if !fds.is_empty() {
+        // Cannot fail: there is space for one.
+        control.push(SendAncillaryMessage::ScmRights(fds));
+    }
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    sendmsg_addr(socket, address, &[IoSlice::new(message.as_bytes())], &mut control, flags)?;
+    Ok(())
+}
+
+/// Whose turn it is among the messages that must not be dropped. One that waits is not overtaken by those that are told
+/// later: what takes a parcel out of the store must not take out the next one.
+static TURN: Mutex<()> = Mutex::const_new(());
+
+/// Sends a message as soon as the service manager has room for it.
+async fn deliver(message: &str, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    let _turn = TURN.lock().await;
+    loop {
+        match send(message, fd) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            sent => return sent,
+        }
     }
 }
 
-/// Sends a message that the service can do without: a failure is logged, nothing more.
-fn notify(message: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(message) {
+/// Sends a message that must not be dropped: now, or by a task that waits until there is room for it.
+fn tell(parts: &[NotifyState<'_>]) {
+    let message = message(parts);
+    if TURN.try_lock().is_err() || !mention(&message) {
+        tokio::spawn(async move { report(&message, deliver(&message, None).await) });
+    }
+}
+
+/// Sends a message that the service can do without. False when there is no room for it; any other failure is logged.
+fn mention(message: &str) -> bool {
+    match send(message, None) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => false,
+        sent => {
+            report(message, sent);
+            true
+        }
+    }
+}
+
+fn report(message: &str, sent: io::Result<()>) {
+    if let Err(error) = sent {
         tracing::warn!("the service manager cannot be told {message:?}: {error}");
     }
 }

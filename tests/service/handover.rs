@@ -18,7 +18,7 @@ use lab::manager::{Manager, Service};
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, sendmsg, socketpair,
 };
-use rustix::process::Signal;
+use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 use tokio::task::JoinSet;
 
 use crate::client::{Answer, Client, soon};
@@ -109,8 +109,6 @@ async fn a_connection_lives_through_restarts() {
     }
     processes.dedup();
     assert_eq!(processes.len(), 4, "{processes:?}");
-    assert!(service.stop().await.unwrap().success());
-    client.ended().await;
 }
 
 #[tokio::test]
@@ -193,7 +191,7 @@ async fn fast_clients_are_served_while_a_slow_request_is_waited_for() {
 
     // It is over 100 ms old, so no moment is calm.
     tokio::time::sleep(Duration::from_millis(150)).await;
-    service.signal(Signal::TERM).unwrap();
+    service.signal(Signal::HUP).unwrap();
     service.wait_for("STOPPING=1").await.unwrap();
     let began = Instant::now();
     let mut answered = 0;
@@ -359,26 +357,20 @@ async fn a_client_that_closes_its_side_is_answered_whole() {
 async fn where_descriptors_are_short_those_who_are_served_are_handed_over_all_the_same() {
     let few = ["-c", "ulimit -n 300 && exec \"$0\" run", BINARY];
     let mut service = start(Manager::new("/bin/sh").args(few)).await;
-    let mut served = Vec::new();
-    for _ in 0..400 {
+    let mut clients = Vec::new();
+    for _ in 0..100 {
         let mut client = client(&service).await;
-        client.ask("/livez").await;
-        // Who is over the limit is told so, or waits in the queue.
-        if client.has_answer_within(Duration::from_millis(if served.is_empty() { 5_000 } else { 50 })).await
-            && client.answer().await.status == 200
-        {
-            // It is not idle, and so does not have to make room.
-            client.send("GET /livez HTTP/1.1\r\n").await;
-            served.push(client);
-        } else {
-            break;
-        }
+        assert_good(&client.get("/livez").await);
+        clients.push(client);
     }
-    assert_eq!(served.len(), 300 - 256);
+    // For each that came when there was no more room, the one that had been idle longest has gone.
+    let kept = clients.split_off(100 - (300 - 256));
+    for client in clients {
+        client.ended().await;
+    }
     restart(&mut service).await;
-    for client in &mut served {
-        client.send("Host: test\r\n\r\n").await;
-        assert_good(&client.answer().await);
+    for mut client in kept {
+        assert_good(&client.get("/livez").await);
     }
 }
 
@@ -525,6 +517,80 @@ async fn work_that_must_end_is_waited_for_and_keeps_nobody_waiting() {
 
     assert!(slowest < Duration::from_secs(1), "{slowest:?}");
     assert!(service.log().contains(own_routes::DONE), "{}", service.log());
+}
+
+#[tokio::test]
+async fn blocking_work_that_takes_every_thread_costs_nobody_a_connection() {
+    let mut service = start(own_routes::managed().env(variable("shutdown_timeout"), "6s")).await;
+    let mut client = client(&service).await;
+    assert_good(&client.get("/blocking").await);
+
+    let ((), slowest) = slowest_answer(service.address(), restart(&mut service)).await;
+
+    assert!(slowest < Duration::from_secs(2), "{slowest:?}");
+    assert_good(&client.get("/livez").await);
+}
+
+#[tokio::test]
+async fn where_no_further_thread_can_be_had_connections_are_handed_over_all_the_same() {
+    let mut service = start(managed()).await;
+    let mut client = client(&service).await;
+    assert_good(&client.get("/livez").await);
+    let pid = service.pid().unwrap();
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let size =
+        status.lines().find_map(|line| line.strip_prefix("VmSize:")?.strip_suffix("kB")?.trim().parse::<u64>().ok());
+    // Not enough for another thread's stack.
+    let most = size.map(|size| (size + 1024) << 10);
+    prlimit(Pid::from_raw(pid.cast_signed()), Resource::As, Rlimit { current: most, maximum: most }).unwrap();
+
+    restart(&mut service).await;
+
+    assert_good(&client.get("/livez").await);
+}
+
+/// A service whose service manager has not read for as long as its watchdog waits.
+async fn unheard() -> (Service, Client) {
+    let watched = managed().env(variable("shutdown_timeout"), "6s").env("WATCHDOG_USEC", "500000");
+    let service = start(watched).await;
+    let mut client = client(&service).await;
+    assert_good(&client.get("/livez").await);
+    service.get_stuck(true).unwrap();
+    let heard = service.messages().len();
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(2) {
+        // Each changes the status.
+        assert_good(&self::client(&service).await.get("/livez").await);
+    }
+    assert!(service.messages().len() <= heard + 1, "it was heard");
+    (service, client)
+}
+
+#[tokio::test]
+async fn a_service_manager_that_stops_reading_holds_nobody_up() {
+    let (mut service, mut client) = unheard().await;
+    service.signal(Signal::HUP).unwrap();
+    let ((), slowest) = slowest_answer(service.address(), tokio::time::sleep(Duration::from_millis(500))).await;
+    assert!(slowest < Duration::from_secs(1), "{slowest:?}");
+
+    // Once it reads again, it is told all that matters, and keeps the connections.
+    service.get_stuck(false).unwrap();
+    assert!(soon("the end", service.exited()).await.unwrap().success(), "{}", service.log());
+    soon("the start", service.start()).await.unwrap();
+    assert_good(&client.get("/livez").await);
+    let told = service.messages();
+    let position = |line: &str| told.iter().position(|message| message.start == 1 && message.says(line));
+    assert!(position("STOPPING=1").is_some(), "{told:#?}");
+    assert!(position("FDSTORE=1") < position("BARRIER=1"), "{told:#?}");
+}
+
+#[tokio::test]
+async fn where_the_service_manager_does_not_read_to_the_end_connections_are_retired() {
+    let (mut service, mut client) = unheard().await;
+    service.signal(Signal::HUP).unwrap();
+    soon("an announcement", async { while !client.get("/livez").await.says_close() {} }).await;
+    client.ended().await;
+    assert!(soon("the end", service.exited()).await.unwrap().success(), "{}", service.log());
 }
 
 #[tokio::test]
@@ -785,7 +851,7 @@ async fn a_process_that_is_told_by_kill_hands_over_too() {
     let mut service = start(managed()).await;
     let mut client = client(&service).await;
     assert_good(&client.get("/livez").await);
-    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
+    for signal in [Signal::INT, Signal::HUP] {
         service.signal(signal).unwrap();
         assert!(soon("the end", service.exited()).await.unwrap().success());
         // Sent while there is no process at all.
@@ -798,7 +864,7 @@ async fn a_process_that_is_told_by_kill_hands_over_too() {
 #[tokio::test]
 async fn told_to_leave_at_any_moment_of_its_start_the_process_loses_nothing() {
     // A shell tells its process to leave so many seconds after it has become the service.
-    let script = r#"[ -z "$LEAVE_AFTER" ] || { sleep "$LEAVE_AFTER"; kill -TERM $$; } & exec "$0""#;
+    let script = r#"[ -z "$LEAVE_AFTER" ] || { sleep "$LEAVE_AFTER"; kill -HUP $$; } & exec "$0""#;
     let manager = Manager::new("/bin/sh").args(["-c", script, BINARY]).env(variable("log.format"), "json");
     let mut service = start(manager).await;
     let mut client = client(&service).await;
@@ -806,7 +872,7 @@ async fn told_to_leave_at_any_moment_of_its_start_the_process_loses_nothing() {
 
     for milliseconds in (0..60).step_by(4) {
         service.set_env("LEAVE_AFTER", format!("0.{milliseconds:03}"));
-        service.signal(Signal::TERM).unwrap();
+        service.signal(Signal::HUP).unwrap();
         soon("the end", service.exited()).await.unwrap();
         client.ask("/livez").await;
         // Whether it gets ready before, is a matter of luck.

@@ -1,4 +1,4 @@
-//! Leaving where nobody takes over: what handlers, clients and the exit status see of it.
+//! Leaving where nobody takes over, and where that is: what handlers, clients and the exit status see of it.
 
 use std::convert::Infallible;
 use std::process::ExitCode;
@@ -10,15 +10,19 @@ use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::routing::get;
 use http_body_util::StreamBody;
+use lab::manager::{Manager, Service};
 use rustix::process::Signal;
 use service::app::AppState;
 use service::hitless::gate::Cut;
 use service::hitless::{Handle, Outcome, Reason};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
+use tokio::task::JoinSet;
 
 use crate::client::{Client, soon};
-use crate::start::{Process, spawn_app};
+use crate::handover::{assert_good, start};
+use crate::own_routes;
+use crate::start::{BINARY, Process, managed, spawn_app, spawn_app_with, variable};
 
 /// A body that sends something and then nothing more until `end`.
 fn until(end: impl Future<Output = ()> + Send + 'static) -> Body {
@@ -330,4 +334,129 @@ async fn a_second_signal_of_the_same_kind_ends_the_process_at_once() {
     let (status, log) = process.ended().await;
     assert_eq!(status.code(), Some(1), "{log}");
     assert!(begun.elapsed() < Duration::from_secs(20));
+}
+
+/// How a service is kept.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kept {
+    /// Its unit says `RestartKillSignal=SIGHUP`, and that it does.
+    Told,
+    /// A restart and a stop begin alike.
+    Untold,
+    /// By a service manager with a descriptor store, but its sockets are its own, as in a container.
+    Alone,
+}
+
+impl Kept {
+    async fn start(self) -> Service {
+        let alone = ["-c", "unset LISTEN_PID LISTEN_FDS LISTEN_FDNAMES; exec \"$0\"", BINARY];
+        let manager = match self {
+            Kept::Told => managed(),
+            Kept::Untold => managed().one_signal(),
+            Kept::Alone => Manager::new("/bin/sh").args(alone).env(variable("listen"), "127.0.0.1:0"),
+        };
+        start(manager.env(variable("shutdown_timeout"), "6s")).await
+    }
+
+    async fn client(self, service: &Service) -> Client {
+        if self != Kept::Alone {
+            return Client::connect(service.address()).await;
+        }
+        service.logged("serving on ", service.exits().len() + 1).await.unwrap();
+        let log = service.log();
+        let (_, address) = log.rsplit_once("serving on ").expect("a service that serves");
+        let address = address.split('"').next().and_then(|address| address.parse().ok()).expect("its address");
+        Client::connect(address).await
+    }
+}
+
+async fn ends_well(service: &mut Service) {
+    let status = soon("the end", service.exited()).await.expect("an end");
+    assert!(status.success(), "{status}; the log:\n{}", service.log());
+}
+
+#[tokio::test]
+async fn a_restart_hands_connections_over_and_a_stop_retires_them() {
+    let mut cases = JoinSet::new();
+    for (kept, signal, retires) in [
+        (Kept::Told, Signal::HUP, false),
+        (Kept::Told, Signal::INT, false),
+        (Kept::Told, Signal::TERM, true),
+        (Kept::Untold, Signal::HUP, false),
+        (Kept::Untold, Signal::TERM, false),
+        (Kept::Alone, Signal::HUP, true),
+        (Kept::Alone, Signal::TERM, true),
+    ] {
+        cases.spawn(async move {
+            let mut service = kept.start().await;
+            let mut client = kept.client(&service).await;
+            assert_good(&client.get("/livez").await);
+            service.signal(signal).unwrap();
+            if retires {
+                soon("an announcement", async { while !client.get("/livez").await.says_close() {} }).await;
+                client.ended().await;
+                // The lame duck still serves who comes.
+                assert_eq!(kept.client(&service).await.get("/livez").await.status, 200);
+                ends_well(&mut service).await;
+                let stored = service.messages().iter().any(|message| message.says("FDSTORE=1"));
+                let (log, what) = (service.log(), format!("{kept:?}, {signal:?}"));
+                assert!(!stored, "{what}: a parcel for nobody; the log:\n{log}");
+                assert_eq!(
+                    log.contains("the next client starts the service again"),
+                    kept == Kept::Told,
+                    "{what}: {log}"
+                );
+                soon("the start", service.start()).await.unwrap();
+                assert_good(&kept.client(&service).await.get("/livez").await);
+            } else {
+                ends_well(&mut service).await;
+                client.ask("/livez").await;
+                soon("the start", service.start()).await.unwrap();
+                assert_good(&client.answer().await);
+            }
+        });
+    }
+    cases.join_all().await;
+}
+
+#[tokio::test]
+async fn where_a_task_ends_that_the_service_cannot_do_without_it_leaves_and_has_failed() {
+    for panics in [true, false] {
+        let ends = Arc::new(Notify::new());
+        let end = Arc::clone(&ends);
+        let mut machinery = JoinSet::new();
+        machinery.spawn(async move {
+            end.notified().await;
+            assert!(!panics, "as it is to");
+        });
+        let app = spawn_app_with(machinery, "shutdown_timeout = '6s'", Router::new()).await;
+        let mut client = app.client().await;
+        assert_eq!(client.get("/readyz").await.status, 200);
+
+        ends.notify_one();
+
+        client.ended().await;
+        let (outcome, _) = app.left().await;
+        assert_ne!(ExitCode::from(&outcome), ExitCode::SUCCESS, "{outcome:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_service_that_no_longer_accepts_makes_way_for_the_next_process() {
+    let mut service = start(own_routes::process_of("own_routes::serves_until_it_breaks")).await;
+    let mut client = Client::connect(service.address()).await;
+    assert_good(&client.get("/fragile").await);
+    // In whose stead it breaks, this one has been accepted.
+    Client::connect(service.address()).await.ended().await;
+
+    let status = soon("the end", service.exited()).await.unwrap();
+    assert_eq!(status.code(), Some(1), "{}", service.log());
+    let log = service.log();
+    assert!(log.contains("cannot go on") && log.contains(own_routes::BROKEN), "{log}");
+    let mut next = Client::connect(service.address()).await;
+    next.ask("/livez").await;
+    soon("the start", service.start()).await.unwrap();
+    // Who was served before it broke goes on, and who came afterwards has waited.
+    assert_good(&client.get("/livez").await);
+    assert_good(&next.answer().await);
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use futures_util::{SinkExt, StreamExt};
 use lab::http2;
 use lab::manager::{Manager, Service};
+use rustix::process::Signal;
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
@@ -213,7 +214,8 @@ async fn a_background_task_is_told_and_ends_the_round_that_it_has_begun() {
         tokio::time::sleep(Duration::from_millis(200)).await;
         restart(&mut service).await;
     }
-    assert!(service.stop().await.unwrap().success());
+    service.signal(Signal::INT).unwrap();
+    assert!(soon("the end", service.exited()).await.unwrap().success());
     let log = service.log();
     assert_eq!(log.matches("all of them whole").count(), 4, "{log}");
 }

@@ -1,22 +1,26 @@
 //! A service with routes that the template has not: `/length`, which streams an answer whose length only the header knows,
-//! `/work`, which answers at once and works on, `/endless`, whose work does not end, and `/fails/{status}`, which answers
-//! with what it was sent.
+//! `/work`, which answers at once and works on, `/endless`, whose work does not end, `/blocking`, which takes every thread
+//! there is for what blocks, and `/fails/{status}`, which answers with what it was sent.
 
 use std::convert::Infallible;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use lab::manager::Manager;
 use service::app::{self, AppState};
 use service::config::Config;
-use service::hitless::{Handle, systemd};
+use service::hitless::{Application, Handle, systemd};
 use service::{server, telemetry};
+use tower::Service;
 
 /// The process under the stand-in for systemd.
 pub fn managed() -> Manager {
@@ -42,16 +46,64 @@ pub fn exit(code: ExitCode) {
 #[tokio::test]
 #[ignore = "is a process of another test's"]
 async fn serves() {
+    serve(|state| app::layered(app::routes().merge(routes()), state)).await;
+}
+
+/// The same service, but that it can be asked to panic where connections are accepted, by `/fragile`.
+#[tokio::test]
+#[ignore = "is a process of another test's"]
+async fn serves_until_it_breaks() {
+    let fragile = Arc::new(AtomicBool::new(false));
+    let routes = routes().route(
+        "/fragile",
+        get({
+            let fragile = Arc::clone(&fragile);
+            async move || fragile.store(true, Relaxed)
+        }),
+    );
+    serve(|state| Fragile { app: app::layered(app::routes().merge(routes), state), fragile }).await;
+}
+
+async fn serve<A: Application>(app: impl FnOnce(AppState) -> A) {
     if is_managed() {
         let given = systemd::given();
         let config = Config::load(None).expect("a good configuration");
         let logging = telemetry::init(&config.log).expect("a log");
-        let app = |state| app::layered(app::routes().merge(routes()), state);
         let outcome = server::run(config, given, app).await.expect("sockets to listen on");
         drop(logging);
         exit(ExitCode::from(&outcome));
     }
 }
+
+/// An application of which axum makes a copy for each connection that it accepts.
+struct Fragile<A> {
+    app: A,
+    fragile: Arc<AtomicBool>,
+}
+
+impl<A: Clone> Clone for Fragile<A> {
+    fn clone(&self) -> Self {
+        assert!(!self.fragile.load(Relaxed), "{BROKEN}");
+        Self { app: self.app.clone(), fragile: Arc::clone(&self.fragile) }
+    }
+}
+
+impl<A: Application> Service<Request> for Fragile<A> {
+    type Response = A::Response;
+    type Error = A::Error;
+    type Future = A::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), A::Error>> {
+        self.app.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request) -> A::Future {
+        self.app.call(request)
+    }
+}
+
+/// What the panic says.
+pub const BROKEN: &str = "the application broke";
 
 pub fn routes() -> Router<AppState> {
     Router::new()
@@ -59,6 +111,7 @@ pub fn routes() -> Router<AppState> {
         .route("/work", get(work))
         .route("/endless", get(endless))
         .route("/fails/{status}", post(fails))
+        .route("/blocking", get(blocking))
 }
 
 async fn length() -> impl IntoResponse {
@@ -78,6 +131,13 @@ async fn work(State(handle): State<Handle>) {
 
 async fn endless(State(handle): State<Handle>) {
     handle.spawn(std::future::pending::<()>());
+}
+
+async fn blocking() {
+    // The runtime has 512 threads for them.
+    for _ in 0..600 {
+        tokio::task::spawn_blocking(|| std::thread::sleep(Duration::from_secs(60)));
+    }
 }
 
 /// Answers with this status, and the body, its type and its coding that came with the request. Panics at 0.

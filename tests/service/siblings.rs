@@ -1,6 +1,7 @@
 //! Several instances: one that leaves gives its connections to one that serves on, each exactly once. Here each has a
 //! listening socket of its own, so that a test can choose whom a client meets first.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::Stdio;
@@ -11,8 +12,8 @@ use std::time::Duration;
 use lab::http1::{Ask, Connection, Stays};
 use lab::manager::{Manager, Service};
 use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept, bind, listen, recv, send,
-    socket_with,
+    AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept, bind, connect, listen, recv,
+    send, socket_with,
 };
 use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 use service::unit;
@@ -120,6 +121,68 @@ async fn thirty_restarts_in_turn_under_load_lose_nothing() {
 }
 
 #[tokio::test]
+async fn restarted_in_turn_those_that_serve_on_have_as_many_connections_each() {
+    const EACH: usize = 30;
+    let directory = TempDir::new().unwrap();
+    let mut instances = [instance(&directory).await, instance(&directory).await, instance(&directory).await];
+    let mut clients = Vec::new();
+    for _ in 0..EACH {
+        for instance in &instances {
+            clients.push(known(instance).await);
+        }
+    }
+    for turn in 0..6 {
+        let left = process(&mut known(&instances[turn % 3]).await).await;
+        restart(&mut instances[turn % 3]).await;
+        let mut have = BTreeMap::new();
+        for client in &mut clients {
+            *have.entry(process(client).await).or_insert(0) += 1;
+        }
+        assert!(!have.contains_key(&left), "{have:?}");
+        // One more or less, by a client that has just gone.
+        let (most, fewest) = (have.values().max().unwrap(), have.values().min().unwrap());
+        assert!(have.len() == 2 && most - fewest <= 2, "{have:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_handed_over_has_room_beside_new_clients_up_to_as_many_again() {
+    const MOST: usize = 10;
+    let directory = TempDir::new().unwrap();
+    let full = async || {
+        let manager = managed().env(variable("limits.max_connections"), MOST.to_string());
+        let service = start(manager.env("RUNTIME_DIRECTORY", directory.path())).await;
+        let mut clients = Vec::new();
+        for _ in 0..MOST {
+            clients.push(known(&service).await);
+        }
+        (service, clients)
+    };
+    let leave = async |(mut leaving, clients): (Service, Vec<Client>)| {
+        leaving.signal(Signal::TERM).unwrap();
+        leaves(&mut leaving).await;
+        clients
+    };
+    let (living, mut own) = full().await;
+
+    // With a place left of its own, nobody has to make room for a new client.
+    drop(own.remove(0));
+    let mut guests = leave(full().await).await;
+    own.push(known(&living).await);
+    for client in own.iter_mut().chain(&mut guests) {
+        assert_good(&client.get("/livez").await);
+    }
+
+    // Beyond as many guests again somebody does: who has been idle longest.
+    guests.append(&mut leave(full().await).await);
+    own.push(known(&living).await);
+    own.remove(0).ended().await;
+    for client in own.iter_mut().chain(&mut guests) {
+        assert_good(&client.get("/livez").await);
+    }
+}
+
+#[tokio::test]
 async fn instances_that_leave_at_the_same_time_lose_nothing() {
     let directory = TempDir::new().unwrap();
     let (mut one, mut two) = (instance(&directory).await, instance(&directory).await);
@@ -221,6 +284,20 @@ async fn a_sibling_that_is_of_another_release_or_takes_none_gets_nothing() {
 }
 
 #[tokio::test]
+async fn a_release_that_knows_no_number_reads_of_the_answer_what_it_knows() {
+    let directory = TempDir::new().unwrap();
+    let service = instance(&directory).await;
+    let door = directory.path().join(service.pid().unwrap().to_string());
+    let giver = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+    connect(&giver, &SocketAddrUnix::new(&door).unwrap()).unwrap();
+    // Format 2, without a connection.
+    send(&giver, &[2], SendFlags::NOSIGNAL).unwrap();
+    let mut answer = [0];
+    let answered = tokio::task::spawn_blocking(move || (recv(&giver, &mut answer, RecvFlags::empty()), answer));
+    assert_eq!(soon("an answer", answered).await.unwrap(), (Ok((1, 1)), [6]));
+}
+
+#[tokio::test]
 async fn a_sibling_that_gets_stuck_is_not_waited_for_beyond_t() {
     let directory = TempDir::new().unwrap();
     let manager = managed().env("RUNTIME_DIRECTORY", directory.path()).env(variable("shutdown_timeout"), "1s");
@@ -271,7 +348,7 @@ async fn full_instances_that_leave_at_once_lose_nothing() {
         clients.push(known(&two).await);
     }
     for service in [&one, &two] {
-        service.signal(Signal::TERM).unwrap();
+        service.signal(Signal::HUP).unwrap();
     }
     for service in [&mut one, &mut two] {
         leaves(service).await;
@@ -311,7 +388,7 @@ async fn the_last_one_leaves_its_connections_to_the_store() {
     let (mut first, mut last) = (instance(&directory).await, instance(&directory).await);
     let mut client = known(&first).await;
     for service in [&mut first, &mut last] {
-        service.signal(Signal::TERM).unwrap();
+        service.signal(Signal::HUP).unwrap();
         leaves(service).await;
     }
     assert_eq!(last.stored(), ["parcel"]);

@@ -43,11 +43,15 @@ pub struct App {
     pub gate: Arc<Gate>,
     tell: Option<oneshot::Sender<Reason>>,
     outcome: JoinHandle<(Outcome, Duration)>,
-    _expiry: JoinSet<()>,
 }
 
 /// Starts the service on a free port, with `routes` beside its own and behind the same layers.
 pub async fn spawn_app(overrides: &str, routes: Router<AppState>) -> App {
+    spawn_app_with(JoinSet::new(), overrides, routes).await
+}
+
+/// The same, with further tasks that the service cannot do without.
+pub async fn spawn_app_with(mut machinery: JoinSet<()>, overrides: &str, routes: Router<AppState>) -> App {
     let config = config(overrides);
     let socket = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = socket.local_addr().expect("the port");
@@ -57,8 +61,7 @@ pub async fn spawn_app(overrides: &str, routes: Router<AppState>) -> App {
     let handle = lifecycle.handle();
     let listener = Listener::new(vec![Activated::Tcp(socket)], Arc::clone(&gate), config.limits.max_connections)
         .expect("a listener");
-    let mut expiry = JoinSet::new();
-    expiry.spawn(lifecycle::expire(Arc::clone(&gate)));
+    machinery.spawn(lifecycle::expire(Arc::clone(&gate)));
 
     let state = AppState::new(Arc::new(config), handle.clone());
     let app = app::layered(app::routes().merge(routes), state);
@@ -77,10 +80,10 @@ pub async fn spawn_app(overrides: &str, routes: Router<AppState>) -> App {
             since = instant;
             reason
         };
-        let outcome = server::serve(listener, app, &lifecycle, told).await;
+        let outcome = server::serve(listener, app, &lifecycle, machinery, told).await;
         (outcome, since.elapsed())
     });
-    App { address, handle, gate, tell: Some(tell), outcome, _expiry: expiry }
+    App { address, handle, gate, tell: Some(tell), outcome }
 }
 
 impl App {

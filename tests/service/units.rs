@@ -43,6 +43,8 @@ fn the_service_unit_says_what_the_configuration_says() {
     assert_says(&unit, &[&start, &sockets, "Type=notify", "TimeoutStopSec=13s", "TimeoutStartSec=1m"]);
     assert_says(&unit, &["WatchdogSec=5s", "MemoryHigh=1G", "MemoryMax=2G", "TasksMax=99", "CPUWeight=50"]);
     assert_says(&unit, &["StartLimitIntervalSec=0", "Restart=always", "DynamicUser=yes"]);
+    // The process depends on both, or on neither.
+    assert_says(&unit, &["RestartKillSignal=SIGHUP", "Environment=RESTARTSIGNAL=SIGHUP"]);
     // What several instances need.
     assert_says(&unit, &["NonBlocking=yes", "RuntimeDirectoryMode=0700", "RuntimeDirectoryPreserve=yes"]);
     let value =

@@ -271,7 +271,7 @@ impl Restartable {
     pub fn new() -> Self {
         let client = Client::default();
         let process = Process::default();
-        process.adopt(Clean { socket: client.socket(), rest: Vec::new() });
+        process.adopt(Clean { socket: client.socket(), rest: Vec::new(), guest: false });
         process.settle();
         Self { client, process, leaving: false, handed_over: 0, waiting: Vec::new() }
     }

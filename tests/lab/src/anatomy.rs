@@ -12,7 +12,7 @@ use crate::verdict::millis;
 
 /// The steps of a restart, in their order, and who is at work.
 const STEPS: [(&str, &str); 8] = [
-    ("SIGTERM until the gate closes", "all are served"),
+    ("the signal until the gate closes", "all are served"),
     ("the gate closes: connections are taken and packed", "old process"),
     ("it ends, and systemd has noticed", "kernel, systemd"),
     ("until the new process is forked", "systemd"),

@@ -147,7 +147,7 @@ fn table() -> Vec<Fault> {
         hurt("SIGTERM before it is ready", hurts::terminated_before_ready)
             .so("the parcel waits in the store for the next start")
             .within(15),
-        hurt("SIGTERM twice", hurts::terminated_twice).costs(Connections).so("the second ends it at once"),
+        hurt("told to leave twice", hurts::told_twice).costs(Connections).so("the second ends it at once"),
         act("SIGSTOP, then restart", "kill -STOP $PID && sleep 1 && systemctl restart $N.service")
             .so("systemd continues what it ends"),
         act("SIGSTOP for 3 s", "kill -STOP $PID && sleep 3 && kill -CONT $PID").so("clients wait"),
@@ -172,9 +172,12 @@ fn table() -> Vec<Fault> {
             .under(NOBODY)
             .so("no timeout goes wrong, a restart neither")
             .slow(),
+        hurt("stop, then start", hurts::stopped_and_started).under(NOBODY).so(
+            "clients are asked to go, and served for T/6; idle connections are closed; the next client starts it again",
+        ),
         hurt("the host is restarted", hurts::rebooted)
             .under(NOBODY)
-            .so("refused until the socket unit is up, then served; connections are gone")
+            .so("the same, but who is in the queue when the socket unit closes is turned away; then refused until that is up")
             .within(90)
             .slow(),
         // Outages.

@@ -27,7 +27,7 @@ pub struct Options {
     hold: usize,
 }
 
-/// The service: it says `READY=1` and waits for `SIGTERM` to end it. Nothing that a program does faster could be
+/// The service: it says `READY=1` and waits for a signal to end it. Nothing that a program does faster could be
 /// restarted: not even a handler for the signal is set up.
 ///
 /// # Errors
@@ -145,7 +145,7 @@ pub async fn install(host: &Host, name: &str, connections: u32) -> anyhow::Resul
         .map(drop)
 }
 
-/// Restarts them, and says how many milliseconds there were between `SIGTERM` to the old process and `READY=1` of the
+/// Restarts them, and says how many milliseconds there were between the signal to the old process and `READY=1` of the
 /// new one: by systemd's own clock, so that what it takes to call systemctl(1) does not count. First of the one that has
 /// nothing, then of the one that holds descriptors.
 pub async fn restart(host: &Host) -> anyhow::Result<[f64; 2]> {

@@ -188,7 +188,7 @@ pub fn killed_at_any_moment(scene: &mut Scene) -> Hurts<'_> {
                 false => 4,
             };
             moments[moment] += 1;
-            let what = || format!("{after:?} after SIGTERM: {}", MOMENTS[moment]);
+            let what = || format!("{after:?} after the signal: {}", MOMENTS[moment]);
             let total = Price::of(&findings);
             if moment == 3 || total.closed == 0 {
                 findings.spotless().with_context(what)?;
@@ -313,7 +313,7 @@ pub fn store_full(scene: &mut Scene) -> Hurts<'_> {
 pub fn not_listened_to(scene: &mut Scene) -> Hurts<'_> {
     const CHILD: Release = Release::That(
         "sh -c 'export LISTEN_PID=$$; exec /opt/lab/good run' & child=$!
-        trap 'kill -TERM $child' TERM
+        trap 'kill -HUP $child' HUP
         wait $child
         wait $child",
     );
@@ -485,9 +485,9 @@ pub fn restarts_in_haste(scene: &mut Scene) -> Hurts<'_> {
     .boxed_local()
 }
 
-pub fn terminated_twice(scene: &mut Scene) -> Hurts<'_> {
+pub fn told_twice(scene: &mut Scene) -> Hurts<'_> {
     async {
-        let happens = async { run(scene, [PID, "kill -TERM $PID\n", WAITS, "kill -TERM $PID\n", NEW]).await.map(drop) };
+        let happens = async { run(scene, [PID, "kill -HUP $PID\n", WAITS, "kill -HUP $PID\n", NEW]).await.map(drop) };
         let price = priced(&under(scene, RELENTLESS, happens).await?, Costs::Connections, 1)?;
         Ok(Seen { what: String::new(), price })
     }
@@ -649,6 +649,19 @@ async fn year(scene: &Scene) -> anyhow::Result<String> {
     // "date: Sun, 06 Nov 1994 08:49:37 GMT"
     let date = answer.lines().find_map(|line| line.strip_prefix("date: ")).context("an answer without a date")?;
     date.split(' ').nth(3).map(str::to_owned).context("a date without a year")
+}
+
+/// By clients who come again when they are told to go: those who are told, in an answer, lose nothing.
+pub fn stopped_and_started(scene: &mut Scene) -> Hurts<'_> {
+    const SAYS: &str = "journalctl --quiet --output=cat --unit=$N.service | grep 'starts the service again'";
+    async {
+        let crowd = [(Kind::Pausing, 8), (Kind::Fresh, 2), (Kind::Slow, 2), (Kind::Idle, 8)];
+        let happens = async { run(scene, [STOP_START]).await.map(drop) };
+        let price = priced(&under(scene, &crowd, happens).await?, Costs::Idle, 1)?;
+        run(scene, [SAYS]).await.context("nothing is said of the socket unit")?;
+        Ok(Seen { what: String::new(), price })
+    }
+    .boxed_local()
 }
 
 pub fn rebooted(scene: &mut Scene) -> Hurts<'_> {

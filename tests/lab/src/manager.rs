@@ -56,6 +56,7 @@ pub struct Manager {
     store: usize,
     timeout_start: Duration,
     timeout_stop: Duration,
+    restart_signal: Signal,
     notifies: bool,
 }
 
@@ -75,6 +76,7 @@ impl Manager {
             store: 64,
             timeout_start: Duration::from_secs(30),
             timeout_stop: Duration::from_secs(90),
+            restart_signal: Signal::HUP,
             notifies: true,
         }
     }
@@ -134,6 +136,12 @@ impl Manager {
         self
     }
 
+    /// A unit without `RestartKillSignal=SIGHUP`, and without the variable that tells of it: a restart begins like a stop.
+    pub fn one_signal(mut self) -> Self {
+        self.restart_signal = Signal::TERM;
+        self
+    }
+
     /// Binds the sockets, starts the process and waits until it is ready.
     pub async fn start(mut self) -> anyhow::Result<Service> {
         if self.listen.is_empty() {
@@ -160,9 +168,11 @@ impl Manager {
         let notify = UnixDatagram::bind(directory.path().join("notify"))?;
         let (news, _) = watch::channel(());
         let state = Arc::new(Mutex::new(State { store_max: self.store, ..State::default() }));
-        let listener = tokio::spawn(listen(notify, state.clone(), news.clone()));
+        let (stuck, is_stuck) = watch::channel(false);
+        let listener = tokio::spawn(listen(notify, state.clone(), news.clone(), is_stuck));
+        let (child, exits) = (None, vec![]);
         let mut service =
-            Service { manager: self, addresses, sockets, state, news, listener, child: None, exits: vec![], directory };
+            Service { manager: self, addresses, sockets, state, news, stuck, listener, child, exits, directory };
         service.start_process().await?;
         Ok(service)
     }
@@ -256,6 +266,7 @@ pub struct Service {
     sockets: Vec<(String, OwnedFd)>,
     state: Arc<Mutex<State>>,
     news: watch::Sender<()>,
+    stuck: watch::Sender<bool>,
     listener: JoinHandle<()>,
     child: Option<Child>,
     exits: Vec<ExitStatus>,
@@ -323,14 +334,14 @@ impl Service {
     /// `systemctl restart`: stops the process, starts it again, waits until it is ready. What is in
     /// the store stays there and goes to the new process.
     pub async fn restart(&mut self) -> anyhow::Result<ExitStatus> {
-        let status = self.stop_process().await?;
+        let status = self.stop_process(self.manager.restart_signal).await?;
         self.start_process().await?;
         Ok(status)
     }
 
     /// `systemctl stop`: the store is emptied.
     pub async fn stop(&mut self) -> anyhow::Result<ExitStatus> {
-        let status = self.stop_process().await?;
+        let status = self.stop_process(Signal::TERM).await?;
         self.state().store.clear();
         Ok(status)
     }
@@ -338,6 +349,18 @@ impl Service {
     /// Starts the service again after [`Self::stop`] or [`Self::exited`].
     pub async fn start(&mut self) -> anyhow::Result<()> {
         self.start_process().await
+    }
+
+    /// Stops reading what the service says, or goes on. Stopped, there is no room for another message.
+    pub fn get_stuck(&self, stuck: bool) -> anyhow::Result<()> {
+        self.stuck.send_replace(stuck);
+        let socket = std::os::unix::net::UnixDatagram::unbound()?;
+        socket.set_nonblocking(true)?;
+        let fill = || socket.send_to(b"STATUS=stuck", self.directory.path().join("notify"));
+        match if stuck { std::iter::repeat_with(fill).find_map(Result::err) } else { None } {
+            Some(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error.into()),
+            _ => Ok(()),
+        }
     }
 
     /// Sends a signal.
@@ -398,6 +421,7 @@ impl Service {
             .env("NOTIFY_SOCKET", self.directory.path().join("notify"))
             .env("LISTEN_FDS", fds.len().to_string())
             .env("LISTEN_FDNAMES", names.join(":"))
+            .envs((self.manager.restart_signal == Signal::HUP).then_some(("RESTARTSIGNAL", "SIGHUP")))
             .envs(self.manager.env.iter().map(|(key, value)| (key, value)))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -433,9 +457,9 @@ impl Service {
         }
     }
 
-    async fn stop_process(&mut self) -> anyhow::Result<ExitStatus> {
+    async fn stop_process(&mut self, signal: Signal) -> anyhow::Result<ExitStatus> {
         self.state().extended_until = None;
-        self.signal(Signal::TERM)?;
+        self.signal(signal)?;
         let began = Instant::now();
         loop {
             let extended = self.state().extended_until;
@@ -474,8 +498,18 @@ async fn message(state: &Mutex<State>, news: &watch::Sender<()>, line: &str) -> 
 }
 
 /// Receives messages for as long as the service is looked after.
-async fn listen(socket: UnixDatagram, state: Arc<Mutex<State>>, news: watch::Sender<()>) {
-    while let Ok((text, fds)) = socket.async_io(Interest::READABLE, || receive(&socket)).await {
+async fn listen(
+    socket: UnixDatagram,
+    state: Arc<Mutex<State>>,
+    news: watch::Sender<()>,
+    mut stuck: watch::Receiver<bool>,
+) {
+    while stuck.wait_for(|stuck| !stuck).await.is_ok() {
+        let received = tokio::select! {
+            _ = stuck.changed() => continue,
+            received = socket.async_io(Interest::READABLE, || receive(&socket)) => received,
+        };
+        let Ok((text, fds)) = received else { return };
         let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
         let start = state.starts;
         let message = Message { text, fds: fds.len(), start, at: Instant::now() };
@@ -603,11 +637,11 @@ mod tests {
         service.state().handle(stored, [letter.into()].into());
 
         let status = service.restart().await.unwrap();
-        assert_eq!(status.signal(), Some(15));
+        assert_eq!(status.signal(), Some(1));
         service.logged("http:letter\n", 1).await.unwrap();
         service.logged("for the next one\n", 1).await.unwrap();
 
-        service.stop().await.unwrap();
+        assert_eq!(service.stop().await.unwrap().signal(), Some(15));
         assert!(service.stored().is_empty());
         assert_eq!(service.pid(), None);
         service.start().await.unwrap();
@@ -616,7 +650,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_does_not_end_is_killed_but_may_ask_for_time() {
-        let stubborn = "trap '' TERM; echo deaf; while :; do sleep 0.05; done";
+        let stubborn = "trap '' TERM HUP; echo deaf; while :; do sleep 0.05; done";
         let mut service = shell(stubborn).timeout_stop(Duration::from_millis(500)).start().await.unwrap();
         service.logged("deaf\n", 1).await.unwrap();
         let status = service.restart().await.unwrap();

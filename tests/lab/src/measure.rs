@@ -2,7 +2,7 @@
 //! connections there are, beside the [`floor`] under it.
 //!
 //! The two are measured side by side, in turn, on one host: a machine that is busy is so for both, and their ratio is
-//! what counts. The floor is the time between `SIGTERM` to a process that does nothing and `READY=1` of the next one, in
+//! what counts. The floor is the time between the signal to a process that does nothing and `READY=1` of the next one, in
 //! the same sandbox; the slowest answer is what a client sees of everything between, the way over the network included.
 
 use std::time::Duration;

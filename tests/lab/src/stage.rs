@@ -96,7 +96,7 @@ impl Stage {
 
     /// Starts `lab peer` under the stand-in.
     pub async fn stand_in_peer() -> anyhow::Result<Self> {
-        let service = Manager::new(std::env::current_exe()?).args(["peer"]).start().await?;
+        let service = Manager::new(std::env::current_exe()?).args(["peer"]).one_signal().start().await?;
         Ok(Self::StandIn(Box::new(service)))
     }
 

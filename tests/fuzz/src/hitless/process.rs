@@ -110,7 +110,7 @@ pub struct Process {
 
 impl Process {
     /// Takes a connection in.
-    pub fn adopt(&self, Clean { socket, rest }: Clean) {
+    pub fn adopt(&self, Clean { socket, rest, .. }: Clean) {
         let peer = Peer::Tcp(socket.peer_addr().unwrap());
         let io = self.gate.admit(Either::Left(socket), peer, rest, Origin::Adopted);
         self.tasks.spawn(serve(io, self.tasks.clone(), self.ending.clone()));
