@@ -24,6 +24,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_util::either::Either;
 
+use super::frames::Frames;
 use super::gate::{Cut, Gate, Mode, Obstacle};
 use super::ledger::{Body, Ledger};
 use super::listener::Listener;
@@ -73,9 +74,10 @@ struct Shared {
 #[derive(Debug)]
 struct State {
     ledger: Ledger,
+    frames: Frames,
     protocol: Protocol,
     fate: Fate,
-    /// The requests in flight: one at most in HTTP/1.1, many in HTTP/2.
+    /// The requests in flight: one at most in HTTP/1.1; in HTTP/2 many, each until its stream has ended.
     requests: Vec<InFlight>,
     tickets: u64,
     /// It ends with the request in flight: either side has said so.
@@ -119,6 +121,13 @@ struct InFlight {
     since: Instant,
     /// The application's answer has begun, and goes on as long as it goes on.
     answering: bool,
+    /// The application's answer has ended. In HTTP/2 it may not have left.
+    answered: bool,
+    /// In HTTP/2: turned into a WebSocket and the like, and that when the service had been told to leave.
+    upgraded: bool,
+    late: bool,
+    /// Its stream of HTTP/2.
+    stream: Option<u32>,
     method: Method,
     uri: Uri,
 }
@@ -139,9 +148,11 @@ impl Connection {
         use http_body::Body as _;
         let mut state = self.lock();
         let http1 = request.version() <= Version::HTTP_11;
+        let mut stream = None;
         if !http1 {
             state.protocol = Protocol::Http2;
             state.ledger.lose();
+            stream = state.frames.dispatched();
         } else {
             // hyper's own reading of the head, so that there are no two opinions on where the request ends.
             let length = request.body().size_hint().exact();
@@ -155,6 +166,10 @@ impl Connection {
             ticket,
             since: Instant::now(),
             answering: false,
+            answered: false,
+            upgraded: false,
+            late: false,
+            stream,
             method: request.method().clone(),
             uri: request.uri().clone(),
         });
@@ -170,8 +185,13 @@ impl Connection {
     /// What keeps a moment from being calm here; as [`Gate::obstacle`].
     pub(super) fn obstacle(&self, calm: Duration) -> Obstacle {
         let state = self.lock();
-        let mut slow = state.requests.iter().filter(|request| request.since.elapsed() > calm);
-        if slow.clone().any(|request| !request.answering) {
+        let now = Instant::now();
+        // A client that stands still over its request may do so for as long as one that does not read.
+        let is_at_work = |request: &InFlight| {
+            !request.answering && !request.stream.is_some_and(|id| state.frames.is_waiting_for_client(id, calm, now))
+        };
+        let mut slow = state.requests.iter().filter(|request| !request.late && now - request.since > calm);
+        if slow.clone().any(is_at_work) {
             return Obstacle::Passing;
         }
         // The answer has ended, and the client does not read the rest of it.
@@ -186,7 +206,10 @@ impl Connection {
         let state = self.lock();
         match state.protocol {
             Protocol::Http1 => state.fate == Fate::Open && !state.leaves_by_itself(),
-            Protocol::Http2 => state.requests.iter().any(|request| before.is_some_and(|before| request.since < before)),
+            Protocol::Http2 => {
+                let mut requests = state.requests.iter().filter(|request| !request.upgraded);
+                requests.any(|request| before.is_some_and(|before| request.since < before))
+            }
             Protocol::Upgraded => false,
         }
     }
@@ -216,9 +239,12 @@ impl Connection {
     /// Ends the connection if it has been silent, or not reading, for `idle`, or sending a head for `head`.
     pub(super) fn expire(&self, idle: Duration, head: Duration) {
         let mut state = self.lock();
-        let limit = if state.is_at_head() { head } else { idle };
+        let (since, limit) = match state.frames.unfinished() {
+            Some(began) => (began, head),
+            None => (state.since, if state.is_at_head() { head } else { idle }),
+        };
         let upgraded = state.protocol == Protocol::Upgraded;
-        let silent = state.fate == Fate::Open && !upgraded && state.is_quiet() && state.since.elapsed() > limit;
+        let silent = state.fate == Fate::Open && !upgraded && state.is_quiet() && since.elapsed() > limit;
         if silent || state.stalled.is_some_and(|since| since.elapsed() > idle) {
             state.expired = true;
             state.wake();
@@ -276,13 +302,16 @@ impl Ticket {
     pub(super) fn answering(&self, status: StatusCode, last: bool, upgrade: bool) -> bool {
         self.connection.0.gate.count(status.is_server_error());
         let failed = status.is_client_error() || status.is_server_error();
+        let late = self.connection.0.gate.mode() != Mode::Open;
         let mut state = self.connection.lock();
         if let Some(request) = state.requests.iter_mut().find(|request| request.ticket == self.id) {
             request.answering = true;
+            request.upgraded = upgrade && !self.http1;
+            request.late = request.upgraded && late;
         }
         if upgrade && self.http1 {
             state.protocol = Protocol::Upgraded;
-            state.late = self.connection.0.gate.mode() != Mode::Open;
+            state.late = late;
         }
         if !self.http1 || upgrade {
             state.ledger.lose();
@@ -307,7 +336,11 @@ impl Ticket {
 
     fn finish(&self, whole: bool) {
         let mut state = self.connection.lock();
-        state.requests.retain(|request| request.ticket != self.id);
+        if let Some(request) = state.requests.iter_mut().find(|request| request.ticket == self.id) {
+            request.answering = true;
+            request.answered = true;
+        }
+        state.forget_answered();
         state.since = Instant::now();
         if state.protocol == Protocol::Http1 {
             state.unflushed = true;
@@ -352,17 +385,53 @@ impl State {
     /// Whether nothing is lost when axum, told to end, closes the connection: HTTP/2, or what cannot be handed over,
     /// without a request; and what was only upgraded to be told goodbye.
     fn leaves_by_itself(&self) -> bool {
-        self.is_quiet() && self.is_never_clean() && (self.protocol != Protocol::Upgraded || self.late)
+        let late = self.requests.iter().filter(|request| request.late).count();
+        let quiet = self.requests.len() == late && self.frames.open() <= late && !self.unflushed;
+        quiet && self.is_never_clean() && (self.protocol != Protocol::Upgraded || self.late)
     }
 
     /// Whether no request is in flight and no answer on its way to the socket.
     fn is_quiet(&self) -> bool {
-        self.requests.is_empty() && !self.unflushed
+        self.requests.is_empty() && self.frames.open() == 0 && !self.unflushed
+    }
+
+    /// Enters that HTTP/2 streams have ended.
+    fn streams_ended(&mut self) {
+        self.since = Instant::now();
+        self.forget_answered();
+    }
+
+    /// Drops what is known of requests whose answers have ended; in HTTP/2, have left.
+    fn forget_answered(&mut self) {
+        let frames = &self.frames;
+        self.requests.retain(|request| !request.answered || request.stream.is_some_and(|id| frames.is_open(id)));
     }
 
     /// Whether the beginning of a head has been read.
     fn is_at_head(&self) -> bool {
         self.ledger.rest().is_some_and(|rest| !rest.is_empty())
+    }
+
+    /// Closes the connection for hyper, and says so where there are words for it, as far as the socket takes them.
+    fn say_goodbye(&mut self, socket: Pin<&mut Socket>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.fate = Fate::Closing;
+        let Some(goodbye) = self.frames.goodbye() else { return Poll::Ready(Ok(())) };
+        match self.interject(socket, cx, &goodbye) {
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => Poll::Ready(Err(error)),
+            _ => Poll::Ready(Ok(())),
+        }
+    }
+
+    /// Writes frames of its own between those of hyper. After any error but `WouldBlock` nothing more can be written.
+    fn interject(&mut self, socket: Pin<&mut Socket>, cx: &mut Context<'_>, frames: &[u8]) -> io::Result<()> {
+        let Poll::Ready(written) = socket.poll_write(cx, frames) else { return Err(io::ErrorKind::WouldBlock.into()) };
+        if written? < frames.len() {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        if self.frames.written(&[io::IoSlice::new(frames)], frames.len(), Instant::now()) {
+            self.streams_ended();
+        }
+        Ok(())
     }
 
     fn wake(&self) {
@@ -388,6 +457,7 @@ impl Io {
     pub(super) fn new(gate: Arc<Gate>, id: u64, socket: Socket, peer: Peer, rest: Vec<u8>, surplus: bool) -> Self {
         let state = State {
             ledger: Ledger::default(),
+            frames: Frames::default(),
             protocol: Protocol::Http1,
             fate: Fate::Open,
             requests: Vec::new(),
@@ -449,6 +519,10 @@ impl AsyncRead for Io {
         if state.half_closed && state.has_request() && !state.expired {
             return Poll::Pending;
         }
+        if connection.is_surplus() && state.frames.has_asked() {
+            // The end of the last stream wakes the task.
+            return if state.frames.open() > 0 { Poll::Pending } else { state.say_goodbye(socket, cx) };
+        }
 
         let start = buf.filled().len();
         if !unread.is_empty() {
@@ -465,10 +539,9 @@ impl AsyncRead for Io {
                 Poll::Pending if state.expired && !has_unread(&socket) => {
                     if state.is_at_head() {
                         // As far as the socket takes it: the client has had its time.
-                        let _ = socket.poll_write(cx, HEAD_TIMEOUT);
+                        let _ = socket.as_mut().poll_write(cx, HEAD_TIMEOUT);
                     }
-                    state.fate = Fate::Closing;
-                    return Poll::Ready(Ok(()));
+                    return state.say_goodbye(socket, cx);
                 }
                 Poll::Pending if connection.0.gate.is_thinning() && state.may_leave_early() => {
                     state.fate = Fate::Taken;
@@ -489,11 +562,16 @@ impl AsyncRead for Io {
             state.fate = Fate::Closing;
             return Poll::Ready(Ok(()));
         }
-        if !state.is_at_head() {
-            state.since = Instant::now();
+        let now = Instant::now();
+        // A client of HTTP/2 is as silent as its streams, whatever else it sends.
+        if !state.is_at_head() && !state.frames.is_http2() {
+            state.since = now;
         }
         state.expired = false;
         state.ledger.read(read);
+        if state.frames.read(read, now) {
+            state.streams_ended();
+        }
         Poll::Ready(Ok(()))
     }
 }
@@ -519,8 +597,16 @@ impl AsyncWrite for Io {
             state.ledger.lose();
         }
         let written = Pin::new(socket.as_mut().expect(PRESENT)).poll_write_vectored(cx, bytes);
-        if written.is_ready() {
+        if let Poll::Ready(result) = &written {
             state.stalled = None;
+            let count = *result.as_ref().unwrap_or(&0);
+            if state.frames.is_http2() && state.frames.written(bytes, count, Instant::now()) {
+                state.streams_ended();
+                if connection.is_surplus() {
+                    // Its end is due.
+                    cx.waker().wake_by_ref();
+                }
+            }
         } else if state.expired && state.stalled.is_some() {
             state.fate = Fate::Closing;
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));

@@ -6,6 +6,7 @@ mod start;
 
 mod configuration;
 mod handover;
+mod http2;
 mod lifecycle;
 mod limits;
 mod listening;
