@@ -237,18 +237,24 @@ impl Connection {
     }
 
     /// Ends the connection if it has been silent, or not reading, for `idle`, or sending a head for `head`.
-    pub(super) fn expire(&self, idle: Duration, head: Duration) {
+    ///
+    /// A client of HTTP/2 reads each answer or not: counts the streams that end because it has not, for `idle`.
+    pub(super) fn expire(&self, idle: Duration, head: Duration) -> usize {
         let mut state = self.lock();
+        let now = Instant::now();
         let (since, limit) = match state.frames.unfinished() {
             Some(began) => (began, head),
             None => (state.since, if state.is_at_head() { head } else { idle }),
         };
         let upgraded = state.protocol == Protocol::Upgraded;
         let silent = state.fate == Fate::Open && !upgraded && state.is_quiet() && since.elapsed() > limit;
-        if silent || state.stalled.is_some_and(|since| since.elapsed() > idle) {
-            state.expired = true;
+        let given_up = state.frames.give_up(idle, now);
+        let stuck = state.stalled.is_some_and(|since| since.elapsed() > idle) || state.frames.is_stuck(idle, now);
+        state.expired |= silent || stuck;
+        if silent || stuck || given_up > 0 {
             state.wake();
         }
+        given_up
     }
 
     /// What is lost when the connection is cut now.
@@ -518,6 +524,18 @@ impl AsyncRead for Io {
         }
         if state.half_closed && state.has_request() && !state.expired {
             return Poll::Pending;
+        }
+        let resets = state.frames.resets();
+        if !resets.is_empty() && unread.is_empty() {
+            match state.interject(socket.as_mut(), cx, &resets) {
+                // The client has them from the service, and hyper gets them as if they came from the client.
+                Ok(()) => *unread = resets,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => {
+                    state.fate = Fate::Closing;
+                    return Poll::Ready(Err(error));
+                }
+            }
         }
         if connection.is_surplus() && state.frames.has_asked() {
             // The end of the last stream wakes the task.

@@ -20,8 +20,9 @@ const MAX_ID: u32 = u32::MAX >> 1;
 /// Flow-control windows before anybody has changed them (RFC 9113, section 6.9.2).
 const DEFAULT_WINDOW: i64 = 65_535;
 
-/// RFC 9113, section 7.
+/// `NO_ERROR` and `CANCEL` (RFC 9113, section 7).
 const NO_ERROR: u32 = 0;
+const CANCEL: u32 = 8;
 
 /// A connection's frames, in both directions. Whatever bytes they come in, the same frames leave the same behind.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,6 +67,8 @@ struct Stream {
     answering: bool,
     /// hyper has handed its request to the application.
     dispatched: bool,
+    /// It is to be reset, because its client does not take the answer.
+    given_up: bool,
 }
 
 impl Default for Frames {
@@ -150,6 +153,30 @@ impl Frames {
                 stream.sending && now.saturating_duration_since(stream.read) > time
             })
         })
+    }
+
+    /// Gives up the streams whose client has, by its windows, let nothing of their answer out for `limit`; counts them.
+    pub(super) fn give_up(&mut self, limit: Duration, now: Instant) -> usize {
+        let Frames::Http2(http2) = self else { return 0 };
+        let window = http2.window;
+        let blocked = http2.streams.iter_mut().filter(|stream| {
+            let idle = now.saturating_duration_since(stream.written);
+            !stream.given_up && stream.answering && stream.window.min(window) <= 0 && idle > limit
+        });
+        blocked.map(|stream| stream.given_up = true).count()
+    }
+
+    /// Whether a stream that was given up is open all the same, after twice the `limit`.
+    pub(super) fn is_stuck(&self, limit: Duration, now: Instant) -> bool {
+        let is_stuck = |stream: &Stream| stream.given_up && now.saturating_duration_since(stream.written) > limit * 2;
+        self.http2().is_some_and(|http2| http2.streams.iter().any(is_stuck))
+    }
+
+    /// The frames that reset the streams that were given up, for either side. Empty while one is within a frame.
+    pub(super) fn resets(&self) -> Vec<u8> {
+        let Some(http2) = self.http2().filter(|http2| http2.is_between_frames()) else { return Vec::new() };
+        let given_up = http2.streams.iter().filter(|stream| stream.given_up);
+        given_up.flat_map(|stream| frame(RST_STREAM, stream.id, &CANCEL.to_be_bytes())).collect()
     }
 
     /// The frame that says goodbye (GOAWAY), unless the service is within a frame. What it does not name the client may
@@ -268,6 +295,7 @@ impl Http2 {
                 sending: !end_stream,
                 answering: false,
                 dispatched: false,
+                given_up: false,
             });
         }
     }
@@ -292,6 +320,10 @@ impl Http2 {
 
     fn find(&self, id: u32) -> Result<usize, usize> {
         self.streams.binary_search_by_key(&id, |stream| stream.id)
+    }
+
+    fn is_between_frames(&self) -> bool {
+        self.incoming.is_between_frames() && self.outgoing.is_between_frames()
     }
 }
 

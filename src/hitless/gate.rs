@@ -292,10 +292,13 @@ impl Gate {
         self.left().into_iter().max_by_key(|cut| cut.age)
     }
 
-    /// Ends connections that are silent for `idle`, or have been sending a head for `head`.
+    /// Ends connections that are silent for `idle`, or have been sending a head for `head`, and HTTP/2 streams whose
+    /// client does not read.
     pub(super) fn expire(&self, idle: Duration, head: Duration) {
-        for connection in self.all().values() {
-            connection.expire(idle, head);
+        let given_up: usize = self.all().values().map(|connection| connection.expire(idle, head)).sum();
+        if given_up > 0 {
+            // One line at a time, however many there are.
+            tracing::info!("{given_up} HTTP/2 streams are reset: their clients have not read for {idle:?}");
         }
     }
 

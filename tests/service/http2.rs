@@ -1,4 +1,5 @@
-//! HTTP/2, frame by frame: an answer has left when its last frame has, nothing ends without GOAWAY.
+//! HTTP/2, frame by frame: an answer has left when its last frame has, nothing ends without GOAWAY, and whoever does not
+//! take an answer loses it.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -326,6 +327,51 @@ async fn a_stream_of_events_that_is_quiet_is_not_silence() {
     assert!(!left.is_cancelled());
     client.ask(3, "/livez").await;
     assert_eq!(client.next_of(3).await.payload[0], 0x88, "200");
+}
+
+#[tokio::test]
+async fn a_client_that_takes_no_answer_loses_it_and_nothing_else() {
+    let (routes, left) = quiet();
+    let app = spawn_app("[limits]\nidle_timeout = '500ms'", routes.merge(large())).await;
+    // By the stream's window, and by the connection's.
+    for (window, taken) in [(0, 0), (1000, 1000), (2 * LARGE as u32, 65_535)] {
+        let mut client = Http2::open(&app, window).await;
+        client.ask(1, "/large").await;
+        assert_eq!(client.next_of(1).await.kind, HEADERS);
+        if taken > 0 {
+            assert!(!client.read(1, taken).await);
+        }
+        let reset = client.next_of(1).await;
+        assert_eq!((reset.kind, &reset.payload[..]), (RST_STREAM, &[0, 0, 0, 8][..]), "{window}");
+        // The connection goes on.
+        client.open_window(0, 2 * LARGE).await;
+        client.ask(3, "/large").await;
+        client.open_window(3, LARGE).await;
+        assert_eq!(client.next_of(3).await.payload[0], 0x88, "200");
+        assert!(client.read(3, LARGE).await);
+    }
+    // What is given up is nobody's any more, hyper's neither.
+    let mut client = Http2::open(&app, 0).await;
+    client.ask(1, "/quiet").await;
+    soon("the end of the answer", left.cancelled()).await;
+}
+
+/// Nothing can be reset within a frame, and a client over the limit has no other streams.
+#[tokio::test]
+async fn a_client_that_takes_no_answer_and_lets_it_not_be_reset_is_told_goodbye() {
+    let app = spawn_app("[limits]\nmax_connections = 1\nidle_timeout = '300ms'", large()).await;
+    let mut within_a_frame = Http2::open(&app, 0).await;
+    within_a_frame.ask(1, "/large").await;
+    assert_eq!(within_a_frame.next_of(1).await.kind, HEADERS);
+    within_a_frame.0.send(&frame(PING, 0, 0, &[0; 8])[..12]).await;
+    let mut surplus = Http2::open(&app, 0).await;
+    surplus.ask(1, "/large").await;
+
+    for client in [within_a_frame, surplus] {
+        let frames = client.rest().await;
+        assert!(frames.iter().all(|frame| frame.kind != DATA), "{frames:?}");
+        assert_eq!(frames.last().expect("a frame").goodbye(), (1, 0), "{frames:?}");
+    }
 }
 
 /// The head of a WebSocket's request (RFC 8441).

@@ -107,7 +107,8 @@ fn whatever_the_bytes_and_their_pieces_the_same_is_left_behind() {
             split.frames.written(&slices, piece.len(), split.now);
         }
         assert_eq!(split.frames, whole.frames);
-        let _ = (whole.frames.goodbye(), whole.frames.dispatched());
+        whole.frames.give_up(Duration::ZERO, whole.now + SECOND);
+        let _ = (whole.frames.resets(), whole.frames.goodbye(), whole.frames.dispatched());
         open += whole.frames.open();
     }
     assert!(open > 500, "{open}");
@@ -127,7 +128,7 @@ fn only_the_whole_preface_makes_it_http2() {
 
 #[test]
 fn a_stream_is_open_until_its_last_frame_has_left_or_it_is_reset() {
-    let reset = frame(RST_STREAM, 1, &NO_ERROR.to_be_bytes());
+    let reset = frame(RST_STREAM, 1, &CANCEL.to_be_bytes());
     let ends: [Vec<u8>; 5] = [
         [flagged(HEADERS, END_HEADERS, 1, b"head"), flagged(DATA, END_STREAM, 1, b"body")].concat(),
         flagged(HEADERS, END_HEADERS | END_STREAM, 1, b"head"),
@@ -186,6 +187,50 @@ fn requests_get_the_numbers_of_their_streams_in_order() {
     assert_eq!((fed.frames.dispatched(), fed.frames.dispatched()), (Some(7), None));
 }
 
+/// What a client does with its windows, in turn with 60,000 bytes of each answer, and which streams it blocks.
+#[test]
+fn who_blocks_an_answer_by_its_windows_is_told_from_who_has_nothing_to_get() {
+    let update = |id, more: u32| frame(WINDOW_UPDATE, id, &more.to_be_bytes());
+    let cases: [(Vec<u8>, usize); 8] = [
+        // The connection's window is nearly used up by one answer of 60,000 bytes, and by two altogether.
+        (vec![], 2),
+        (update(0, 60_000), 0),
+        (setting(INITIAL_WINDOW_SIZE, 60_000), 2),
+        ([setting(INITIAL_WINDOW_SIZE, 60_000), update(0, 100_000)].concat(), 2),
+        ([setting(INITIAL_WINDOW_SIZE, 60_000), update(0, 100_000), update(1, 1)].concat(), 1),
+        ([setting(INITIAL_WINDOW_SIZE, 0), update(0, 100_000), setting(INITIAL_WINDOW_SIZE, 70_000)].concat(), 0),
+        ([update(0, 100_000), setting(INITIAL_WINDOW_SIZE, 0)].concat(), 2),
+        ([update(0, 100_000), setting(1, 0), flagged(SETTINGS, ACK, 0, &[0, 4, 0, 0, 0, 0])].concat(), 0),
+    ];
+    for (windows, blocked) in cases {
+        let mut fed = Fed::asked(&[1, 3]);
+        fed.read(&windows);
+        for id in [1, 3] {
+            fed.written(&flagged(HEADERS, END_HEADERS, id, b"head"));
+            fed.written(&flagged(DATA, 0, id, &[0; 60_000]));
+        }
+        assert_eq!(fed.frames.give_up(SECOND, fed.now + SECOND), 0, "{windows:?}");
+        fed.later(SECOND * 2);
+        assert_eq!(fed.frames.give_up(SECOND, fed.now), blocked, "{windows:?}");
+        assert_eq!(fed.frames.give_up(SECOND, fed.now), 0, "{windows:?}");
+        assert!(!fed.frames.is_stuck(SECOND, fed.now));
+        assert_eq!(fed.frames.is_stuck(SECOND, fed.now + SECOND), blocked > 0);
+        let resets = fed.frames.resets();
+        assert_eq!(fed.written(&resets), blocked > 0);
+        assert_eq!(fed.frames.open(), 2 - blocked);
+        fed.read(&resets);
+        assert_eq!((fed.frames.open(), fed.frames.resets().len()), (2 - blocked, 0));
+    }
+}
+
+#[test]
+fn an_answer_that_has_not_begun_is_not_blocked() {
+    let mut fed = Fed::new();
+    fed.read(&setting(INITIAL_WINDOW_SIZE, 0));
+    fed.read(&flagged(HEADERS, END_HEADERS | END_STREAM, 1, b"head"));
+    assert_eq!(fed.frames.give_up(SECOND, fed.now + SECOND * 2), 0);
+}
+
 #[test]
 fn nothing_is_put_between_the_parts_of_a_frame() {
     let mut fed = Fed::new();
@@ -196,6 +241,13 @@ fn nothing_is_put_between_the_parts_of_a_frame() {
     for (at, byte) in answer.iter().enumerate() {
         fed.written(&[*byte]);
         assert_eq!(fed.frames.goodbye().is_some(), at + 1 == answer.len());
+    }
+    fed.frames.give_up(SECOND, fed.now + SECOND * 2);
+    let ping = flagged(6, 0, 0, &[0; 8]);
+    assert!(!fed.frames.resets().is_empty());
+    for (at, byte) in ping.iter().enumerate() {
+        fed.read(&[*byte]);
+        assert_eq!(!fed.frames.resets().is_empty(), at + 1 == ping.len());
     }
 }
 
