@@ -26,6 +26,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_util::either::Either;
 
+use super::frames::Frames;
 use super::gate::{Cut, Gate, Limits, Mode, Obstacle};
 use super::ledger::{Body, Ledger};
 use super::listener::Listener;
@@ -90,9 +91,10 @@ struct Shared {
 #[derive(Debug)]
 struct State {
     ledger: Ledger,
+    frames: Frames,
     protocol: Protocol,
     fate: Fate,
-    /// The requests in flight: one at most in HTTP/1.1, many in HTTP/2.
+    /// The requests in flight: one at most in HTTP/1.1; in HTTP/2 many, each until its stream has ended.
     requests: Vec<InFlight>,
     tickets: u64,
     /// Another process accepted it.
@@ -146,6 +148,13 @@ struct InFlight {
     answering: bool,
     /// The request's body, if it has one that has not arrived yet.
     upload: Option<Upload>,
+    /// The application's answer has ended. In HTTP/2 it may not have left.
+    answered: bool,
+    /// In HTTP/2: turned into a WebSocket and the like, and that when the service had been told to leave.
+    upgraded: bool,
+    late: bool,
+    /// Its stream of HTTP/2.
+    stream: Option<u32>,
     method: Method,
     uri: Uri,
 }
@@ -167,9 +176,11 @@ impl Connection {
         let upload = (!request.body().is_end_stream()).then(Upload::default);
         let mut state = self.lock();
         let http1 = request.version() <= Version::HTTP_11;
+        let mut stream = None;
         if !http1 {
             state.protocol = Protocol::Http2;
             state.ledger.lose();
+            stream = state.frames.dispatched();
         } else {
             // hyper's own reading of the head, so that there are no two opinions on where the request ends.
             let length = request.body().size_hint().exact();
@@ -184,6 +195,10 @@ impl Connection {
             since: Instant::now(),
             answering: false,
             upload: upload.clone(),
+            answered: false,
+            upgraded: false,
+            late: false,
+            stream,
             method: request.method().clone(),
             uri: request.uri().clone(),
         });
@@ -205,7 +220,7 @@ impl Connection {
     /// What keeps a moment from being calm here; as [`Gate::obstacle`].
     pub(super) fn obstacle(&self, calm: Duration) -> Obstacle {
         let state = self.lock();
-        let mut slow = state.requests.iter().filter(|request| request.since.elapsed() > calm);
+        let mut slow = state.requests.iter().filter(|request| !request.late && request.since.elapsed() > calm);
         if slow.clone().any(InFlight::is_at_work) {
             return Obstacle::Bounded;
         }
@@ -240,7 +255,10 @@ impl Connection {
         let state = self.lock();
         match state.protocol {
             Protocol::Http1 => state.fate == Fate::Open && !state.leaves_by_itself(),
-            Protocol::Http2 => state.requests.iter().any(|request| before.is_some_and(|before| request.since < before)),
+            Protocol::Http2 => {
+                let mut requests = state.requests.iter().filter(|request| !request.upgraded);
+                requests.any(|request| before.is_some_and(|before| request.since < before))
+            }
             Protocol::Upgraded => false,
         }
     }
@@ -271,38 +289,42 @@ impl Connection {
     /// answer has had nothing to say for `idle_timeout`, no write tells whether the client has gone: the socket is asked.
     pub(super) fn expire(&self, limits: &Limits) {
         let mut state = self.lock();
+        let now = Instant::now();
         let tell = |kind| self.0.gate.notice(kind, self.peer());
-        let has_come = |since: Option<Instant>, limit| since.is_some_and(|since| since.elapsed() > limit);
-        let since = Some(state.since);
-        if state.is_at_head() || state.is_silent() {
-            state.expired |= state.is_quiet() && has_come(since, limits.header_timeout);
-            if state.expired && !state.is_at_head() {
-                tell(Kind::Silent);
+        let has_come = |since: Instant, limit| now.saturating_duration_since(since) > limit;
+        let head = state.frames.unfinished().or((state.is_at_head() || state.is_silent()).then_some(state.since));
+        match head {
+            Some(began) if state.is_quiet() && !state.expired => {
+                state.expired = has_come(began, limits.header_timeout);
+                if state.expired && state.is_silent() {
+                    tell(Kind::Silent);
+                }
             }
-        } else if state.is_idle() {
-            state.expired |= has_come(since, limits.idle_timeout);
+            None if state.is_idle() => state.expired = has_come(state.since, limits.idle_timeout),
+            _ => {}
         }
-        if has_come(state.stalled, limits.send_timeout) {
+        let unread = state.stalled.is_some_and(|since| has_come(since, limits.send_timeout));
+        if !state.expired && (unread || state.frames.is_stuck(limits.send_timeout, now)) {
             state.expired = true;
             tell(Kind::SendTimeout);
         }
-        if has_come(state.lingering.map(|(since, _)| since), limits.linger_timeout) {
-            state.expired = true;
-        }
-        let late = |upload: &&Upload| has_come(upload.awaited(), limits.body_timeout);
-        for upload in state.requests.iter().filter_map(|request| request.upload.as_ref()).filter(late) {
+        state.expired |= state.lingering.is_some_and(|(since, _)| has_come(since, limits.linger_timeout));
+        let given_up = state.frames.give_up(limits.send_timeout, now);
+        (0..given_up).for_each(|_| tell(Kind::SendTimeout));
+        let is_late = |upload: &&Upload| upload.awaited().is_some_and(|since| has_come(since, limits.body_timeout));
+        for upload in state.requests.iter().filter_map(|request| request.upload.as_ref()).filter(is_late) {
             upload.give_up();
             tell(Kind::BodyTimeout);
         }
         let mute = state.protocol == Protocol::Http1
             && !state.requests.is_empty()
             && state.requests.iter().all(|request| request.answering)
-            && has_come(since, limits.idle_timeout);
+            && has_come(state.since, limits.idle_timeout);
         if mute {
-            state.since = Instant::now();
+            state.since = now;
             state.doubted = true;
         }
-        if state.expired || mute {
+        if state.expired || mute || given_up > 0 {
             state.wake();
         }
     }
@@ -359,13 +381,16 @@ impl Ticket {
     pub(super) fn answering(&self, status: StatusCode, last: bool, upgrade: bool) -> bool {
         self.connection.0.gate.count(status.is_server_error());
         let unread = self.upload.as_ref().is_some_and(Upload::is_abandoned);
+        let late = self.connection.0.gate.mode() != Mode::Open;
         let mut state = self.connection.lock();
         if let Some(request) = state.requests.iter_mut().find(|request| request.ticket == self.id) {
             request.answering = true;
+            request.upgraded = upgrade && !self.http1;
+            request.late = request.upgraded && late;
         }
         if upgrade && self.http1 {
             state.protocol = Protocol::Upgraded;
-            state.late = self.connection.0.gate.mode() != Mode::Open;
+            state.late = late;
         }
         if !self.http1 || upgrade {
             state.ledger.lose();
@@ -398,7 +423,11 @@ impl Ticket {
 
     fn finish(&self, whole: bool) {
         let mut state = self.connection.lock();
-        state.requests.retain(|request| request.ticket != self.id);
+        if let Some(request) = state.requests.iter_mut().find(|request| request.ticket == self.id) {
+            request.answering = true;
+            request.answered = true;
+        }
+        state.forget_answered();
         state.since = Instant::now();
         if state.protocol == Protocol::Http1 {
             state.unflushed = true;
@@ -466,12 +495,26 @@ impl State {
     /// Whether nothing is lost when axum, told to end, closes the connection: HTTP/2, or what cannot be handed over,
     /// without a request; and what was only upgraded to be told goodbye.
     fn leaves_by_itself(&self) -> bool {
-        self.is_quiet() && self.is_never_clean() && (self.protocol != Protocol::Upgraded || self.late)
+        let late = self.requests.iter().filter(|request| request.late).count();
+        let quiet = self.requests.len() == late && self.frames.open() <= late && !self.unflushed;
+        quiet && self.is_never_clean() && (self.protocol != Protocol::Upgraded || self.late)
     }
 
     /// Whether no request is in flight and no answer on its way to the socket.
     fn is_quiet(&self) -> bool {
-        self.requests.is_empty() && !self.unflushed
+        self.requests.is_empty() && self.frames.open() == 0 && !self.unflushed
+    }
+
+    /// Enters that HTTP/2 streams have ended.
+    fn streams_ended(&mut self) {
+        self.since = Instant::now();
+        self.forget_answered();
+    }
+
+    /// Drops what is known of requests whose answers have ended; in HTTP/2, have left.
+    fn forget_answered(&mut self) {
+        let frames = &self.frames;
+        self.requests.retain(|request| !request.answered || request.stream.is_some_and(|id| frames.is_open(id)));
     }
 
     /// Whether the beginning of a head has been read.
@@ -488,6 +531,28 @@ impl State {
     fn is_idle(&self) -> bool {
         let quiet = self.fate == Fate::Open && self.is_quiet() && !self.expired;
         quiet && self.protocol != Protocol::Upgraded && !self.is_at_head()
+    }
+
+    /// Closes the connection for hyper, and says so where there are words for it, as far as the socket takes them.
+    fn say_goodbye(&mut self, socket: Pin<&mut Socket>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.fate = Fate::Closing;
+        let Some(goodbye) = self.frames.goodbye() else { return Poll::Ready(Ok(())) };
+        match self.interject(socket, cx, &goodbye) {
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => Poll::Ready(Err(error)),
+            _ => Poll::Ready(Ok(())),
+        }
+    }
+
+    /// Writes frames of its own between those of hyper. After any error but `WouldBlock` nothing more can be written.
+    fn interject(&mut self, socket: Pin<&mut Socket>, cx: &mut Context<'_>, frames: &[u8]) -> io::Result<()> {
+        let Poll::Ready(written) = socket.poll_write(cx, frames) else { return Err(io::ErrorKind::WouldBlock.into()) };
+        if written? < frames.len() {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        if self.frames.written(&[io::IoSlice::new(frames)], frames.len(), Instant::now()) {
+            self.streams_ended();
+        }
+        Ok(())
     }
 
     fn wake(&self) {
@@ -537,6 +602,7 @@ impl Io {
     pub(super) fn new(gate: Arc<Gate>, id: u64, socket: Socket, peer: Peer, rest: Vec<u8>, origin: Origin) -> Self {
         let state = State {
             ledger: Ledger::default(),
+            frames: Frames::default(),
             protocol: Protocol::Http1,
             fate: Fate::Open,
             requests: Vec::new(),
@@ -613,6 +679,22 @@ impl AsyncRead for Io {
         if state.withheld {
             return Poll::Pending;
         }
+        let resets = state.frames.resets();
+        if !resets.is_empty() && unread.is_empty() {
+            match state.interject(socket.as_mut(), cx, &resets) {
+                // The client has them from the service, and hyper gets them as if they came from the client.
+                Ok(()) => *unread = resets,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => {
+                    state.fate = Fate::Closing;
+                    return Poll::Ready(Err(error));
+                }
+            }
+        }
+        if connection.is_surplus() && state.frames.has_asked() {
+            // The end of the last stream wakes the task.
+            return if state.frames.open() > 0 { Poll::Pending } else { state.say_goodbye(socket, cx) };
+        }
 
         let start = buf.filled().len();
         if !unread.is_empty() {
@@ -629,10 +711,9 @@ impl AsyncRead for Io {
                 Poll::Pending if state.expired && !has_unread(&socket) => {
                     if state.is_at_head() {
                         connection.refuse(&mut state, StatusCode::REQUEST_TIMEOUT, socket.as_mut(), cx);
-                        ready!(state.poll_linger(socket, cx));
+                        ready!(state.poll_linger(socket.as_mut(), cx));
                     }
-                    state.fate = Fate::Closing;
-                    return Poll::Ready(Ok(()));
+                    return state.say_goodbye(socket, cx);
                 }
                 Poll::Pending if connection.0.gate.is_thinning() && state.may_leave_early() => {
                     state.fate = Fate::Taken;
@@ -654,9 +735,10 @@ impl AsyncRead for Io {
             state.fate = Fate::Closing;
             return Poll::Ready(Ok(()));
         }
-        // What HTTP/2 frames without a request say does not make a connection less idle.
-        if !state.is_at_head() && state.protocol != Protocol::Http2 {
-            state.since = Instant::now();
+        let now = Instant::now();
+        // A client of HTTP/2 is as silent as its streams, whatever else it sends.
+        if !state.is_at_head() && !state.frames.is_http2() {
+            state.since = now;
         }
         state.expired = false;
         state.ledger.read(read);
@@ -666,6 +748,10 @@ impl AsyncRead for Io {
             connection.refuse(&mut state, refused, socket.as_mut(), cx);
             ready!(state.poll_linger(socket, cx));
             state.fate = Fate::Closing;
+            return Poll::Ready(Ok(()));
+        }
+        if state.frames.read(read, now) {
+            state.streams_ended();
         }
         Poll::Ready(Ok(()))
     }
@@ -733,10 +819,19 @@ impl AsyncWrite for Io {
             state.ledger.lose();
         }
         let written = socket.poll_write_vectored(cx, bytes);
-        if written.is_ready() {
+        if let Poll::Ready(result) = &written {
             state.stalled = None;
-            if !state.requests.is_empty() {
-                state.since = Instant::now();
+            let now = Instant::now();
+            if !state.frames.is_http2() && !state.requests.is_empty() {
+                state.since = now;
+            }
+            let count = *result.as_ref().unwrap_or(&0);
+            if state.frames.is_http2() && state.frames.written(bytes, count, now) {
+                state.streams_ended();
+                if connection.is_surplus() {
+                    // Its end is due.
+                    cx.waker().wake_by_ref();
+                }
             }
         } else if state.expired && state.stalled.is_some() {
             state.fate = Fate::Closing;

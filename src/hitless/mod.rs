@@ -9,7 +9,7 @@
 //! 2. The [`gate`] closes: nothing is accepted any more, and every HTTP/1.1 [`connection`] that is *clean*, or becomes
 //!    so, is taken out of hyper. The [`ledger`] knows which is clean, [`track`] tells it of requests and answers. Bytes
 //!    that arrive stay in the kernel. If a request takes long after all, the gate opens again, and step 1 goes on.
-//! 3. When only HTTP/2 is left, axum's graceful shutdown begins for it.
+//! 3. When only HTTP/2 is left, axum's graceful shutdown begins for it. Its frames (`frames`) tell when an answer has left.
 //! 4. The clean sockets go into the [`parcel`], which waits in systemd's file descriptor store ([`systemd`]).
 //! 5. The next process takes over those who were busy until the last moment, says `READY=1`, and takes over the others
 //!    while these are served. Its [`listener`] prefers them to new ones.
@@ -28,6 +28,7 @@ use std::sync::LazyLock;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 pub mod connection;
+mod frames;
 pub mod gate;
 pub mod ledger;
 pub mod lifecycle;

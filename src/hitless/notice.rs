@@ -36,7 +36,7 @@ impl fmt::Display for Kind {
             Kind::HeadTooLarge => "a request's head is too large (limits.max_head_bytes), which is answered 431",
             Kind::Malformed => "a request cannot be understood, which is answered 400, 414 or 431",
             Kind::BodyTimeout => "a request's body stopped arriving (limits.body_timeout), which is answered 408",
-            Kind::SendTimeout => "an answer was not read (limits.send_timeout), and its connection is cut",
+            Kind::SendTimeout => "an answer was not read (limits.send_timeout), and is given up",
             Kind::Yielded => "there are limits.max_connections, and who was idle longest made room",
             Kind::Full => "there are limits.max_connections and none is idle, which is answered 503",
         })

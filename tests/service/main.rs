@@ -8,6 +8,7 @@ mod command;
 mod configuration;
 mod departures;
 mod handover;
+mod http2;
 mod lifecycle;
 mod limits;
 mod listening;

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Router, ServiceExt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::connection::QUIET;
+use super::gate::Obstacle;
 use super::systemd::Activated;
 use super::{Connection, Gate, Listener, Track};
 
@@ -61,4 +62,37 @@ async fn who_is_quiet_is_taken_before_the_gate_closes_and_is_back_when_it_stays_
         ask(client).await;
     }
     assert_eq!((gate.len(), gate.put_aside()), (4, 0));
+}
+
+/// Clients of HTTP/2, what each sends after its preface, and what it is to a service that would like a calm moment.
+#[tokio::test]
+async fn an_http2_client_that_stands_still_is_in_the_way_and_a_handler_at_work_is_waited_for() {
+    const HELLO: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    // HEADERS of stream 1, whole, and those of a POST whose body is to follow.
+    let asked = |path: u8| [b"\0\0\x0c\x01\x05\0\0\0\x01\x82\x86\x04\x02/", &[path][..], b"\x01\x04test"].concat();
+    let posted = |path: u8| [b"\0\0\x0c\x01\x04\0\0\0\x01\x83\x86\x04\x02/", &[path][..], b"\x01\x04test"].concat();
+    let cases = [
+        (vec![], Obstacle::None),
+        (asked(b'q'), Obstacle::None),
+        (asked(b'l'), Obstacle::Unbounded),
+        (asked(b'w'), Obstacle::Bounded),
+        (posted(b'b'), Obstacle::Unbounded),
+    ];
+    for (request, expected) in cases {
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = socket.local_addr().unwrap();
+        let gate = Arc::new(Gate::default());
+        let listener = Listener::new(vec![Activated::Tcp(socket)], Arc::clone(&gate), 10).unwrap();
+        let app = Router::new()
+            .route("/q", get(|| async {}))
+            .route("/l", get(|| async { vec![0; 1 << 20] }))
+            .route("/w", get(std::future::pending::<()>))
+            .route("/b", post(|_: axum::body::Bytes| async {}));
+        let app = Track(app).into_make_service_with_connect_info::<Connection>();
+        tokio::spawn(axum::serve(listener, app).into_future());
+        let mut client = TcpStream::connect(address).await.unwrap();
+        client.write_all(&[HELLO, &request].concat()).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert_eq!(gate.obstacle(Duration::from_millis(100)), expected, "{}", request.escape_ascii());
+    }
 }

@@ -5,6 +5,8 @@
 
 #[path = "../../../src/hitless/connection.rs"]
 pub mod connection;
+#[path = "../../../src/hitless/frames.rs"]
+mod frames;
 #[path = "../../../src/hitless/gate.rs"]
 pub mod gate;
 #[path = "../../../src/hitless/ledger.rs"]
