@@ -414,6 +414,7 @@ impl Gate {
         for connection in self.all().values() {
             connection.expire(&self.limits);
         }
+        self.notices.tell_rest();
     }
 
     fn all(&self) -> MutexGuard<'_, HashMap<u64, Connection>> {

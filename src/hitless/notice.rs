@@ -2,7 +2,7 @@
 //! each would push out of the log what matters.
 
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::connection::Peer;
@@ -26,6 +26,19 @@ pub(super) enum Kind {
     Full,
 }
 
+impl Kind {
+    const ALL: [Self; 8] = [
+        Self::Silent,
+        Self::HeadTimeout,
+        Self::HeadTooLarge,
+        Self::Malformed,
+        Self::BodyTimeout,
+        Self::SendTimeout,
+        Self::Yielded,
+        Self::Full,
+    ];
+}
+
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -45,25 +58,43 @@ impl fmt::Display for Kind {
 
 /// How often each kind was not told yet, and when one was told last.
 #[derive(Debug, Default)]
-pub(super) struct Notices([Mutex<Notice>; 8]);
+pub(super) struct Notices([Mutex<Notice>; Kind::ALL.len()]);
 
 #[derive(Debug, Default)]
 struct Notice {
     told: Option<Instant>,
     untold: u64,
+    /// On whose account the last time that is untold.
     last: Option<Peer>,
 }
 
 impl Notices {
     /// Tells of it, now or later.
     pub(super) fn tell(&self, kind: Kind, peer: Peer) {
-        let mut notice = self.0[kind as usize].lock().unwrap_or_else(PoisonError::into_inner);
+        let mut notice = self.notice(kind);
         notice.untold += 1;
         notice.last = Some(peer);
-        if notice.told.is_none_or(|told| told.elapsed() >= PAUSE) {
-            notice.told = Some(Instant::now());
-            let count = std::mem::take(&mut notice.untold);
-            tracing::warn!(%peer, count, "{kind}; {count} more since the last such line, the last of them {peer}");
+        notice.tell(kind);
+    }
+
+    /// Tells of what has not been told yet, where it is time for that.
+    pub(super) fn tell_rest(&self) {
+        for kind in Kind::ALL {
+            self.notice(kind).tell(kind);
         }
+    }
+
+    fn notice(&self, kind: Kind) -> MutexGuard<'_, Notice> {
+        self.0[kind as usize].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Notice {
+    fn tell(&mut self, kind: Kind) {
+        let (Some(peer), true) = (self.last, self.told.is_none_or(|told| told.elapsed() >= PAUSE)) else { return };
+        self.told = Some(Instant::now());
+        self.last = None;
+        let times = std::mem::take(&mut self.untold);
+        tracing::warn!(%peer, times, "{kind} ({times} times, last for {peer})");
     }
 }

@@ -1,5 +1,7 @@
 //! The log: what is in it, and that whoever reads it holds nobody up.
 
+use std::time::Duration;
+
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -223,4 +225,27 @@ async fn a_log_that_nobody_reads_holds_nobody_up_and_what_is_lost_is_told() {
     drop(client);
     process.signal(Signal::INT);
     assert!(process.ended().await.0.success());
+}
+
+#[tokio::test]
+async fn what_clients_cause_is_a_line_once_in_a_while_and_none_is_forgotten() {
+    let process = Process::start(&[("log.format", "json"), ("limits.header_timeout", "300ms")]).await;
+    for _ in 0..100 {
+        let mut client = process.client().await;
+        client.send("nonsense\r\n\r\n").await;
+        assert_eq!(client.answer().await.status, 400);
+    }
+    let mut late = process.client().await;
+    late.send("GET /livez HTT").await;
+    assert_eq!(late.answer().await.status, 408);
+    // The first at once, the others together, ten seconds later.
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    process.signal(Signal::INT);
+    let (_, log) = process.ended().await;
+
+    let lines = |what: &str| -> Vec<_> { log.lines().filter(|line| line.contains(what)).collect() };
+    assert_eq!(lines("limits.header_timeout").len(), 1, "{log}");
+    let malformed = lines("cannot be understood");
+    assert_eq!(malformed.len(), 2, "{log}");
+    assert!(malformed[0].contains("(1 times") && malformed[1].contains("(99 times"), "{log}");
 }
