@@ -109,8 +109,10 @@ struct State {
     unflushed: bool,
     /// hyper was told that there is nothing to read, without the socket having been asked.
     withheld: bool,
-    /// When the connection became idle, the head that is being read began, or something was written of an answer.
+    /// When the connection became idle, the head that is being read began, or a part of an answer was found written.
     since: Instant,
+    /// Something was written since the limits were looked at.
+    wrote: bool,
     /// Since when the client has not read what is written.
     stalled: Option<Instant>,
     /// Idle, at its head, or not reading, for too long; or it is to make room.
@@ -315,6 +317,9 @@ impl Connection {
         for upload in state.requests.iter().filter_map(|request| request.upload.as_ref()).filter(is_late) {
             upload.give_up();
             tell(Kind::BodyTimeout);
+        }
+        if std::mem::take(&mut state.wrote) && !state.requests.is_empty() {
+            state.since = now;
         }
         let mute = state.protocol == Protocol::Http1
             && !state.requests.is_empty()
@@ -614,6 +619,7 @@ impl Io {
             unflushed: false,
             withheld: false,
             since: Instant::now(),
+            wrote: false,
             stalled: None,
             expired: false,
             lingering: None,
@@ -821,12 +827,9 @@ impl AsyncWrite for Io {
         let written = socket.poll_write_vectored(cx, bytes);
         if let Poll::Ready(result) = &written {
             state.stalled = None;
-            let now = Instant::now();
-            if !state.frames.is_http2() && !state.requests.is_empty() {
-                state.since = now;
-            }
+            state.wrote = true;
             let count = *result.as_ref().unwrap_or(&0);
-            if state.frames.is_http2() && state.frames.written(bytes, count, now) {
+            if state.frames.is_http2() && state.frames.written(bytes, count, Instant::now()) {
                 state.streams_ended();
                 if connection.is_surplus() {
                     // Its end is due.
