@@ -13,6 +13,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
@@ -39,6 +40,9 @@ const LINGER_BYTES: u64 = 64 << 20;
 
 /// How often in a row a client that still sends is read from, before others are served.
 const LINGER_READS: usize = 16;
+
+/// How long a connection has to have been idle to make room for another.
+pub(super) const YIELDS_AFTER: Duration = Duration::from_secs(1);
 
 /// How long a connection has to have been quiet to be taken before the gate closes.
 pub(super) const QUIET: Duration = Duration::from_millis(500);
@@ -67,7 +71,7 @@ impl fmt::Display for Peer {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Origin {
     Accepted,
-    /// Accepted over the limit, and only told so.
+    /// Accepted over the limit: served if another one makes room for it, else only told so.
     Surplus,
     /// Handed over by the process before.
     Adopted,
@@ -84,6 +88,8 @@ struct Shared {
     id: u64,
     peer: Peer,
     origin: Origin,
+    /// Over the limit of connections.
+    surplus: AtomicBool,
     gate: Arc<Gate>,
     state: Mutex<State>,
 }
@@ -167,9 +173,9 @@ impl Connection {
         self.0.peer
     }
 
-    /// Whether the connection is over the limit, and to be told so.
-    pub(super) fn is_surplus(&self) -> bool {
-        self.0.origin == Origin::Surplus
+    /// Whether the connection is over the limit.
+    fn is_surplus(&self) -> bool {
+        self.0.surplus.load(Relaxed)
     }
 
     /// Enters that hyper handed a request to the application. From then on its body tells when it is waited for.
@@ -233,23 +239,32 @@ impl Connection {
         if unbounded { Obstacle::Unbounded } else { Obstacle::None }
     }
 
-    /// How soon the connection is to make room for another, the least first; `None` when it is not idle. Those on which
-    /// nothing was asked come before all others.
-    pub(super) fn rank(&self) -> Option<(bool, Instant)> {
+    /// Whether something was asked on the connection, and since when it is idle; `None` when it is not.
+    pub(super) fn idle(&self) -> Option<(bool, Instant)> {
         let state = self.lock();
         state.is_idle().then_some((state.tickets > 0 || state.adopted, state.since))
     }
 
-    /// Ends the connection if it is idle. Says whether it was.
+    /// Ends the connection if it may make room for another. Says whether it does.
     pub(super) fn make_room(&self) -> bool {
         let mut state = self.lock();
-        let idle = state.is_idle();
-        if idle {
+        let makes_room = state.may_make_room();
+        if makes_room {
             state.expired = true;
             state.wake();
             self.0.gate.notice(Kind::Yielded, self.peer());
         }
-        idle
+        makes_room
+    }
+
+    /// Whether the connection is over the limit, and stays so although it has something to ask: nobody makes room.
+    pub(super) fn is_turned_away(&self) -> bool {
+        if self.is_surplus() && self.0.gate.make_room() {
+            self.0.surplus.store(false, Relaxed);
+            // It may have been taken for one that is not read any more.
+            self.lock().read_again();
+        }
+        self.is_surplus()
     }
 
     /// Whether the connection has to be waited for before HTTP/2 is told to go away; as [`Gate::taken`].
@@ -538,6 +553,12 @@ impl State {
         quiet && self.protocol != Protocol::Upgraded && !self.is_at_head()
     }
 
+    /// Whether the connection is idle, and not just for the moment that a client takes between two requests, or before
+    /// its first.
+    fn may_make_room(&self) -> bool {
+        self.is_idle() && self.since.elapsed() >= YIELDS_AFTER
+    }
+
     /// Closes the connection for hyper, and says so where there are words for it, as far as the socket takes them.
     fn say_goodbye(&mut self, socket: Pin<&mut Socket>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.fate = Fate::Closing;
@@ -626,7 +647,8 @@ impl Io {
             doubted: false,
             waker: None,
         };
-        let connection = Connection(Arc::new(Shared { id, peer, origin, gate, state: Mutex::new(state) }));
+        let surplus = AtomicBool::new(origin == Origin::Surplus);
+        let connection = Connection(Arc::new(Shared { id, peer, origin, surplus, gate, state: Mutex::new(state) }));
         Self { socket: Some(socket), unread: rest, connection }
     }
 
@@ -698,8 +720,9 @@ impl AsyncRead for Io {
             }
         }
         if connection.is_surplus() && state.frames.has_asked() {
-            // The end of the last stream wakes the task.
-            return if state.frames.open() > 0 { Poll::Pending } else { state.say_goodbye(socket, cx) };
+            // The end of the last stream wakes the task, or that there is room after all.
+            state.withheld = state.frames.open() > 0;
+            return if state.withheld { Poll::Pending } else { state.say_goodbye(socket, cx) };
         }
 
         let start = buf.filled().len();

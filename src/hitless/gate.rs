@@ -16,12 +16,12 @@ use std::time::{Duration, Instant};
 use axum::http::Method;
 use tokio::sync::Notify;
 
-use super::connection::{Connection, Io, Origin, Peer, QUIET, Socket};
+use super::connection::{Connection, Io, Origin, Peer, QUIET, Socket, YIELDS_AFTER};
 use super::notice::{Kind, Notices};
 use super::parcel::Clean;
 
-/// How many idle connections are found at a time to make room.
-const YIELDING: usize = 64;
+/// How many connections on which nothing was asked yet are more than those of clients that are just about to ask.
+const FLOOD: usize = 64;
 
 /// Something that was cut off: a request, or a connection that would not end.
 #[derive(Debug)]
@@ -147,28 +147,36 @@ impl Gate {
         format!("{}r{}", super::process_mark(), self.refused.fetch_add(1, Relaxed))
     }
 
-    /// Has an idle connection make room for another one: of those on which nothing was asked yet the oldest, else the one
-    /// that has been idle longest. False when there is none.
+    /// Has an idle connection make room for another one. False when none is.
     pub(super) fn make_room(&self) -> bool {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        for found in [true, false] {
-            while let Some(connection) = idle.pop() {
-                if connection.make_room() {
-                    return true;
-                }
+        for more in [false, true] {
+            if more {
+                idle.extend(self.idle_longest());
             }
-            if found {
-                // Many at a time: to look through all connections for each that comes would be the flood's work.
-                let mut ranked: Vec<_> =
-                    self.all().values().filter_map(|one| Some((one.rank()?, one.clone()))).collect();
-                ranked.sort_unstable_by_key(|(rank, _)| *rank);
-                // By the time that the last of them is to go there may be others on which nothing was asked.
-                let silent = ranked.partition_point(|((asked, _), _)| !asked);
-                ranked.truncate(if silent > 0 { silent.min(YIELDING) } else { YIELDING / 8 });
-                idle.extend(ranked.into_iter().rev().map(|(_, connection)| connection));
+            if std::iter::from_fn(|| idle.pop()).any(|connection| connection.make_room()) {
+                return true;
             }
         }
         false
+    }
+
+    /// Idle connections, who has been so for longest last: those on which nothing was asked yet, or, where these are no
+    /// flood, the others.
+    ///
+    /// Many at a time, since looking through all of them for each that comes would be the flood's own work. Of those on
+    /// which something was asked a few: by the time that the last is to go there may be a flood.
+    fn idle_longest(&self) -> impl Iterator<Item = Connection> {
+        let mut idle: Vec<_> = self.all().values().filter_map(|one| Some((one.idle()?, one.clone()))).collect();
+        idle.sort_unstable_by_key(|(rank, _)| *rank);
+        let silent = idle.partition_point(|((asked, _), _)| !asked);
+        let is_due = idle.first().is_some_and(|((asked, since), _)| !asked && since.elapsed() >= YIELDS_AFTER);
+        let few = match is_due || silent > FLOOD {
+            true => 0..silent.min(FLOOD),
+            false => silent..idle.len().min(silent + FLOOD / 8),
+        };
+        let few: Vec<_> = idle.drain(few).collect();
+        few.into_iter().rev().map(|(_, connection)| connection)
     }
 
     /// Takes a new connection in. `rest` is what another process has read of its next request.

@@ -9,6 +9,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::task::Poll;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::AddressFamily;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
@@ -116,7 +117,7 @@ impl Listener {
                     }
                 };
                 if let Poll::Ready(accepted) = accepted {
-                    let room = self.gate.len_without(self.guests) < self.max_connections || self.gate.make_room();
+                    let room = self.gate.len_without(self.guests) < self.max_connections;
                     let origin = if room { Origin::Accepted } else { Origin::Surplus };
                     return Poll::Ready(
                         accepted.map(|(socket, peer)| (self.gate.admit(socket, peer, Vec::new(), origin), peer)),
@@ -131,7 +132,9 @@ impl Listener {
     async fn accept_new(&self) -> (Io, Peer) {
         loop {
             if self.gate.len_without(self.guests) >= self.max_connections + SURPLUS {
-                self.gate.make_room();
+                if self.is_awaited() {
+                    self.gate.make_room();
+                }
                 self.gate.one_gone().await;
                 continue;
             }
@@ -140,6 +143,17 @@ impl Listener {
                 Err(error) => self.recover(&error).await,
             }
         }
+    }
+
+    /// Whether somebody has connected and waits to be accepted.
+    fn is_awaited(&self) -> bool {
+        self.sockets.iter().any(|socket| {
+            let mut asked = match socket {
+                Either::Left(tcp) => [PollFd::new(tcp, PollFlags::IN)],
+                Either::Right(unix) => [PollFd::new(unix, PollFlags::IN)],
+            };
+            poll(&mut asked, Some(&Timespec::default())).is_ok_and(|count| count > 0)
+        })
     }
 
     /// Accepts who has connected already; then closes the sockets, so that the kernel refuses others at once and they

@@ -50,7 +50,7 @@ where
         let version = request.version();
         let connection = request.extensions().get::<ConnectInfo<Connection>>().cloned();
         let (ticket, surplus) = match connection {
-            Some(ConnectInfo(connection)) => (Some(connection.dispatched(&mut request)), connection.is_surplus()),
+            Some(ConnectInfo(connection)) => (Some(connection.dispatched(&mut request)), connection.is_turned_away()),
             None => (None, false),
         };
         let answer = if surplus { None } else { Some(self.0.call(request)) };

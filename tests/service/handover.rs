@@ -357,19 +357,22 @@ async fn a_client_that_closes_its_side_is_answered_whole() {
 async fn where_descriptors_are_short_those_who_are_served_are_handed_over_all_the_same() {
     let few = ["-c", "ulimit -n 300 && exec \"$0\" run", BINARY];
     let mut service = start(Manager::new("/bin/sh").args(few)).await;
-    let mut clients = Vec::new();
-    for _ in 0..100 {
+    let mut served = Vec::new();
+    for _ in 0..300 - 256 {
+        // None of them is idle, and so nobody makes room for another.
         let mut client = client(&service).await;
-        assert_good(&client.get("/livez").await);
-        clients.push(client);
+        begin(&mut client).await;
+        served.push(client);
     }
-    // For each that came when there was no more room, the one that had been idle longest has gone.
-    let kept = clients.split_off(100 - (300 - 256));
-    for client in clients {
-        client.ended().await;
-    }
-    restart(&mut service).await;
-    for mut client in kept {
+    assert_eq!(client(&service).await.get("/livez").await.status, 503);
+    let finished = async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        for client in &mut served {
+            finish(client).await;
+        }
+    };
+    tokio::join!(restart(&mut service), finished);
+    for client in &mut served {
         assert_good(&client.get("/livez").await);
     }
 }

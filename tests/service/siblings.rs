@@ -175,7 +175,7 @@ async fn what_is_handed_over_has_room_beside_new_clients_up_to_as_many_again() {
 
     // Beyond as many guests again somebody does: who has been idle longest.
     guests.append(&mut leave(full().await).await);
-    own.push(known(&living).await);
+    soon("room", async { while client(&living).await.get("/livez").await.status != 200 {} }).await;
     own.remove(0).ended().await;
     for client in own.iter_mut().chain(&mut guests) {
         assert_good(&client.get("/livez").await);

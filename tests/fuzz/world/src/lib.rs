@@ -57,7 +57,7 @@ pub mod event {
     pub struct PollFd;
 
     impl PollFd {
-        pub fn new(_: &crate::Socket, _: PollFlags) -> Self {
+        pub fn new<T>(_: &T, _: PollFlags) -> Self {
             Self
         }
     }
