@@ -403,7 +403,10 @@ pub fn few_descriptors(scene: &mut Scene) -> Hurts<'_> {
                     answered => answered?,
                 };
                 served.fetch_add(1, Relaxed);
-                over.cancelled().await;
+                // Whoever is idle for a second makes room for others.
+                while tokio::time::timeout(Duration::from_millis(300), over.cancelled()).await.is_err() {
+                    connection.exchange(&ask).await?;
+                }
                 let began = Instant::now();
                 connection.exchange(&ask).await?;
                 let waited = began.elapsed();
