@@ -149,16 +149,33 @@ impl Operator {
         self.start(tell, way)?.finish().await
     }
 
-    /// Makes a Debian package of `binary`, newer than the one before.
+    /// Makes a Debian package of `binary`, of a new commit.
     pub async fn pack(&self, subject: &Subject, binary: &Path) -> anyhow::Result<PathBuf> {
-        fs::copy(subject.directory.join("Cargo.toml"), self.checkout.path().join("Cargo.toml"))?;
         self.commit().await?;
+        self.pack_again(subject, binary).await
+    }
+
+    /// The same without a new commit.
+    pub async fn pack_again(&self, subject: &Subject, binary: &Path) -> anyhow::Result<PathBuf> {
+        self.pack_in(self.checkout.path(), subject, binary).await
+    }
+
+    /// The same in a clone that has the last commit only.
+    pub async fn pack_in_shallow_clone(&self, subject: &Subject, binary: &Path) -> anyhow::Result<PathBuf> {
+        let clone = TempDir::with_prefix("lab-clone-")?;
+        let (from, to) = (format!("file://{}", self.checkout.path().display()), clone.path().display().to_string());
+        self.git(&["clone", "--quiet", "--depth=1", &from, &to]).await?;
+        self.pack_in(clone.path(), subject, binary).await
+    }
+
+    async fn pack_in(&self, directory: &Path, subject: &Subject, binary: &Path) -> anyhow::Result<PathBuf> {
+        fs::copy(subject.directory.join("Cargo.toml"), directory.join("Cargo.toml"))?;
         let packages = self.checkout.path().join("target");
         let _ = fs::remove_dir_all(&packages);
-        let output = Command::new("deploy/deb")
+        let output = Command::new(self.checkout.path().join("deploy/deb"))
             .arg(&self.name)
             .args([binary, &packages])
-            .current_dir(&self.checkout)
+            .current_dir(directory)
             .output()
             .await
             .context("starting deploy/deb")?;

@@ -1,6 +1,7 @@
 //! The faults of [`crate::faults`] that take more than a line to tell.
 
 use std::ops::ControlFlow;
+use std::path::Path;
 
 use anyhow::{Context, ensure};
 use futures_util::FutureExt;
@@ -460,11 +461,14 @@ pub fn uninstall(scene: &mut Scene) -> Told<'_> {
     .boxed_local()
 }
 
-/// Upgrades by apt are deploys: one that is good, one that is not, and the end.
+/// Upgrades by apt are deploys: one that is good, one of the same commit, one that is not, and the end.
 pub fn debian_package(scene: &mut Scene) -> Told<'_> {
     async fn apt(scene: &Scene, action: &str) -> anyhow::Result<String> {
         let package = scene.operator.pack(&scene.props.subject, &scene.releases.binary(Release::Good)?).await?;
-        scene.site.host.put(&package, "/root/package.deb", 0o644).await?;
+        apt_of(scene, &package, action).await
+    }
+    async fn apt_of(scene: &Scene, package: &Path, action: &str) -> anyhow::Result<String> {
+        scene.site.host.put(package, "/root/package.deb", 0o644).await?;
         const QUIETLY: &str = "WATCH=2 DEBIAN_FRONTEND=noninteractive apt-get --quiet --yes";
         scene.site.run(&format!("{QUIETLY} {action} 2>&1")).await
     }
@@ -479,12 +483,24 @@ pub fn debian_package(scene: &mut Scene) -> Told<'_> {
         apt(&scene, INSTALL).await?;
         scene.is_new_since(&before).await?;
 
+        let (subject, good) = (&scene.props.subject, scene.releases.binary(Release::Good)?);
+        let Err(refused) = scene.operator.pack_in_shallow_clone(subject, &good).await else {
+            anyhow::bail!("a package was made by somebody who cannot tell whether it is newer");
+        };
+        ensure!(refused.to_string().contains("shallow"), "{refused}");
+        let before = scene.before().await?;
+        apt_of(&scene, &scene.operator.pack_again(subject, &good).await?, INSTALL).await?;
+        scene.is_new_since(&before).await.context("a second package of one commit")?;
+
         scene.site.run("cp /etc/$N/config.toml /root && echo 'nonsense = 1' >>/etc/$N/config.toml").await?;
         let before = scene.before().await?;
         let Err(refused) = apt(&scene, INSTALL).await else {
             anyhow::bail!("apt installed a release that does not start");
         };
         ensure!(refused.to_string().contains("nonsense"), "apt does not say why: {refused}");
+        scene.is_as(&before).await?;
+        let again = scene.site.run("! dpkg --configure -a 2>&1").await.context("what has failed is configured")?;
+        ensure!(again.contains("that has failed before"), "it is deployed again: {again}");
         scene.is_as(&before).await?;
         scene.site.run("cp /root/config.toml /etc/$N").await?;
         apt(&scene, INSTALL).await?;
