@@ -29,11 +29,13 @@ pub struct Operator {
     name: String,
 }
 
-/// How a host is reached by ssh.
+/// How a host is reached by ssh, and how it is deployed to.
 #[derive(Debug, Clone)]
 pub struct Way {
     pub host: String,
     pub ssh_opts: String,
+    pub watch: &'static str,
+    pub trial: &'static str,
 }
 
 impl Way {
@@ -43,12 +45,24 @@ impl Way {
     }
 
     pub fn of_user(site: &Site, user: &str) -> Self {
-        Self { host: format!("{user}@{}", site.host.address()), ssh_opts: site.host.ssh_opts() }
+        let host = format!("{user}@{}", site.host.address());
+        Self { host, ssh_opts: site.host.ssh_opts(), watch: WATCH, trial: "" }
     }
 
     /// By another port of the host, or of the machine for a `host` that is its own.
     pub fn at(site: &Site, host: &str, port: u16) -> Self {
-        Self { host: format!("root@{host}"), ssh_opts: format!("-p {port} {}", site.host.ssh_opts()) }
+        let ssh_opts = format!("-p {port} {}", site.host.ssh_opts());
+        Self { host: format!("root@{host}"), ssh_opts, ..Self::to(site) }
+    }
+
+    /// The same, with a watch of so many seconds.
+    pub fn watching(self, watch: &'static str) -> Self {
+        Self { watch, ..self }
+    }
+
+    /// The same, for a service that must not run twice at once.
+    pub fn without_trial(self) -> Self {
+        Self { trial: "no", ..self }
     }
 }
 
@@ -190,7 +204,8 @@ impl Operator {
             .current_dir(&self.checkout)
             .env("HOST", &way.host)
             .env("SSH_OPTS", &way.ssh_opts)
-            .env("WATCH", WATCH)
+            .env("WATCH", way.watch)
+            .env("TRIAL", way.trial)
             .stdin(Stdio::null())
             .stdout(writer.try_clone()?)
             .stderr(writer)
