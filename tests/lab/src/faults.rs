@@ -54,6 +54,10 @@ fn table() -> Vec<Fault> {
             .before(TOLERANT),
         push("fails a route, on kept connections only", release::FAILS_POSTS, Fails(&["requests to it failed"]))
             .before(PATIENT),
+        push("fails a route of two instances", release::FAILS_POSTS, Fails(&["requests to it failed"]))
+            .given("systemctl start $N@2.service")
+            .mended("systemctl stop $N@2.service")
+            .before(PATIENT),
         story("fails a while after its start", stories::fails_later).before(PATIENT),
         story("breaks the release before", stories::breaks_the_one_before).before(PATIENT),
         push("prints a socket unit without a socket", release::WITHOUT_SOCKET, Fails(&["refuses", "$N.socket"])),
