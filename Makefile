@@ -2,7 +2,9 @@
 
 NAME   := $(shell sed -n '/^name = "\(.*\)"/ { s//\1/p; q; }' Cargo.toml)
 PREFIX := $(shell echo '$(NAME)' | tr a-z- A-Z_)
-BUILT  := $(or $(CARGO_TARGET_DIR),target)$(TARGET:%=/%)/release/$(NAME)
+# Builds it, and says where it is: that depends on TARGET=, on the environment and on cargo's own configuration.
+BUILD   = cargo build --release --bin $(NAME) $(if $(TARGET),--target $(TARGET)) \
+	--message-format=json-render-diagnostics | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p'
 
 # make rehearse: who is restarted (this service, or axum for contrast), how often, and on which Debian.
 PEER     ?=
@@ -50,13 +52,12 @@ bench: ## Throughput, beside bare axum's
 	cargo run --release --package lab -- bench
 
 deploy: ## Put it on HOST=root@host, or replace what runs there [SSH_OPTS="-p 2222" TARGET=x86_64-unknown-linux-musl]
-	cargo build --release --bin $(NAME) $(if $(TARGET),--target $(TARGET))
-	@$(if $(TARGET),:,$(BUILT) check >/dev/null)
-	@deploy/push $(NAME) $(BUILT)
+	@built=$$($(BUILD)) && [ -n "$$built" ] && \
+	{ ! "$$built" --version >/dev/null 2>&1 || "$$built" check >/dev/null; } && \
+	deploy/push $(NAME) "$$built"
 
 deb: ## A Debian package of it, whose upgrade is a deploy [TARGET=]
-	cargo build --release --bin $(NAME) $(if $(TARGET),--target $(TARGET))
-	@TARGET=$(TARGET) deploy/deb $(NAME) $(BUILT) $(dir $(BUILT))
+	@built=$$($(BUILD)) && [ -n "$$built" ] && deploy/deb $(NAME) "$$built" "$${built%/*}"
 
 rollback: ## Put the previous release on HOST= back, or RELEASE=
 	@deploy/tell $(NAME) rollback $(RELEASE)

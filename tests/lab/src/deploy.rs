@@ -73,6 +73,7 @@ async fn update_under(scene: &Scene, crowd: &[(Kind, u32)], count: u32) -> anyho
 async fn update(scene: &Scene, load: &Load, count: u32) -> anyhow::Result<Vec<Window>> {
     let line = Line::default();
     let mut windows = vec![];
+    let mut before = None;
     for number in 1..=count {
         sleep(Duration::from_millis(fastrand::u64(..1000))).await;
         let releases = scene.site.releases().await?;
@@ -86,13 +87,12 @@ async fn update(scene: &Scene, load: &Load, count: u32) -> anyhow::Result<Vec<Wi
         said.works().with_context(|| format!("update {number}"))?;
 
         let release = scene.site.in_charge().await?;
-        let position = |of: &String| releases.iter().position(|release| release == of);
-        let right = match (number % 2, position(&release)) {
-            (1, None) => true,
-            (0, Some(before)) => position(&current) == Some(before + 1),
-            _ => false,
+        let right = match number % 2 {
+            1 => !releases.contains(&release),
+            _ => before.as_ref() == Some(&release),
         };
         ensure!(right, "update {number}: {release} is in charge, of {releases:?}; before it was {current}");
+        before = Some(current);
         line.show(&format!("update {number} of {count}: {release}; {}", load.totals()));
     }
     line.end();

@@ -2,7 +2,7 @@
 //!
 //! Each fault happens while clients are served, on a host where the service runs. Whatever comes of it, no client may
 //! notice. A deploy that fails has to say why, and leaves the host exactly as it was, with the old release in charge.
-//! Afterwards the next good deploy works.
+//! Afterwards the next good deploy works, and the next restart.
 
 use anyhow::{Context, bail, ensure};
 use futures_util::future::LocalBoxFuture;
@@ -48,14 +48,20 @@ fn table() -> Vec<Fault> {
         push("/readyz 503 for ever", release::UNREADY, Fails(&["is not ready", "503", "database"])),
         push("crashes in the trial", release::CRASHES, Fails(&["did not run on"])).before(KEEPING),
         push("crashes once in charge", release::CRASHES_IN_CHARGE, Fails(&["did not run on"])).before(KEEPING),
-        push("fails requests in the trial", release::FAILS_REQUESTS, Fails(&["of its", "requests", "failed"]))
+        push("fails requests in the trial", release::FAILS_REQUESTS, Fails(&["requests to it failed"]))
             .before(TOLERANT),
-        push(
-            "fails requests once in charge",
-            release::FAILS_REQUESTS_IN_CHARGE,
-            Fails(&["of its", "requests", "failed"]),
-        )
-        .before(TOLERANT),
+        push("fails requests once in charge", release::FAILS_REQUESTS_IN_CHARGE, Fails(&["requests to it failed"]))
+            .before(TOLERANT),
+        push("fails a route, on kept connections only", release::FAILS_POSTS, Fails(&["requests to it failed"]))
+            .before(PATIENT),
+        push("fails a route of two instances", release::FAILS_POSTS, Fails(&["requests to it failed"]))
+            .given("systemctl start $N@2.service")
+            .mended("systemctl stop $N@2.service")
+            .before(PATIENT),
+        story("fails a while after its start", stories::fails_later).before(PATIENT),
+        story("breaks the release before", stories::breaks_the_one_before).before(PATIENT),
+        push("prints a socket unit without a socket", release::WITHOUT_SOCKET, Fails(&["refuses", "$N.socket"])),
+        push("prints a misspelt unit", release::MISSPELT_UNIT, Fails(&["refuses", "KilMode"])),
         // The host is not as it should be.
         push("bad configuration on the host", Good, Fails(&["nonsense", "config.toml"]))
             .given(&format!("cp {CONFIG} /root/good.toml && echo 'nonsense = 1' >>{CONFIG}"))
@@ -71,6 +77,9 @@ fn table() -> Vec<Fault> {
                  && cp /root/good.toml {CONFIG}"
             ))
             .before(NOBODY),
+        story("a dependency is away", stories::dependency_away),
+        story("what is put back does not start", stories::outdated).before(PATIENT),
+        story("an address that somebody has", stories::address_in_use).before(NOBODY),
         story("disk full at each step", stories::full_disk),
         story("wrong clock", stories::wrong_clock),
         story("no systemd", stories::no_systemd),
@@ -88,6 +97,7 @@ fn table() -> Vec<Fault> {
         story("two deploys at once", stories::two_at_once),
         story("the same release twice", stories::same_twice),
         story("a downgrade", stories::downgrade),
+        story("back to what ran", stories::back_to_what_ran),
         story("a first install that fails", stories::failing_first_install).before(NOBODY),
         story(SECOND, stories::second_service),
         story("a Debian package", stories::debian_package).before(NOBODY),
@@ -117,6 +127,9 @@ const KEEPING: &[(Kind, u32)] =
 
 /// Those that a release which fails slow requests does not hurt; others bring it such requests.
 const TOLERANT: &[(Kind, u32)] = &[(Kind::Pausing, 8), (Kind::Dawdling, 2), (Kind::Idle, 8)];
+
+/// All of them on connections that they keep; those that a release which fails every POST does hurt bear it.
+const PATIENT: &[(Kind, u32)] = &[(Kind::Patient, 16), (Kind::Slow, 2), (Kind::Idle, 8)];
 
 /// Where nobody is served before, or nobody can be afterwards.
 const NOBODY: &[(Kind, u32)] = &[];
@@ -178,6 +191,7 @@ pub async fn faults(options: &Options) -> anyhow::Result<Outcome> {
     }
     let mut props = Props::get(&options.debian, options.as_is).await?;
     props.every = options.every.into();
+    props.bad = Some(props.subject.build_example("bad").await?);
     if faults.iter().any(|fault| fault.name == SECOND) {
         props.twin = Some(props.subject.twin().await?);
     }
@@ -216,15 +230,17 @@ async fn happen(fault: &Fault, scene: &mut Scene) -> anyhow::Result<()> {
         Act::Story(story) => story(scene).await?,
     }
     scene.deploys().await.context("the next deploy")?;
-    if let Some(load) = load {
-        load.finish().await.spotless().context("the clients")?;
-    }
     if let Some(slow) = slow {
         let failures = slow.finish().await.failures;
         let unlike = failures.iter().find(|failure| failure.kind != "lost" || !failure.what.contains("answered 503"));
         ensure!(unlike.is_none(), "the clients: {unlike:?}");
     }
-    Ok(())
+    let load = match load {
+        Some(load) => load,
+        None => scene.watch(EVERYBODY).await?,
+    };
+    scene.restarts().await.context("the next restart")?;
+    load.finish().await.spotless().context("the clients")
 }
 
 async fn deploy(fault: &Fault, release: Release, expect: &Expect, scene: &Scene) -> anyhow::Result<()> {

@@ -83,6 +83,8 @@ pub struct Ask {
     /// The writing side is shut down behind the request, and the end of file has to come behind the answer.
     pub half_closes: bool,
     pub status: u16,
+    /// Whether an answer may also say that the service has failed (500).
+    pub may_fail: bool,
     pub body: Option<Bytes>,
 }
 
@@ -127,6 +129,7 @@ impl Ask {
             unread: Duration::ZERO,
             half_closes: false,
             status,
+            may_fail: false,
             body,
         }
     }
@@ -186,6 +189,11 @@ impl Ask {
     /// The same request; nothing of its answer is read for a while.
     pub fn unread_for(self, unread: Duration) -> Self {
         Self { unread, ..self }
+    }
+
+    /// The same request; that the service has failed is an answer, too.
+    pub fn or_failure(self) -> Self {
+        Self { may_fail: true, ..self }
     }
 
     /// The same request, its answer read in sips.
@@ -430,7 +438,7 @@ impl<R: AsyncRead + Unpin> Incoming<'_, R> {
         if !self.buffer.is_empty() {
             return Err(Broken::Wrong(format!("more than the answer: {:?}", excerpt(self.buffer))));
         }
-        if head.status != ask.status {
+        if head.status != ask.status && !(ask.may_fail && head.status == 500) {
             return Err(Broken::Wrong(format!(
                 "answered {} instead of {}: {:?}",
                 head.status,

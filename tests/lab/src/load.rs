@@ -33,13 +33,14 @@ pub enum Kind {
     LastByte,
     Trickling,
     Relentless,
+    Patient,
     Nginx,
     Haproxy,
 }
 
 impl Kind {
-    /// All that ask the service itself but for the relentless, with the number of clients a run has unless told
-    /// otherwise. While the relentless are at work there is no calm moment to restart in, which matters where nobody
+    /// All that ask the service itself but for the patient and the relentless, with the number of clients a run has unless
+    /// told otherwise. While the relentless are at work there is no calm moment to restart in, which matters where nobody
     /// else serves meanwhile.
     pub const ALL: [(Self, u32); 13] = [
         (Self::Pausing, 50),
@@ -111,6 +112,10 @@ impl Kind {
             Self::Haproxy => {
                 ("HAProxy's pool", "Asks through HAProxy, whose connections to the service are kept; no retries.")
             }
+            Self::Patient => (
+                "patient",
+                "Keeps one connection, as a proxy does, posts again and again, and takes a 500 for an answer, too.",
+            ),
             Self::Relentless => (
                 "slow requests without end",
                 "Asks for what takes the service seconds, again and again, on a kept connection or on a new one.",
@@ -127,7 +132,7 @@ impl Kind {
     fn has_work(self, traffic: &Traffic) -> bool {
         match self {
             Self::Slow | Self::Relentless => !traffic.slow.is_empty(),
-            Self::Uploading | Self::Sipping => !traffic.upload.is_empty(),
+            Self::Uploading | Self::Sipping | Self::Patient => !traffic.upload.is_empty(),
             _ => !traffic.fast.is_empty(),
         }
     }
@@ -423,6 +428,13 @@ impl Client {
                 while self.goes_on() {
                     let ask = self.get(|traffic| &traffic.slow);
                     self.ask(&if fastrand::bool() { ask } else { ask.last() }).await;
+                }
+            }
+            Kind::Patient => {
+                while self.goes_on() {
+                    let ask = self.echo(64).or_failure();
+                    self.ask(&ask).await;
+                    self.rest(between(0, 50)).await;
                 }
             }
             Kind::Uploading => {

@@ -29,11 +29,13 @@ pub struct Operator {
     name: String,
 }
 
-/// How a host is reached by ssh.
+/// How a host is reached by ssh, and how it is deployed to.
 #[derive(Debug, Clone)]
 pub struct Way {
     pub host: String,
     pub ssh_opts: String,
+    pub watch: &'static str,
+    pub trial: &'static str,
 }
 
 impl Way {
@@ -43,12 +45,24 @@ impl Way {
     }
 
     pub fn of_user(site: &Site, user: &str) -> Self {
-        Self { host: format!("{user}@{}", site.host.address()), ssh_opts: site.host.ssh_opts() }
+        let host = format!("{user}@{}", site.host.address());
+        Self { host, ssh_opts: site.host.ssh_opts(), watch: WATCH, trial: "" }
     }
 
     /// By another port of the host, or of the machine for a `host` that is its own.
     pub fn at(site: &Site, host: &str, port: u16) -> Self {
-        Self { host: format!("root@{host}"), ssh_opts: format!("-p {port} {}", site.host.ssh_opts()) }
+        let ssh_opts = format!("-p {port} {}", site.host.ssh_opts());
+        Self { host: format!("root@{host}"), ssh_opts, ..Self::to(site) }
+    }
+
+    /// The same, with a watch of so many seconds.
+    pub fn watching(self, watch: &'static str) -> Self {
+        Self { watch, ..self }
+    }
+
+    /// The same, for a service that must not run twice at once.
+    pub fn without_trial(self) -> Self {
+        Self { trial: "no", ..self }
     }
 }
 
@@ -149,16 +163,33 @@ impl Operator {
         self.start(tell, way)?.finish().await
     }
 
-    /// Makes a Debian package of `binary`, newer than the one before.
+    /// Makes a Debian package of `binary`, of a new commit.
     pub async fn pack(&self, subject: &Subject, binary: &Path) -> anyhow::Result<PathBuf> {
-        fs::copy(subject.directory.join("Cargo.toml"), self.checkout.path().join("Cargo.toml"))?;
         self.commit().await?;
+        self.pack_again(subject, binary).await
+    }
+
+    /// The same without a new commit.
+    pub async fn pack_again(&self, subject: &Subject, binary: &Path) -> anyhow::Result<PathBuf> {
+        self.pack_in(self.checkout.path(), subject, binary).await
+    }
+
+    /// The same in a clone that has the last commit only.
+    pub async fn pack_in_shallow_clone(&self, subject: &Subject, binary: &Path) -> anyhow::Result<PathBuf> {
+        let clone = TempDir::with_prefix("lab-clone-")?;
+        let (from, to) = (format!("file://{}", self.checkout.path().display()), clone.path().display().to_string());
+        self.git(&["clone", "--quiet", "--depth=1", &from, &to]).await?;
+        self.pack_in(clone.path(), subject, binary).await
+    }
+
+    async fn pack_in(&self, directory: &Path, subject: &Subject, binary: &Path) -> anyhow::Result<PathBuf> {
+        fs::copy(subject.directory.join("Cargo.toml"), directory.join("Cargo.toml"))?;
         let packages = self.checkout.path().join("target");
         let _ = fs::remove_dir_all(&packages);
-        let output = Command::new("deploy/deb")
+        let output = Command::new(self.checkout.path().join("deploy/deb"))
             .arg(&self.name)
             .args([binary, &packages])
-            .current_dir(&self.checkout)
+            .current_dir(directory)
             .output()
             .await
             .context("starting deploy/deb")?;
@@ -173,7 +204,8 @@ impl Operator {
             .current_dir(&self.checkout)
             .env("HOST", &way.host)
             .env("SSH_OPTS", &way.ssh_opts)
-            .env("WATCH", WATCH)
+            .env("WATCH", way.watch)
+            .env("TRIAL", way.trial)
             .stdin(Stdio::null())
             .stdout(writer.try_clone()?)
             .stderr(writer)

@@ -8,8 +8,9 @@ use tempfile::TempDir;
 
 use crate::site::Site;
 
-/// Where the good binary is on a host, for the wrappers below.
+/// Where the good binary is on a host, for the wrappers below, and a bad one: `tests/bad` in the service's folder.
 const GOOD: &str = "/opt/lab/good";
+const BAD: &str = "/opt/lab/bad";
 
 /// A release, by what is wrong with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +24,10 @@ pub enum Release {
     That(&'static str),
     /// The same, but in place of `health`.
     WhoseHealth(&'static str),
+    /// The same, but in place of `run` and of `check`.
+    WhoseStart(&'static str),
+    /// The same, but in place of `unit`.
+    WhoseUnits(&'static str),
 }
 
 /// Ends by itself before it is ready.
@@ -51,22 +56,57 @@ pub const FAILS_REQUESTS_IN_CHARGE: Release = Release::That(
     r#"grep -q '@next' /proc/self/cgroup || export "${PREFIX}LIMITS__REQUEST_TIMEOUT=1ms"; exec /opt/lab/good "$@""#,
 );
 
+/// Answers every POST with a 500.
+pub const FAILS_POSTS: Release = Release::That("exec /opt/lab/bad");
+
+/// The same, but only some time after its start.
+pub const FAILS_POSTS_LATER: Release = Release::That("LAB_BAD_AFTER=8 exec /opt/lab/bad");
+
+/// The same, but only once [`MIGRATES`] was started.
+pub const FAILS_POSTS_ONCE_MIGRATED: Release =
+    Release::That("LAB_BAD_ONCE=$STATE_DIRECTORY/migrated exec /opt/lab/bad");
+
+/// Changes what it finds in a way that releases before it cannot cope with.
+pub const MIGRATES: Release = Release::That(r#": >"$STATE_DIRECTORY/migrated"; exec /opt/lab/good "$@""#);
+
+/// Is ready for clients unless a file of the host says that what it depends on is away.
+pub const DEPENDENT: Release = Release::WhoseHealth(
+    r#"[ ! -e /run/lab-away ] || { echo "process $2: 503 {"failed":{"database":"away"}}"; exit 1; }
+exec /opt/lab/good "$@""#,
+);
+
+/// Does not start with what is in the host's configuration by now.
+pub const OUTDATED: Release = Release::WhoseStart(
+    r#"[ ! -e /run/lab-outdated ] || { echo 'unknown setting' >&2; exit 2; }; exec /opt/lab/good "$@""#,
+);
+
+/// Its socket unit listens nowhere.
+pub const WITHOUT_SOCKET: Release = Release::WhoseUnits(r#"/opt/lab/good "$@" | sed /^ListenStream=/d"#);
+
+/// There is a mistake in its service unit.
+pub const MISSPELT_UNIT: Release = Release::WhoseUnits(r#"/opt/lab/good "$@" | sed s/^KillMode=/KilMode=/"#);
+
 /// The binaries of all releases.
 #[derive(Debug)]
 pub struct Releases {
     good: PathBuf,
+    bad: Option<PathBuf>,
     name: String,
     made: TempDir,
 }
 
 impl Releases {
-    pub fn of(good: PathBuf, name: &str) -> anyhow::Result<Self> {
-        Ok(Self { good, name: name.into(), made: TempDir::with_prefix("lab-releases-")? })
+    pub fn of(good: PathBuf, bad: Option<PathBuf>, name: &str) -> anyhow::Result<Self> {
+        Ok(Self { good, bad, name: name.into(), made: TempDir::with_prefix("lab-releases-")? })
     }
 
     /// Puts there what the wrappers need.
     pub async fn prepare(&self, site: &Site) -> anyhow::Result<()> {
-        site.host.put(&self.good, GOOD, 0o755).await
+        site.host.put(&self.good, GOOD, 0o755).await?;
+        match &self.bad {
+            Some(bad) => site.host.put(bad, BAD, 0o755).await,
+            None => Ok(()),
+        }
     }
 
     /// A file to deploy.
@@ -77,6 +117,8 @@ impl Releases {
             Release::WithoutLibrary => without_library(fs::read(&self.good)?)?,
             Release::That(does) => self.wrapper("run", does),
             Release::WhoseHealth(does) => self.wrapper("health", does),
+            Release::WhoseStart(does) => self.wrapper("run|check", does),
+            Release::WhoseUnits(does) => self.wrapper("unit", does),
         };
         let (file, path) = tempfile::NamedTempFile::new_in(&self.made)?.keep()?;
         drop(file);
@@ -87,7 +129,11 @@ impl Releases {
 
     fn wrapper(&self, command: &str, does: &str) -> Vec<u8> {
         let prefix = self.name.to_uppercase().replace('-', "_") + "_";
-        format!("#!/bin/sh\n[ \"${{1-run}}\" = {command} ] || exec {GOOD} \"$@\"\nPREFIX={prefix}\n{does}\n").into()
+        format!(
+            "#!/bin/sh\nexport LAB_WRAPPER=$(readlink -f \"$0\")\ncase ${{1-run}} in {command}) ;; *) exec {GOOD} \"$@\" ;; esac\n\
+             PREFIX={prefix}\n{does}\n"
+        )
+        .into()
     }
 }
 

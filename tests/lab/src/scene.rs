@@ -25,6 +25,8 @@ pub struct Props {
     pub subject: Subject,
     /// The service's binary.
     pub good: PathBuf,
+    /// The binary of releases that are no good.
+    pub bad: Option<PathBuf>,
     /// Another service of the same template, and its binary.
     pub twin: Option<(Subject, PathBuf)>,
     /// Of all places where a deploy can be hurt, every so manieth is tried.
@@ -36,7 +38,7 @@ impl Props {
     pub async fn get(debian: &str, as_is: bool) -> anyhow::Result<Self> {
         let subject = rehearse::subject(as_is).await?;
         let image = rehearse::image(debian).await?;
-        Ok(Self { good: subject.build().await?, image, subject, twin: None, every: 1 })
+        Ok(Self { good: subject.build().await?, image, subject, bad: None, twin: None, every: 1 })
     }
 
     /// Places to hurt a deploy at, from `first` on: where not all of them are tried, others each time.
@@ -83,7 +85,7 @@ impl Scene {
         let subject = &props.subject;
         let scene = Self {
             traffic: Traffic::of(subject)?,
-            releases: Releases::of(props.good.clone(), &subject.name)?,
+            releases: Releases::of(props.good.clone(), props.bad.clone(), &subject.name)?,
             operator: Operator::new(subject).await?,
             site: Site::boot(&props.image, &subject.name, settings).await?,
             props: props.clone(),
@@ -153,8 +155,15 @@ impl Scene {
         self.push(Release::Good).await?.works()?;
         self.is_new_since(&before).await?;
         let releases = self.site.releases().await?;
-        ensure!(releases.len() <= 5, "more than five releases are kept: {releases:?}");
+        ensure!(releases.len() <= 6, "more than five releases and the one before are kept: {releases:?}");
         Ok(())
+    }
+
+    /// A restart, as an operator does it.
+    pub async fn restarts(&self) -> anyhow::Result<()> {
+        let before = self.before().await?;
+        self.site.run("systemctl restart $N.service").await?;
+        self.is_as(&before).await
     }
 
     /// Clients that are answered, and whose connections count from now on as open before.

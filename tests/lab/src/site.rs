@@ -47,13 +47,15 @@ impl Site {
         self.host.run(&format!("set -eu\nN={}\n{script}", self.name)).await
     }
 
-    /// The release that is current, once it is certain that every instance runs it and none of them is a trial.
+    /// The release that is current, once it is certain that every instance runs it and none of them is a trial. (A wrapper
+    /// around another program says in its environment which release it is.)
     pub async fn in_charge(&self) -> anyhow::Result<String> {
         const INSTANCES: &str = r#"
             echo "$(readlink /opt/$N/current) $(readlink -f /opt/$N/current/$N)"
             for unit in $(systemctl list-units --plain --no-legend "$N.service" "$N@*.service" | cut -d ' ' -f 1); do
                 pid=$(systemctl show --property=MainPID --value "$unit")
-                echo "$unit $(systemctl is-active "$unit") $(readlink "/proc/$pid/exe")"
+                wrapper=$(tr '\0' '\n' <"/proc/$pid/environ" | sed -n 's/^LAB_WRAPPER=//p')
+                echo "$unit $(systemctl is-active "$unit") ${wrapper:-$(readlink "/proc/$pid/exe")}"
             done"#;
         let text = self.run(INSTANCES).await?;
         let mut lines = text.lines();

@@ -1,6 +1,7 @@
 //! The faults of [`crate::faults`] that take more than a line to tell.
 
 use std::ops::ControlFlow;
+use std::path::Path;
 
 use anyhow::{Context, ensure};
 use futures_util::FutureExt;
@@ -14,6 +15,7 @@ use crate::rehearse::settle;
 use crate::release::{self, Release};
 use crate::scene::{Before, Scene};
 use crate::site::BRISK;
+use crate::stage::PORT;
 use crate::wire::Wire;
 
 type Told<'a> = LocalBoxFuture<'a, anyhow::Result<()>>;
@@ -48,6 +50,111 @@ pub fn drop_in(scene: &mut Scene) -> Told<'_> {
         let weight = scene.site.run("systemctl show --property=CPUWeight $N.service").await?;
         ensure!(weight == "CPUWeight=77\n", "the service has {weight:?}");
         scene.site.run(REMOVE).await.map(drop)
+    }
+    .boxed_local()
+}
+
+/// Who watches only for so long as other releases take to show what they are deploys one that is not.
+pub fn fails_later(scene: &mut Scene) -> Told<'_> {
+    async {
+        let before = scene.before().await?;
+        let way = Way::to(&scene.site).watching("10");
+        let said = scene.operator.push(&way, &scene.releases.binary(release::FAILS_POSTS_LATER)?).await?;
+        said.fails(&["requests to it failed"])?;
+        scene.is_as(&before).await
+    }
+    .boxed_local()
+}
+
+/// The release that is tried is good, but the one that runs meanwhile is not any more.
+pub fn breaks_the_one_before(scene: &mut Scene) -> Told<'_> {
+    async {
+        scene.push(release::FAILS_POSTS_ONCE_MIGRATED).await?.works()?;
+        let before = scene.before().await?;
+        scene.push(release::MIGRATES).await?.fails(&["requests to the release before failed"])?;
+        scene.is_as(&before).await?;
+        scene.site.run("rm /var/lib/$N/migrated").await.map(drop)
+    }
+    .boxed_local()
+}
+
+/// What the service depends on is away before a deploy, goes meanwhile, or comes back: a release has to be no worse than
+/// the one before.
+pub fn dependency_away(scene: &mut Scene) -> Told<'_> {
+    const GOES: &str = "touch /run/lab-away";
+    const COMES_BACK: &str = "rm /run/lab-away";
+    const IN_THE_TRIAL: &str = "until systemctl is-active --quiet $N@next.service; do sleep 0.05; done";
+    async {
+        scene.push(release::DEPENDENT).await?.works()?;
+        let way = Way::to(&scene.site);
+        let dependent = scene.releases.binary(release::DEPENDENT)?;
+
+        scene.site.run(GOES).await?;
+        let before = scene.before().await?;
+        let said = scene.push(release::DEPENDENT).await?.works().context("a deploy")?;
+        ensure!(said.text.contains("nor was the release before"), "it does not say so:\n{}", said.text);
+        scene.is_new_since(&before).await?;
+        scene.operator.tell(&way, &["apply"]).await?.works().context("apply")?;
+        scene.operator.tell(&way, &["rollback"]).await?.works().context("rollback")?;
+        ensure!(scene.site.in_charge().await? == before.release, "the way back leads elsewhere");
+        scene.operator.push(&way.clone().without_trial(), &dependent).await?.works().context("without a trial")?;
+
+        let before = scene.before().await?;
+        let push = scene.start_push(release::UNREADY).await?;
+        scene.site.run(&format!("{IN_THE_TRIAL}; {COMES_BACK}")).await?;
+        push.finish().await?.fails(&["is not ready"])?;
+        scene.is_as(&before).await.context("back for the release before only")?;
+
+        let push = scene.start_push(release::DEPENDENT).await?;
+        scene.site.run(&format!("{IN_THE_TRIAL}; sleep 1; {GOES}")).await?;
+        push.finish().await?.fails(&["is not ready"])?;
+        scene.is_as(&before).await.context("gone meanwhile")?;
+
+        let push = scene.start_push(release::DEPENDENT).await?;
+        scene.site.run(&format!("{IN_THE_TRIAL}; {COMES_BACK}")).await?;
+        push.finish().await?.works()?;
+        scene.is_new_since(&before).await.context("back meanwhile")
+    }
+    .boxed_local()
+}
+
+/// A release fails in charge, and the one before does not start any more: who still serves goes on.
+pub fn outdated(scene: &mut Scene) -> Told<'_> {
+    async {
+        scene.push(release::OUTDATED).await?.works()?;
+        let before = scene.before().await?;
+        scene.site.run("touch /run/lab-outdated").await?;
+        scene.push(release::FAILS_POSTS).await?.fails(&[
+            "requests to it failed",
+            "unknown setting",
+            "@next serves on",
+        ])?;
+        let status = scene.operator.tell(&Way::to(&scene.site), &["status"]).await?.works()?;
+        let next = format!("{}@next.service", scene.site.name);
+        ensure!(status.text.contains(&next), "its status does not say who serves:\n{}", status.text);
+        // From here on it starts by itself.
+        scene.site.run("rm /run/lab-outdated; until systemctl is-active $N.service; do sleep 0.1; done").await?;
+        scene.operator.tell(&Way::to(&scene.site), &["apply"]).await?.works()?;
+        scene.is_as(&before).await?;
+
+        scene.site.run("touch /run/lab-outdated").await?;
+        let alone = Way::to(&scene.site).without_trial();
+        let said = scene.operator.push(&alone, &scene.releases.binary(release::FAILS_POSTS)?).await?;
+        said.fails(&["requests to it failed", "unknown setting", "serves on"])?;
+        scene.site.run("rm /run/lab-outdated").await?;
+        scene.operator.tell(&Way::to(&scene.site), &["apply"]).await?.works()?;
+        scene.is_as(&before).await
+    }
+    .boxed_local()
+}
+
+pub fn address_in_use(scene: &mut Scene) -> Told<'_> {
+    async {
+        let scene = Scene::set_without_service(&scene.props, BRISK).await?;
+        let before = scene.site.traces().await?;
+        scene.site.run(&format!("/usr/sbin/sshd -p {PORT} -o PidFile=none")).await?;
+        scene.push(Release::Good).await?.fails(&["Address already in use", "is held by", "sshd"])?;
+        scene.site.traces().await?.same_as(&before)
     }
     .boxed_local()
 }
@@ -426,6 +533,24 @@ pub fn downgrade(scene: &mut Scene) -> Told<'_> {
     .boxed_local()
 }
 
+/// A release that was tried and taken back is not gone back to.
+pub fn back_to_what_ran(scene: &mut Scene) -> Told<'_> {
+    async {
+        let before = scene.before().await?;
+        let way = Way::to(&scene.site).watching("0");
+        let binary = scene.releases.binary(Release::Good)?;
+        // More than the five that are kept in any case.
+        for _ in 0..6 {
+            scene.operator.push(&way, &binary).await?.works()?;
+            scene.operator.tell(&way, &["rollback"]).await?.works()?;
+            let release = scene.site.in_charge().await?;
+            ensure!(release == before.release, "{release} is in charge, and not {}", before.release);
+        }
+        Ok(())
+    }
+    .boxed_local()
+}
+
 /// A second service from the template, installed, updated and uninstalled, is nothing to the first.
 pub fn second_service(scene: &mut Scene) -> Told<'_> {
     async {
@@ -467,11 +592,14 @@ pub fn uninstall(scene: &mut Scene) -> Told<'_> {
     .boxed_local()
 }
 
-/// Upgrades by apt are deploys: one that is good, one that is not, and the end.
+/// Upgrades by apt are deploys: one that is good, one of the same commit, one that is not, and the end.
 pub fn debian_package(scene: &mut Scene) -> Told<'_> {
     async fn apt(scene: &Scene, action: &str) -> anyhow::Result<String> {
         let package = scene.operator.pack(&scene.props.subject, &scene.releases.binary(Release::Good)?).await?;
-        scene.site.host.put(&package, "/root/package.deb", 0o644).await?;
+        apt_of(scene, &package, action).await
+    }
+    async fn apt_of(scene: &Scene, package: &Path, action: &str) -> anyhow::Result<String> {
+        scene.site.host.put(package, "/root/package.deb", 0o644).await?;
         const QUIETLY: &str = "WATCH=2 DEBIAN_FRONTEND=noninteractive apt-get --quiet --yes";
         scene.site.run(&format!("{QUIETLY} {action} 2>&1")).await
     }
@@ -486,12 +614,24 @@ pub fn debian_package(scene: &mut Scene) -> Told<'_> {
         apt(&scene, INSTALL).await?;
         scene.is_new_since(&before).await?;
 
+        let (subject, good) = (&scene.props.subject, scene.releases.binary(Release::Good)?);
+        let Err(refused) = scene.operator.pack_in_shallow_clone(subject, &good).await else {
+            anyhow::bail!("a package was made by somebody who cannot tell whether it is newer");
+        };
+        ensure!(refused.to_string().contains("shallow"), "{refused}");
+        let before = scene.before().await?;
+        apt_of(&scene, &scene.operator.pack_again(subject, &good).await?, INSTALL).await?;
+        scene.is_new_since(&before).await.context("a second package of one commit")?;
+
         scene.site.run("cp /etc/$N/config.toml /root && echo 'nonsense = 1' >>/etc/$N/config.toml").await?;
         let before = scene.before().await?;
         let Err(refused) = apt(&scene, INSTALL).await else {
             anyhow::bail!("apt installed a release that does not start");
         };
         ensure!(refused.to_string().contains("nonsense"), "apt does not say why: {refused}");
+        scene.is_as(&before).await?;
+        let again = scene.site.run("! dpkg --configure -a 2>&1").await.context("what has failed is configured")?;
+        ensure!(again.contains("that has failed before"), "it is deployed again: {again}");
         scene.is_as(&before).await?;
         scene.site.run("cp /root/config.toml /etc/$N").await?;
         apt(&scene, INSTALL).await?;

@@ -1,0 +1,54 @@
+//! `make deploy`, with stand-ins for cargo and ssh.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+
+fn program(directory: &Path, name: &str, script: &str) {
+    let path = directory.join(name);
+    fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// What cargo has built is pushed, wherever its configuration has it put that.
+#[test]
+fn what_was_built_is_what_is_pushed() {
+    let scene = tempfile::tempdir().unwrap();
+    let (programs, elsewhere) = (scene.path().join("bin"), scene.path().join("else where"));
+    fs::create_dir(&programs).unwrap();
+    fs::create_dir(&elsewhere).unwrap();
+    program(&elsewhere, "service", "# this was built");
+    program(
+        &programs,
+        "cargo",
+        r#"echo '{"reason":"compiler-artifact","target":{"kind":["custom-build"]},"executable":null}'
+[ -e "$ELSEWHERE/broken" ] && exit 101
+echo '{"reason":"compiler-artifact","target":{"kind":["bin"]},"executable":"'"$ELSEWHERE"'/service","fresh":true}'"#,
+    );
+    let pushed = scene.path().join("pushed");
+    program(&programs, "ssh", &format!("cat >'{}'", pushed.display()));
+
+    let path = std::env::join_paths(
+        std::iter::once(programs).chain(std::env::split_paths(&std::env::var_os("PATH").unwrap())),
+    )
+    .unwrap();
+    let deploy = || {
+        Command::new("make")
+            .args(["deploy", "HOST=root@host.invalid"])
+            .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."))
+            .env("PATH", &path)
+            .env("ELSEWHERE", &elsewhere)
+            .env_remove("MAKEFLAGS")
+            .output()
+            .unwrap()
+    };
+    let output = deploy();
+    assert!(output.status.success(), "{output:?}");
+    assert!(String::from_utf8_lossy(&fs::read(&pushed).unwrap()).contains("# this was built"));
+
+    fs::remove_file(&pushed).unwrap();
+    fs::write(elsewhere.join("broken"), "").unwrap();
+    assert!(!deploy().status.success());
+    assert!(!pushed.exists(), "something was pushed though nothing was built");
+}
