@@ -103,6 +103,10 @@ impl http_body::Body for Watched {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let this = self.project();
+        if *this.ended {
+            // Some read on after an error, until there is nothing more.
+            return Poll::Ready(None);
+        }
         if this.upload.is_given_up() {
             *this.ended = true;
             return Poll::Ready(Some(Err(axum::Error::new(TooSlow))));

@@ -284,6 +284,15 @@ async fn a_body_that_stops_coming_is_answered_408_which_is_no_failure_of_the_ser
 }
 
 #[tokio::test]
+async fn a_body_that_stops_coming_ends_for_a_handler_that_reads_on_after_an_error() {
+    let count = async |body: Body| body.into_data_stream().count().await.to_string();
+    let app = spawn_app("[limits]\nbody_timeout = '300ms'", Router::new().route("/count", post(count))).await;
+    let mut client = app.client().await;
+    client.send("POST /count HTTP/1.1\r\nHost: test\r\nContent-Length: 4\r\n\r\n12").await;
+    assert_eq!(client.answer().await.text(), "2");
+}
+
+#[tokio::test]
 async fn a_body_that_dribbles_in_beyond_the_time_of_a_request_is_answered_408_too() {
     let app = spawn_app("[limits]\nrequest_timeout = '500ms'", take()).await;
     let mut client = app.client().await;
