@@ -295,7 +295,9 @@ impl Connection {
         let head = state.frames.unfinished().or((state.is_at_head() || state.is_silent()).then_some(state.since));
         match head {
             Some(began) if state.is_quiet() && !state.expired => {
-                state.expired = has_come(began, limits.header_timeout);
+                // Frames that follow each other without a pause are no request either.
+                let idle = state.is_idle() && state.frames.is_http2() && has_come(state.since, limits.idle_timeout);
+                state.expired = has_come(began, limits.header_timeout) || idle;
                 if state.expired && state.is_silent() {
                     tell(Kind::Silent);
                 }
