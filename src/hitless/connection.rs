@@ -871,8 +871,9 @@ impl AsyncWrite for Io {
             return Poll::Ready(Ok(()));
         }
         state.fate = Fate::Closing;
-        // What was not answered, or read whole before it was, needs no lingering.
-        if state.protocol == Protocol::Http1 && state.ledger.is_lost() {
+        // A request that was answered before it was read whole, or others behind the last one that is answered.
+        if state.protocol == Protocol::Http1 && (state.ledger.is_lost() || has_unread(&socket)) {
+            state.ledger.lose();
             state.lingering.get_or_insert_with(|| (Instant::now(), 0));
             return state.poll_linger(socket, cx).map(Ok);
         }

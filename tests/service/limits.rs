@@ -327,6 +327,22 @@ async fn an_answer_that_did_not_wait_for_the_whole_request_arrives() {
 }
 
 #[tokio::test]
+async fn an_answer_arrives_whole_though_more_is_asked_on_a_connection_that_ends_with_it() {
+    const LENGTH: usize = 1 << 20;
+    let large = async || {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        vec![b'x'; LENGTH]
+    };
+    let app = spawn_app("", Router::new().route("/large", get(large))).await;
+    let mut client = app.client().await;
+    client.send("GET /large HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").await;
+    client.send("GET /livez HTTP/1.1\r\nHost: test\r\n\r\n".repeat(20_000)).await;
+    // The service has written all of it before anything is read.
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    assert_eq!(client.answer().await.body.len(), LENGTH);
+}
+
+#[tokio::test]
 async fn who_goes_on_sending_after_an_early_answer_is_not_read_for_ever() {
     let app = app("linger_timeout = '300ms'").await;
     let mut client = app.client().await;
