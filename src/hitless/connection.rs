@@ -119,7 +119,11 @@ struct State {
     lingering: Option<(Instant, u64)>,
     /// To be asked whether its client has closed its side.
     doubted: bool,
-    waker: Option<Waker>,
+    /// Of the task that read last.
+    reader: Option<Waker>,
+    /// Of the task that waits for the client to read: once the connection is upgraded, it may be another one, and nobody
+    /// may read at all.
+    writer: Option<Waker>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -558,9 +562,7 @@ impl State {
     }
 
     fn wake(&self) {
-        if let Some(waker) = &self.waker {
-            waker.wake_by_ref();
-        }
+        self.reader.iter().chain(&self.writer).for_each(Waker::wake_by_ref);
     }
 
     /// Closes this side of the connection, and discards what the client still sends until it closes its own, or has had
@@ -569,7 +571,7 @@ impl State {
     fn poll_linger(&mut self, mut socket: Pin<&mut Socket>, cx: &mut Context<'_>) -> Poll<()> {
         // A client that has gone needs no end.
         let _ = ready!(socket.as_mut().poll_shutdown(cx));
-        self.waker = Some(cx.waker().clone());
+        self.reader = Some(cx.waker().clone());
         let mut scrap = [MaybeUninit::uninit(); 8192];
         for _ in 0..LINGER_READS {
             let mut scrap = ReadBuf::uninit(&mut scrap);
@@ -620,7 +622,8 @@ impl Io {
             expired: false,
             lingering: None,
             doubted: false,
-            waker: None,
+            reader: None,
+            writer: None,
         };
         let connection = Connection(Arc::new(Shared { id, peer, origin, gate, state: Mutex::new(state) }));
         Self { socket: Some(socket), unread: rest, connection }
@@ -661,7 +664,7 @@ impl AsyncRead for Io {
         let mut socket = Pin::new(socket.as_mut().expect(PRESENT));
         let mut state = connection.lock();
         let closed = connection.0.gate.is_closed();
-        match &mut state.waker {
+        match &mut state.reader {
             Some(waker) => waker.clone_from(cx.waker()),
             waker => *waker = Some(cx.waker().clone()),
         }
@@ -823,6 +826,7 @@ impl AsyncWrite for Io {
         let written = socket.poll_write_vectored(cx, bytes);
         if let Poll::Ready(result) = &written {
             state.stalled = None;
+            state.writer = None;
             let now = Instant::now();
             if !state.frames.is_http2() && !state.requests.is_empty() {
                 state.since = now;
@@ -840,6 +844,7 @@ impl AsyncWrite for Io {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         } else {
             state.stalled.get_or_insert_with(Instant::now);
+            state.writer = Some(cx.waker().clone());
         }
         written
     }

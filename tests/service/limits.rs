@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
+use axum::extract::ws::{Message, WebSocketUpgrade};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use futures_util::{StreamExt, stream};
@@ -144,6 +145,29 @@ async fn a_client_that_does_not_read_its_answer_is_left() {
 
     let received = deaf.until_end().await.len();
     assert!(received < LENGTH, "{received}");
+}
+
+/// A handler that only writes to what it has upgraded, as many that push do, is told as well.
+#[tokio::test]
+async fn a_client_that_does_not_read_what_its_connection_was_upgraded_for_is_left() {
+    let left = CancellationToken::new();
+    let leaving = left.clone();
+    let push = async move |upgrade: WebSocketUpgrade| {
+        let guard = leaving.clone().drop_guard();
+        upgrade.on_upgrade(async move |mut socket| {
+            while socket.send(Message::binary(vec![b'x'; 64 << 10])).await.is_ok() {}
+            drop(guard);
+        })
+    };
+    let app = spawn_app("[limits]\nsend_timeout = '300ms'", Router::new().route("/push", get(push))).await;
+    let mut deaf = app.client().await;
+    deaf.send(
+        "GET /push HTTP/1.1\r\nHost: test\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+    )
+    .await;
+    assert_eq!(deaf.head().await.status, 101);
+    soon("the end", left.cancelled()).await;
 }
 
 #[tokio::test]
