@@ -63,6 +63,9 @@ fn settle(request: &mut Request) -> Result<(), &'static str> {
     if host.is_none() && version == Version::HTTP_11 {
         return Err("there is no Host");
     }
+    if host.is_none() && version > Version::HTTP_11 && request.uri().authority().is_none() {
+        return Err("there is neither :authority nor Host");
+    }
     let place = host.map(|host| Place::of(host.as_bytes()).ok_or("Host is neither HOST nor HOST:PORT")).transpose()?;
 
     let Some(authority) = request.uri().authority() else { return Ok(()) };

@@ -127,7 +127,11 @@ struct State {
     lingering: Option<(Instant, u64)>,
     /// To be asked whether its client has closed its side.
     doubted: bool,
-    waker: Option<Waker>,
+    /// Of the task that read last.
+    reader: Option<Waker>,
+    /// Of the task that waits for the client to read: once the connection is upgraded, it may be another one, and nobody
+    /// may read at all.
+    writer: Option<Waker>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -312,7 +316,9 @@ impl Connection {
         let head = state.frames.unfinished().or((state.is_at_head() || state.is_silent()).then_some(state.since));
         match head {
             Some(began) if state.is_quiet() && !state.expired => {
-                state.expired = has_come(began, limits.header_timeout);
+                // Frames that follow each other without a pause are no request either.
+                let idle = state.is_idle() && state.frames.is_http2() && has_come(state.since, limits.idle_timeout);
+                state.expired = has_come(began, limits.header_timeout) || idle;
                 if state.expired && state.is_silent() {
                     tell(Kind::Silent);
                 }
@@ -582,9 +588,7 @@ impl State {
     }
 
     fn wake(&self) {
-        if let Some(waker) = &self.waker {
-            waker.wake_by_ref();
-        }
+        self.reader.iter().chain(&self.writer).for_each(Waker::wake_by_ref);
     }
 
     /// Closes this side of the connection, and discards what the client still sends until it closes its own, or has had
@@ -593,7 +597,7 @@ impl State {
     fn poll_linger(&mut self, mut socket: Pin<&mut Socket>, cx: &mut Context<'_>) -> Poll<()> {
         // A client that has gone needs no end.
         let _ = ready!(socket.as_mut().poll_shutdown(cx));
-        self.waker = Some(cx.waker().clone());
+        self.reader = Some(cx.waker().clone());
         let mut scrap = [MaybeUninit::uninit(); 8192];
         for _ in 0..LINGER_READS {
             let mut scrap = ReadBuf::uninit(&mut scrap);
@@ -645,7 +649,8 @@ impl Io {
             expired: false,
             lingering: None,
             doubted: false,
-            waker: None,
+            reader: None,
+            writer: None,
         };
         let surplus = AtomicBool::new(origin == Origin::Surplus);
         let connection = Connection(Arc::new(Shared { id, peer, origin, surplus, gate, state: Mutex::new(state) }));
@@ -687,7 +692,7 @@ impl AsyncRead for Io {
         let mut socket = Pin::new(socket.as_mut().expect(PRESENT));
         let mut state = connection.lock();
         let closed = connection.0.gate.is_closed();
-        match &mut state.waker {
+        match &mut state.reader {
             Some(waker) => waker.clone_from(cx.waker()),
             waker => *waker = Some(cx.waker().clone()),
         }
@@ -706,6 +711,10 @@ impl AsyncRead for Io {
         state.withheld = state.withholds(closed);
         if state.withheld {
             return Poll::Pending;
+        }
+        if state.expired && state.frames.is_http2() && state.is_quiet() {
+            // However much it goes on to say, it asks nothing.
+            return state.say_goodbye(socket, cx);
         }
         let resets = state.frames.resets();
         if !resets.is_empty() && unread.is_empty() {
@@ -851,6 +860,7 @@ impl AsyncWrite for Io {
         if let Poll::Ready(result) = &written {
             state.stalled = None;
             state.wrote = true;
+            state.writer = None;
             let count = *result.as_ref().unwrap_or(&0);
             if state.frames.is_http2() && state.frames.written(bytes, count, Instant::now()) {
                 state.streams_ended();
@@ -864,6 +874,7 @@ impl AsyncWrite for Io {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         } else {
             state.stalled.get_or_insert_with(Instant::now);
+            state.writer = Some(cx.waker().clone());
         }
         written
     }
@@ -895,8 +906,9 @@ impl AsyncWrite for Io {
             return Poll::Ready(Ok(()));
         }
         state.fate = Fate::Closing;
-        // What was not answered, or read whole before it was, needs no lingering.
-        if state.protocol == Protocol::Http1 && state.ledger.is_lost() {
+        // A request that was answered before it was read whole, or others behind the last one that is answered.
+        if state.protocol == Protocol::Http1 && (state.ledger.is_lost() || has_unread(&socket)) {
+            state.ledger.lose();
             state.lingering.get_or_insert_with(|| (Instant::now(), 0));
             return state.poll_linger(socket, cx).map(Ok);
         }

@@ -12,7 +12,7 @@ use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::gate::{Cut, Gate, Mode, Obstacle};
+use super::gate::{Cut, Gate, Limits, Mode, Obstacle};
 use super::parcel::{Clean, Parcel};
 use super::sibling::{self, Door, Siblings};
 use super::systemd;
@@ -566,8 +566,8 @@ pub async fn failure(machinery: &mut JoinSet<()>, door: &mut Option<Door>) -> Re
 
 /// Keeps ending what has reached its limit.
 pub async fn expire(gate: Arc<Gate>) {
-    let limits = gate.limits();
-    let shortest = limits.header_timeout.min(limits.body_timeout).min(limits.send_timeout).min(limits.idle_timeout);
+    let Limits { header_timeout, body_timeout, send_timeout, idle_timeout, linger_timeout, .. } = *gate.limits();
+    let shortest = header_timeout.min(body_timeout).min(send_timeout).min(idle_timeout).min(linger_timeout);
     let pause = (shortest / 8).clamp(Duration::from_millis(10), Duration::from_secs(1));
     loop {
         tokio::time::sleep(pause).await;

@@ -11,7 +11,7 @@ use std::task::Poll;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::AddressFamily;
+use rustix::net::{AddressFamily, SocketFlags, accept_with};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio_util::either::Either;
 
@@ -117,8 +117,7 @@ impl Listener {
                     }
                 };
                 if let Poll::Ready(accepted) = accepted {
-                    let room = self.gate.len_without(self.guests) < self.max_connections;
-                    let origin = if room { Origin::Accepted } else { Origin::Surplus };
+                    let origin = self.origin();
                     return Poll::Ready(
                         accepted.map(|(socket, peer)| (self.gate.admit(socket, peer, Vec::new(), origin), peer)),
                     );
@@ -127,6 +126,12 @@ impl Listener {
             Poll::Pending
         })
         .await
+    }
+
+    /// What becomes of a connection that is accepted now.
+    fn origin(&self) -> Origin {
+        let room = self.gate.len_without(self.guests) < self.max_connections;
+        if room { Origin::Accepted } else { Origin::Surplus }
     }
 
     async fn accept_new(&self) -> (Io, Peer) {
@@ -158,15 +163,32 @@ impl Listener {
 
     /// Accepts who has connected already; then closes the sockets, so that the kernel refuses others at once and they
     /// can turn elsewhere.
-    async fn accept_last(&mut self) -> (Io, Peer) {
-        tokio::select! {
-            biased;
-            Ok(admitted) = self.next() => return admitted,
-            () = std::future::ready(()) => {}
+    ///
+    /// It asks the kernel itself: the runtime has not been told yet of who has connected just now.
+    fn accept_last(&mut self) {
+        let gate = Arc::clone(&self.gate);
+        let _entering = gate.enter();
+        for socket in std::mem::take(&mut self.sockets) {
+            loop {
+                let accepted = match &socket {
+                    Either::Left(tcp) => accept_with(tcp, SocketFlags::CLOEXEC),
+                    Either::Right(unix) => accept_with(unix, SocketFlags::CLOEXEC),
+                };
+                match accepted.map(register) {
+                    Ok(Ok((socket, peer))) => {
+                        if let Either::Left(tcp) = &socket {
+                            let _ = tcp.set_nodelay(true);
+                        }
+                        let io = self.gate.admit(socket, peer, Vec::new(), self.origin());
+                        self.adopted.push_back((io, peer));
+                    }
+                    // Its client has gone in the meantime (accept(2)).
+                    Ok(Err(_)) | Err(Errno::CONNABORTED | Errno::CONNRESET | Errno::INTR) => {}
+                    Err(_) => break,
+                }
+            }
         }
-        self.sockets.clear();
         self.gate.set_deaf();
-        std::future::pending().await
     }
 
     /// Waits as long as `error` makes sense of.
@@ -214,7 +236,12 @@ impl axum::serve::Listener for Listener {
                 continue;
             }
             if gate.mode() == Mode::Retired {
-                return self.accept_last().await;
+                if self.sockets.is_empty() {
+                    moved.await;
+                } else {
+                    self.accept_last();
+                }
+                continue;
             }
             tokio::select! {
                 biased;

@@ -5,7 +5,7 @@
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Instant;
 
 use axum::body::{Body, Bytes};
@@ -14,12 +14,16 @@ use pin_project_lite::pin_project;
 
 /// What is known of a request's body. Requests that have one carry it as an extension.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Upload(Arc<Mutex<State>>);
+pub(super) struct Upload(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
     /// Since when the handler waits for bytes that the client has not sent.
     awaited: Option<Instant>,
+    /// The handler's task, while it waits.
     waker: Option<Waker>,
     /// The client has paused for too long.
     given_up: bool,
@@ -40,10 +44,8 @@ impl Upload {
 
     /// Ends the body with an error.
     pub(super) fn give_up(&self) {
-        let mut state = self.lock();
-        state.given_up = true;
-        state.awaited = None;
-        state.waker.take().into_iter().for_each(Waker::wake);
+        self.lock().given_up = true;
+        Arc::clone(&self.0).wake();
     }
 
     /// Whether the client has paused for too long.
@@ -52,8 +54,25 @@ impl Upload {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock()
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
         // Each step of the state is one assignment, so a panic leaves nothing half done.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Something has arrived: from now on it is the handler that has to look at it, and not the client that is waited for.
+impl Wake for Shared {
+    fn wake(self: Arc<Self>) {
+        let mut state = self.lock();
+        state.awaited = None;
+        let waker = state.waker.take();
+        drop(state);
+        waker.into_iter().for_each(Waker::wake);
     }
 }
 
@@ -103,17 +122,22 @@ impl http_body::Body for Watched {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let this = self.project();
+        if *this.ended {
+            // Some read on after an error, until there is nothing more.
+            return Poll::Ready(None);
+        }
         if this.upload.is_given_up() {
             *this.ended = true;
             return Poll::Ready(Some(Err(axum::Error::new(TooSlow))));
         }
-        let frame = this.body.poll_frame(cx);
+        this.upload.lock().waker = Some(cx.waker().clone());
+        let arrival = Waker::from(Arc::clone(&this.upload.0));
+        let frame = this.body.poll_frame(&mut Context::from_waker(&arrival));
         let mut state = this.upload.lock();
         match &frame {
-            Poll::Pending => {
-                state.awaited.get_or_insert_with(Instant::now);
-                state.waker = Some(cx.waker().clone());
-            }
+            // Unless it has arrived meanwhile, which has taken the waker.
+            Poll::Pending if state.waker.is_some() => _ = state.awaited.get_or_insert_with(Instant::now),
+            Poll::Pending => {}
             Poll::Ready(frame) => {
                 state.awaited = None;
                 *this.ended = !matches!(frame, Some(Ok(_)));
@@ -130,3 +154,7 @@ impl http_body::Body for Watched {
         self.body.size_hint()
     }
 }
+
+#[cfg(test)]
+#[path = "../../tests/unit/upload.rs"]
+mod tests;

@@ -319,6 +319,27 @@ async fn pings_do_not_keep_a_silent_connection() {
     assert_eq!(soon("goodbye", goodbye).await, (0, 0));
 }
 
+/// A client that is always within a frame, none of which takes long, asks for nothing either.
+#[tokio::test]
+async fn frames_that_dribble_in_do_not_keep_a_silent_connection() {
+    let app = spawn_app("[limits]\nidle_timeout = '300ms'", Router::new()).await;
+    let mut client = Http2::open(&app, 65_535).await;
+    let ping = frame(PING, ACK, 0, &[0; 8]);
+    client.0.send(&ping[..1]).await;
+    let goodbye = async {
+        loop {
+            client.0.send([&ping[1..], &ping[..1]].concat()).await;
+            while client.0.has_answer_within(Duration::from_millis(20)).await {
+                let frame = client.next().await;
+                if frame.kind == GOAWAY {
+                    return frame.goodbye();
+                }
+            }
+        }
+    };
+    assert_eq!(soon("goodbye", goodbye).await, (0, 0));
+}
+
 #[tokio::test]
 async fn a_stream_of_events_that_is_quiet_is_not_silence() {
     let (routes, left) = quiet();

@@ -190,6 +190,25 @@ async fn who_has_just_connected_is_still_answered_and_the_lame_duck_waits_no_lon
     assert!(refused.elapsed() < Duration::from_millis(2500), "{:?}", refused.elapsed());
 }
 
+/// The runtime has not heard of them yet.
+#[tokio::test]
+async fn who_has_connected_in_the_last_moment_is_answered() {
+    for _ in 0..20 {
+        let mut app = spawn_app("", Router::new()).await;
+        app.leave(Reason::Interrupt).await;
+        let mut clients = Vec::new();
+        // One after each step of the runtime.
+        while let Ok(stream) = std::net::TcpStream::connect(app.address) {
+            stream.set_nonblocking(true).expect("a socket");
+            clients.push(Client::on(TcpStream::from_std(stream).expect("a socket")));
+            tokio::task::yield_now().await;
+        }
+        for client in &mut clients {
+            assert_eq!(client.get("/livez").await.status, 200);
+        }
+    }
+}
+
 #[tokio::test]
 async fn an_interrupt_is_quick() {
     // The lame duck would take 10 s.

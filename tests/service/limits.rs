@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
+use axum::extract::ws::{Message, WebSocketUpgrade};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use futures_util::{StreamExt, stream};
@@ -144,6 +145,29 @@ async fn a_client_that_does_not_read_its_answer_is_left() {
 
     let received = deaf.until_end().await.len();
     assert!(received < LENGTH, "{received}");
+}
+
+/// A handler that only writes to what it has upgraded, as many that push do, is told as well.
+#[tokio::test]
+async fn a_client_that_does_not_read_what_its_connection_was_upgraded_for_is_left() {
+    let left = CancellationToken::new();
+    let leaving = left.clone();
+    let push = async move |upgrade: WebSocketUpgrade| {
+        let guard = leaving.clone().drop_guard();
+        upgrade.on_upgrade(async move |mut socket| {
+            while socket.send(Message::binary(vec![b'x'; 64 << 10])).await.is_ok() {}
+            drop(guard);
+        })
+    };
+    let app = spawn_app("[limits]\nsend_timeout = '300ms'", Router::new().route("/push", get(push))).await;
+    let mut deaf = app.client().await;
+    deaf.send(
+        "GET /push HTTP/1.1\r\nHost: test\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+    )
+    .await;
+    assert_eq!(deaf.head().await.status, 101);
+    soon("the end", left.cancelled()).await;
 }
 
 #[tokio::test]
@@ -293,6 +317,15 @@ async fn a_body_that_stops_coming_is_answered_408_which_is_no_failure_of_the_ser
 }
 
 #[tokio::test]
+async fn a_body_that_stops_coming_ends_for_a_handler_that_reads_on_after_an_error() {
+    let count = async |body: Body| body.into_data_stream().count().await.to_string();
+    let app = spawn_app("[limits]\nbody_timeout = '300ms'", Router::new().route("/count", post(count))).await;
+    let mut client = app.client().await;
+    client.send("POST /count HTTP/1.1\r\nHost: test\r\nContent-Length: 4\r\n\r\n12").await;
+    assert_eq!(client.answer().await.text(), "2");
+}
+
+#[tokio::test]
 async fn a_body_that_dribbles_in_beyond_the_time_of_a_request_is_answered_408_too() {
     let app = spawn_app("[limits]\nrequest_timeout = '500ms'", take()).await;
     let mut client = app.client().await;
@@ -324,6 +357,22 @@ async fn an_answer_that_did_not_wait_for_the_whole_request_arrives() {
             assert_last_problem(&client.answer().await, status);
         }
     }
+}
+
+#[tokio::test]
+async fn an_answer_arrives_whole_though_more_is_asked_on_a_connection_that_ends_with_it() {
+    const LENGTH: usize = 1 << 20;
+    let large = async || {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        vec![b'x'; LENGTH]
+    };
+    let app = spawn_app("", Router::new().route("/large", get(large))).await;
+    let mut client = app.client().await;
+    client.send("GET /large HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").await;
+    client.send("GET /livez HTTP/1.1\r\nHost: test\r\n\r\n".repeat(20_000)).await;
+    // The service has written all of it before anything is read.
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    assert_eq!(client.answer().await.body.len(), LENGTH);
 }
 
 #[tokio::test]
