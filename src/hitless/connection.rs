@@ -220,6 +220,9 @@ impl Connection {
     /// What keeps a moment from being calm here; as [`Gate::obstacle`].
     pub(super) fn obstacle(&self, calm: Duration) -> Obstacle {
         let state = self.lock();
+        if state.lingering.is_some() {
+            return Obstacle::None;
+        }
         let mut slow = state.requests.iter().filter(|request| !request.late && request.since.elapsed() > calm);
         if slow.clone().any(InFlight::is_at_work) {
             return Obstacle::Bounded;
@@ -231,23 +234,23 @@ impl Connection {
         if unbounded { Obstacle::Unbounded } else { Obstacle::None }
     }
 
-    /// How soon the connection is to make room for another, the least first; `None` when it is not idle. Those on which
+    /// How soon the connection is to make room for another, the least first; `None` when it is not to. Those on which
     /// nothing was asked come before all others.
     pub(super) fn rank(&self) -> Option<(bool, Instant)> {
         let state = self.lock();
-        state.is_idle().then_some((state.tickets > 0 || state.adopted, state.since))
+        state.may_yield().then_some((state.tickets > 0 || state.adopted, state.since))
     }
 
-    /// Ends the connection if it is idle. Says whether it was.
+    /// Ends the connection if it is idle, or only lingers. Says whether that was so.
     pub(super) fn make_room(&self) -> bool {
         let mut state = self.lock();
-        let idle = state.is_idle();
-        if idle {
+        let yields = state.may_yield();
+        if yields {
             state.expired = true;
             state.wake();
             self.0.gate.notice(Kind::Yielded, self.peer());
         }
-        idle
+        yields
     }
 
     /// Whether the connection has to be waited for before HTTP/2 is told to go away; as [`Gate::taken`].
@@ -256,6 +259,9 @@ impl Connection {
         match state.protocol {
             Protocol::Http1 => state.fate == Fate::Open && !state.leaves_by_itself(),
             Protocol::Http2 => {
+                if state.lingering.is_some() {
+                    return false;
+                }
                 let mut requests = state.requests.iter().filter(|request| !request.upgraded);
                 requests.any(|request| before.is_some_and(|before| request.since < before))
             }
@@ -399,11 +405,12 @@ impl Ticket {
         }
         // In the second case hyper will close the connection, because the request's body was not read.
         state.last |= last || (unread && !state.ledger.answer_due());
-        match self.connection.0.gate.mode() {
-            // What cannot be handed over ends now, with notice, rather than at a restart, without.
+        // What cannot be handed over ends now, with notice, rather than at a restart, without.
+        state.last |= match self.connection.0.gate.mode() {
             Mode::Open | Mode::HandingOver => state.is_never_clean(),
             Mode::Retiring | Mode::Retired => true,
-        }
+        };
+        state.last
     }
 
     /// Notes that the request is turned away, as its connection is over the limit; gives its id.
@@ -493,8 +500,11 @@ impl State {
     }
 
     /// Whether nothing is lost when axum, told to end, closes the connection: HTTP/2, or what cannot be handed over,
-    /// without a request; and what was only upgraded to be told goodbye.
+    /// without a request; what was only upgraded to be told goodbye; and what lingers, after its end.
     fn leaves_by_itself(&self) -> bool {
+        if self.lingering.is_some() {
+            return true;
+        }
         let late = self.requests.iter().filter(|request| request.late).count();
         let quiet = self.requests.len() == late && self.frames.open() <= late && !self.unflushed;
         quiet && self.is_never_clean() && (self.protocol != Protocol::Upgraded || self.late)
@@ -515,6 +525,22 @@ impl State {
     fn forget_answered(&mut self) {
         let frames = &self.frames;
         self.requests.retain(|request| !request.answered || request.stream.is_some_and(|id| frames.is_open(id)));
+    }
+
+    /// Whether the client may still send something while the last that it was sent is on its way: after an answer that
+    /// ends the connection, behind which others may be asked for already; and in HTTP/2 at any time, as each part of an
+    /// answer that it takes is told to the service. A client that was idle has everything.
+    fn is_to_linger(&self) -> bool {
+        match self.protocol {
+            Protocol::Http1 => self.is_never_clean() || self.ledger.rest().is_none_or(|rest| !rest.is_empty()),
+            Protocol::Http2 => true,
+            Protocol::Upgraded => false,
+        }
+    }
+
+    /// Whether the connection may be ended for another one: it is idle, or only what its client still sends is discarded.
+    fn may_yield(&self) -> bool {
+        self.is_idle() || (self.lingering.is_some() && !self.expired)
     }
 
     /// Whether the beginning of a head has been read.
@@ -869,8 +895,7 @@ impl AsyncWrite for Io {
             return Poll::Ready(Ok(()));
         }
         state.fate = Fate::Closing;
-        // What was not answered, or read whole before it was, needs no lingering.
-        if state.protocol == Protocol::Http1 && state.ledger.is_lost() {
+        if state.is_to_linger() {
             state.lingering.get_or_insert_with(|| (Instant::now(), 0));
             return state.poll_linger(socket, cx).map(Ok);
         }

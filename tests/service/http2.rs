@@ -13,6 +13,7 @@ use axum::routing::{any, get};
 use futures_util::{StreamExt, stream};
 use service::app::AppState;
 use service::hitless::{Handle, Reason};
+use tokio::net::TcpSocket;
 use tokio_util::sync::CancellationToken;
 
 use crate::client::{Client, soon};
@@ -80,7 +81,10 @@ struct Http2(Client);
 impl Http2 {
     /// A client whose streams begin with this window.
     async fn open(app: &App, window: u32) -> Self {
-        let mut client = app.client().await;
+        Self::on(app.client().await, window).await
+    }
+
+    async fn on(mut client: Client, window: u32) -> Self {
         let settings = [&[0, 4][..], &window.to_be_bytes()].concat();
         client.send([PREFACE, &frame(SETTINGS, 0, 0, &settings)].concat()).await;
         Self(client)
@@ -194,6 +198,29 @@ async fn an_answer_that_is_read_slowly_arrives_whole_from_a_service_that_leaves(
     drop(client);
     let (outcome, took) = app.left().await;
     assert!(outcome.left_behind.is_empty() && took >= Duration::from_secs(2), "{outcome:?} after {took:?}");
+}
+
+/// The rest is in the kernel when the connection ends, while the client still says how much it has taken.
+#[tokio::test]
+async fn the_last_answer_arrives_at_a_client_that_opens_its_windows_meanwhile() {
+    let app = spawn_app("", large()).await;
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.set_recv_buffer_size(4096).expect("a small buffer");
+    let client = Client::on(soon("connecting", socket.connect(app.address)).await.expect("connecting"));
+    let mut client = Http2::on(client, LARGE as u32).await;
+    client.open_window(0, LARGE).await;
+    client.ask(1, "/large").await;
+    // The client will ask nothing more, so its connection ends with this answer.
+    client.send(GOAWAY, 0, 0, &[0; 8]).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let mut left = LARGE;
+    while left > 0 {
+        let frame = client.next_of(1).await;
+        if frame.kind == DATA {
+            left -= frame.payload.len();
+            client.open_window(0, frame.payload.len()).await;
+        }
+    }
 }
 
 #[tokio::test]
