@@ -43,6 +43,9 @@ const LINGER_READS: usize = 16;
 /// How long a connection has to have been quiet to be taken before the gate closes.
 pub(super) const QUIET: Duration = Duration::from_millis(500);
 
+/// How much of the path of a request that is cut off is told, in bytes.
+const PATH: usize = 256;
+
 /// A stream socket of either kind.
 pub type Socket = Either<TcpStream, UnixStream>;
 
@@ -344,7 +347,7 @@ impl Connection {
         }
         let cut = |request: &InFlight| Cut {
             peer,
-            request: Some((request.method.clone(), request.uri.path().to_owned())),
+            request: Some((request.method.clone(), beginning(request.uri.path()).to_owned())),
             age: request.since.elapsed(),
             at_work: request.is_at_work(),
         };
@@ -355,6 +358,11 @@ impl Connection {
         // A panic under the lock leaves the state as it was before a single step of it.
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// As much of a path as is told. Clients choose them, kilobytes of them.
+fn beginning(path: &str) -> &str {
+    &path[..path.floor_char_boundary(PATH)]
 }
 
 /// Whether a message announces the end of its connection (RFC 9110, section 7.6.1).
