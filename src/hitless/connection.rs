@@ -318,6 +318,8 @@ impl Connection {
             tell(Kind::SendTimeout);
         }
         state.expired |= state.lingering.is_some_and(|(since, _)| has_come(since, limits.linger_timeout));
+        // Others wait to be told as much as this one, which does not take what it was told.
+        state.expired |= self.is_surplus() && state.tickets > 0 && has_come(state.since, limits.linger_timeout);
         let given_up = state.frames.give_up(limits.send_timeout, now);
         (0..given_up).for_each(|_| tell(Kind::SendTimeout));
         let is_late = |upload: &&Upload| upload.awaited().is_some_and(|since| has_come(since, limits.body_timeout));
@@ -727,7 +729,11 @@ impl AsyncRead for Io {
         }
         if connection.is_surplus() && state.frames.has_asked() {
             // The end of the last stream wakes the task.
-            return if state.frames.open() > 0 { Poll::Pending } else { state.say_goodbye(socket, cx) };
+            return if state.frames.open() > 0 && !state.expired {
+                Poll::Pending
+            } else {
+                state.say_goodbye(socket, cx)
+            };
         }
 
         let start = buf.filled().len();

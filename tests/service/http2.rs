@@ -307,6 +307,22 @@ async fn one_connection_too_many_is_told_goodbye_after_its_answers_and_there_is_
     .await;
 }
 
+/// There are few places in which to be told, and others wait for them.
+#[tokio::test]
+async fn one_connection_too_many_that_does_not_take_what_it_is_told_is_not_kept() {
+    let (routes, _left) = quiet();
+    let app = spawn_app("[limits]\nmax_connections = 1\nlinger_timeout = '300ms'\nsend_timeout = '1h'", routes).await;
+    let mut served = Http2::open(&app, 65_535).await;
+    served.ask(1, "/quiet").await;
+    assert_eq!(served.next_of(1).await.payload[0], 0x88, "200");
+
+    let mut surplus = Http2::open(&app, 0).await;
+    surplus.ask(1, "/livez").await;
+    assert_eq!(surplus.next_of(1).await.kind, HEADERS);
+    let frames = surplus.rest().await;
+    assert_eq!(frames.last().expect("a goodbye").goodbye(), (1, 0));
+}
+
 /// What each client has done before it falls silent, and the last stream that GOAWAY names.
 #[tokio::test]
 async fn who_is_silent_is_told_goodbye() {
