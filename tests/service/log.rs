@@ -1,5 +1,7 @@
 //! The log: what is in it, and that whoever reads it holds nobody up.
 
+use std::time::Duration;
+
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -223,4 +225,28 @@ async fn a_log_that_nobody_reads_holds_nobody_up_and_what_is_lost_is_told() {
     drop(client);
     process.signal(Signal::INT);
     assert!(process.ended().await.0.success());
+}
+
+#[tokio::test]
+async fn what_clients_leave_unread_is_told_of_some_and_counted() {
+    let process = Process::start(&[("shutdown_timeout", "1s")]).await;
+    let mut client = process.client().await;
+    // Requests of HTTP/2 whose answers have no window, by a long path.
+    let path = format!("/{}", "p".repeat(1000));
+    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\x06\x04\0\0\0\0\0\0\x04\0\0\0\0".to_vec();
+    for stream in (1..200_u32).step_by(2) {
+        // RFC 7541, section 5.1: 1001 by a prefix of 7 bits.
+        let head = [b"\x82\x86\x04\x7f\xea\x06", path.as_bytes(), b"\x01\x04test"].concat();
+        bytes.extend(&(head.len() as u32).to_be_bytes()[1..]);
+        bytes.extend([1, 5]);
+        bytes.extend(stream.to_be_bytes());
+        bytes.extend(head);
+    }
+    client.send(bytes).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    process.signal(Signal::TERM);
+    let (_, log) = process.ended().await;
+    assert!(log.contains("100 left behind"), "{log}");
+    assert_eq!(log.matches("as it waits for its client").count(), 20);
+    assert!(log.len() < 30_000, "{}", log.len());
 }
