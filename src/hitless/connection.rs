@@ -47,6 +47,9 @@ pub(super) const YIELDS_AFTER: Duration = Duration::from_secs(1);
 /// How long a connection has to have been quiet to be taken before the gate closes.
 pub(super) const QUIET: Duration = Duration::from_millis(500);
 
+/// How much of the path of a request that is cut off is told, in bytes.
+const PATH: usize = 256;
+
 /// A stream socket of either kind.
 pub type Socket = Either<TcpStream, UnixStream>;
 
@@ -65,6 +68,16 @@ impl fmt::Display for Peer {
             Peer::Unix => f.write_str("unix"),
         }
     }
+}
+
+/// How a connection is idle, in the order in which they make room for others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Idle {
+    /// It has ended, and what its client still sends is discarded.
+    Lingering,
+    /// Nothing was asked yet.
+    Silent,
+    Asked,
 }
 
 /// How a connection came to this process.
@@ -232,6 +245,9 @@ impl Connection {
     /// What keeps a moment from being calm here; as [`Gate::obstacle`].
     pub(super) fn obstacle(&self, calm: Duration) -> Obstacle {
         let state = self.lock();
+        if state.lingering.is_some() {
+            return Obstacle::None;
+        }
         let mut slow = state.requests.iter().filter(|request| !request.late && request.since.elapsed() > calm);
         if slow.clone().any(InFlight::is_at_work) {
             return Obstacle::Bounded;
@@ -243,10 +259,14 @@ impl Connection {
         if unbounded { Obstacle::Unbounded } else { Obstacle::None }
     }
 
-    /// Whether something was asked on the connection, and since when it is idle; `None` when it is not.
-    pub(super) fn idle(&self) -> Option<(bool, Instant)> {
+    /// How and since when the connection is idle; `None` when it is not.
+    pub(super) fn idle(&self) -> Option<(Idle, Instant)> {
         let state = self.lock();
-        state.is_idle().then_some((state.tickets > 0 || state.adopted, state.since))
+        if let Some((since, _)) = state.lingering.filter(|_| !state.expired) {
+            return Some((Idle::Lingering, since));
+        }
+        let kind = if state.tickets > 0 || state.adopted { Idle::Asked } else { Idle::Silent };
+        state.is_idle().then_some((kind, state.since))
     }
 
     /// Ends the connection if it may make room for another. Says whether it does.
@@ -277,11 +297,19 @@ impl Connection {
         match state.protocol {
             Protocol::Http1 => state.fate == Fate::Open && !state.leaves_by_itself(),
             Protocol::Http2 => {
+                if state.lingering.is_some() {
+                    return false;
+                }
                 let mut requests = state.requests.iter().filter(|request| !request.upgraded);
                 requests.any(|request| before.is_some_and(|before| request.since < before))
             }
             Protocol::Upgraded => false,
         }
+    }
+
+    /// Whether the connection has lingered for so long.
+    pub(super) fn has_lingered(&self, time: Duration) -> bool {
+        self.lock().lingering.is_some_and(|(since, _)| since.elapsed() >= time)
     }
 
     /// Whether the connection was taken from hyper, and is not put aside yet.
@@ -332,6 +360,8 @@ impl Connection {
             tell(Kind::SendTimeout);
         }
         state.expired |= state.lingering.is_some_and(|(since, _)| has_come(since, limits.linger_timeout));
+        // Others wait to be told as much as this one, which does not take what it was told.
+        state.expired |= self.is_surplus() && state.tickets > 0 && has_come(state.since, limits.linger_timeout);
         let given_up = state.frames.give_up(limits.send_timeout, now);
         (0..given_up).for_each(|_| tell(Kind::SendTimeout));
         let is_late = |upload: &&Upload| upload.awaited().is_some_and(|since| has_come(since, limits.body_timeout));
@@ -364,7 +394,7 @@ impl Connection {
         }
         let cut = |request: &InFlight| Cut {
             peer,
-            request: Some((request.method.clone(), request.uri.path().to_owned())),
+            request: Some((request.method.clone(), beginning(request.uri.path()).to_owned())),
             age: request.since.elapsed(),
             at_work: request.is_at_work(),
         };
@@ -375,6 +405,11 @@ impl Connection {
         // A panic under the lock leaves the state as it was before a single step of it.
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// As much of a path as is told. Clients choose them, kilobytes of them.
+fn beginning(path: &str) -> &str {
+    &path[..path.floor_char_boundary(PATH)]
 }
 
 /// Whether a message announces the end of its connection (RFC 9110, section 7.6.1).
@@ -425,11 +460,12 @@ impl Ticket {
         }
         // In the second case hyper will close the connection, because the request's body was not read.
         state.last |= last || (unread && !state.ledger.answer_due());
-        match self.connection.0.gate.mode() {
-            // What cannot be handed over ends now, with notice, rather than at a restart, without.
+        // What cannot be handed over ends now, with notice, rather than at a restart, without.
+        state.last |= match self.connection.0.gate.mode() {
             Mode::Open | Mode::HandingOver => state.is_never_clean(),
             Mode::Retiring | Mode::Retired => true,
-        }
+        };
+        state.last
     }
 
     /// Notes that the request is turned away, as its connection is over the limit; gives its id.
@@ -519,8 +555,11 @@ impl State {
     }
 
     /// Whether nothing is lost when axum, told to end, closes the connection: HTTP/2, or what cannot be handed over,
-    /// without a request; and what was only upgraded to be told goodbye.
+    /// without a request; what was only upgraded to be told goodbye; and what lingers, after its end.
     fn leaves_by_itself(&self) -> bool {
+        if self.lingering.is_some() {
+            return true;
+        }
         let late = self.requests.iter().filter(|request| request.late).count();
         let quiet = self.requests.len() == late && self.frames.open() <= late && !self.unflushed;
         quiet && self.is_never_clean() && (self.protocol != Protocol::Upgraded || self.late)
@@ -543,6 +582,17 @@ impl State {
         self.requests.retain(|request| !request.answered || request.stream.is_some_and(|id| frames.is_open(id)));
     }
 
+    /// Whether the client may still send something while the last that it was sent is on its way: after an answer that
+    /// ends the connection, behind which others may be asked for already; and in HTTP/2 at any time, as each part of an
+    /// answer that it takes is told to the service. A client that was idle has everything.
+    fn is_to_linger(&self) -> bool {
+        match self.protocol {
+            Protocol::Http1 => self.is_never_clean() || self.ledger.rest().is_none_or(|rest| !rest.is_empty()),
+            Protocol::Http2 => true,
+            Protocol::Upgraded => false,
+        }
+    }
+
     /// Whether the beginning of a head has been read.
     fn is_at_head(&self) -> bool {
         self.ledger.rest().is_some_and(|rest| !rest.is_empty())
@@ -559,10 +609,11 @@ impl State {
         quiet && self.protocol != Protocol::Upgraded && !self.is_at_head()
     }
 
-    /// Whether the connection is idle, and not just for the moment that a client takes between two requests, or before
-    /// its first.
+    /// Whether the connection may be ended for another one: it only lingers, or it is idle, and not just for the moment that
+    /// a client takes between two requests, or before its first.
     fn may_make_room(&self) -> bool {
-        self.is_idle() && self.since.elapsed() >= YIELDS_AFTER
+        let lingers = self.lingering.is_some() && !self.expired;
+        lingers || (self.is_idle() && self.since.elapsed() >= YIELDS_AFTER)
     }
 
     /// Closes the connection for hyper, and says so where there are words for it, as far as the socket takes them.
@@ -730,7 +781,7 @@ impl AsyncRead for Io {
         }
         if connection.is_surplus() && state.frames.has_asked() {
             // The end of the last stream wakes the task, or that there is room after all.
-            state.withheld = state.frames.open() > 0;
+            state.withheld = state.frames.open() > 0 && !state.expired;
             return if state.withheld { Poll::Pending } else { state.say_goodbye(socket, cx) };
         }
 
@@ -906,9 +957,7 @@ impl AsyncWrite for Io {
             return Poll::Ready(Ok(()));
         }
         state.fate = Fate::Closing;
-        // A request that was answered before it was read whole, or others behind the last one that is answered.
-        if state.protocol == Protocol::Http1 && (state.ledger.is_lost() || has_unread(&socket)) {
-            state.ledger.lose();
+        if state.is_to_linger() {
             state.lingering.get_or_insert_with(|| (Instant::now(), 0));
             return state.poll_linger(socket, cx).map(Ok);
         }

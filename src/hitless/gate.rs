@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use axum::http::Method;
 use tokio::sync::Notify;
 
-use super::connection::{Connection, Io, Origin, Peer, QUIET, Socket, YIELDS_AFTER};
+use super::connection::{Connection, Idle, Io, Origin, Peer, QUIET, Socket, YIELDS_AFTER};
 use super::notice::{Kind, Notices};
 use super::parcel::Clean;
 
@@ -161,19 +161,23 @@ impl Gate {
         false
     }
 
-    /// Idle connections, who has been so for longest last: those on which nothing was asked yet, or, where these are no
-    /// flood, the others.
+    /// Idle connections, who has been so for longest last: those that only linger; else those on which nothing was asked
+    /// yet; or, where these are no flood, the others.
     ///
     /// Many at a time, since looking through all of them for each that comes would be the flood's own work. Of those on
     /// which something was asked a few: by the time that the last is to go there may be a flood.
     fn idle_longest(&self) -> impl Iterator<Item = Connection> {
         let mut idle: Vec<_> = self.all().values().filter_map(|one| Some((one.idle()?, one.clone()))).collect();
         idle.sort_unstable_by_key(|(rank, _)| *rank);
-        let silent = idle.partition_point(|((asked, _), _)| !asked);
-        let is_due = idle.first().is_some_and(|((asked, since), _)| !asked && since.elapsed() >= YIELDS_AFTER);
-        let few = match is_due || silent > FLOOD {
-            true => 0..silent.min(FLOOD),
-            false => silent..idle.len().min(silent + FLOOD / 8),
+        let lingering = idle.partition_point(|((kind, _), _)| *kind < Idle::Silent);
+        let silent = idle.partition_point(|((kind, _), _)| *kind < Idle::Asked);
+        let is_due = idle[lingering..silent].first().is_some_and(|((_, since), _)| since.elapsed() >= YIELDS_AFTER);
+        let few = if lingering > 0 {
+            0..lingering.min(FLOOD)
+        } else if is_due || silent > FLOOD {
+            0..silent.min(FLOOD)
+        } else {
+            silent..idle.len().min(silent + FLOOD / 8)
         };
         let few: Vec<_> = idle.drain(few).collect();
         few.into_iter().rev().map(|(_, connection)| connection)
@@ -343,10 +347,11 @@ impl Gate {
     }
 
     /// Waits until nothing is in flight any more, and for `unbounded` at most for what nothing bounds. Connections without
-    /// a request have `goodbye` to end.
+    /// a request have `goodbye` to end; those that only linger no longer than `unbounded`.
     pub(super) async fn all_gone(&self, unbounded: Duration, goodbye: Duration) {
         self.wait_but_for_unbounded(unbounded, Connection::is_busy).await;
-        let _ = tokio::time::timeout(goodbye, self.wait_until(Self::is_empty)).await;
+        let ended = self.wait_until(|gate| gate.all().values().all(|connection| connection.has_lingered(unbounded)));
+        let _ = tokio::time::timeout(goodbye, ended).await;
     }
 
     /// Waits until a connection has gone, or for a moment.

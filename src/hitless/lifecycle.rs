@@ -27,6 +27,9 @@ const CALM: Duration = Duration::from_millis(100);
 /// without one to say goodbye.
 const FRESH: Duration = Duration::from_millis(500);
 
+/// How many of the requests that were cut off are told one by one, and how many of those that were left behind.
+const TOLD: usize = 20;
+
 /// T: how long the process may take to leave, and what follows from it.
 ///
 /// ```text
@@ -498,7 +501,8 @@ impl Lifecycle {
 
 impl Outcome {
     fn log(&self, took: Duration) {
-        for cut in self.cut.iter().chain(&self.left_behind) {
+        // Clients choose how many there are.
+        for cut in self.cut.iter().take(TOLD).chain(self.left_behind.iter().take(TOLD)) {
             let Cut { peer, request, age, at_work } = cut;
             let method = request.as_ref().map(|(method, _)| method.as_str());
             let path = request.as_ref().map(|(_, path)| path);

@@ -13,6 +13,7 @@ use axum::routing::{any, get};
 use futures_util::{StreamExt, stream};
 use service::app::AppState;
 use service::hitless::{Handle, Reason};
+use tokio::net::TcpSocket;
 use tokio_util::sync::CancellationToken;
 
 use crate::client::{Client, soon};
@@ -80,7 +81,10 @@ struct Http2(Client);
 impl Http2 {
     /// A client whose streams begin with this window.
     async fn open(app: &App, window: u32) -> Self {
-        let mut client = app.client().await;
+        Self::on(app.client().await, window).await
+    }
+
+    async fn on(mut client: Client, window: u32) -> Self {
         let settings = [&[0, 4][..], &window.to_be_bytes()].concat();
         client.send([PREFACE, &frame(SETTINGS, 0, 0, &settings)].concat()).await;
         Self(client)
@@ -196,6 +200,29 @@ async fn an_answer_that_is_read_slowly_arrives_whole_from_a_service_that_leaves(
     assert!(outcome.left_behind.is_empty() && took >= Duration::from_secs(2), "{outcome:?} after {took:?}");
 }
 
+/// The rest is in the kernel when the connection ends, while the client still says how much it has taken.
+#[tokio::test]
+async fn the_last_answer_arrives_at_a_client_that_opens_its_windows_meanwhile() {
+    let app = spawn_app("", large()).await;
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.set_recv_buffer_size(4096).expect("a small buffer");
+    let client = Client::on(soon("connecting", socket.connect(app.address)).await.expect("connecting"));
+    let mut client = Http2::on(client, LARGE as u32).await;
+    client.open_window(0, LARGE).await;
+    client.ask(1, "/large").await;
+    // The client will ask nothing more, so its connection ends with this answer.
+    client.send(GOAWAY, 0, 0, &[0; 8]).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let mut left = LARGE;
+    while left > 0 {
+        let frame = client.next_of(1).await;
+        if frame.kind == DATA {
+            left -= frame.payload.len();
+            client.open_window(0, frame.payload.len()).await;
+        }
+    }
+}
+
 #[tokio::test]
 async fn an_answer_that_is_not_read_to_its_end_is_cut_at_t_and_counted() {
     let mut app = spawn_app("shutdown_timeout = '2s'", large()).await;
@@ -278,6 +305,22 @@ async fn one_connection_too_many_is_told_goodbye_after_its_answers_and_there_is_
         }
     })
     .await;
+}
+
+/// There are few places in which to be told, and others wait for them.
+#[tokio::test]
+async fn one_connection_too_many_that_does_not_take_what_it_is_told_is_not_kept() {
+    let (routes, _left) = quiet();
+    let app = spawn_app("[limits]\nmax_connections = 1\nlinger_timeout = '300ms'\nsend_timeout = '1h'", routes).await;
+    let mut served = Http2::open(&app, 65_535).await;
+    served.ask(1, "/quiet").await;
+    assert_eq!(served.next_of(1).await.payload[0], 0x88, "200");
+
+    let mut surplus = Http2::open(&app, 0).await;
+    surplus.ask(1, "/livez").await;
+    assert_eq!(surplus.next_of(1).await.kind, HEADERS);
+    let frames = surplus.rest().await;
+    assert_eq!(frames.last().expect("a goodbye").goodbye(), (1, 0));
 }
 
 /// What each client has done before it falls silent, and the last stream that GOAWAY names.

@@ -11,6 +11,7 @@ use futures_util::{StreamExt, stream};
 use rustix::process::Signal;
 use service::app::AppState;
 use service::hitless::listener;
+use tokio::net::TcpSocket;
 use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 
@@ -357,6 +358,43 @@ async fn an_answer_that_did_not_wait_for_the_whole_request_arrives() {
             assert_last_problem(&client.answer().await, status);
         }
     }
+}
+
+/// All of it is in the kernel when the connection ends, where what comes afterwards would destroy it.
+#[tokio::test]
+async fn the_last_answer_arrives_whatever_is_asked_behind_it() {
+    let app = app("").await;
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.set_recv_buffer_size(4096).expect("a small buffer");
+    let mut client = Client::on(soon("connecting", socket.connect(app.address)).await.expect("connecting"));
+    let body = "x".repeat(1_000_000);
+    let length = body.len();
+    client
+        .send(format!(
+            "POST /echo HTTP/1.1\r\nHost: test\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
+        ))
+        .await;
+    soon("the end of the answer", async {
+        while app.gate.counts().0 == 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    client.ask("/livez").await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(client.answer().await.body.len(), length);
+    client.ended().await;
+}
+
+#[tokio::test]
+async fn who_only_lingers_makes_room() {
+    let app = app("max_connections = 1").await;
+    let mut refused = app.client().await;
+    refused.send("nonsense\r\n\r\n").await;
+    assert_last_problem(&refused.answer().await, 400);
+    assert_eq!(app.client().await.get("/livez").await.status, 200);
+    refused.ended().await;
 }
 
 #[tokio::test]

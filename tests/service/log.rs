@@ -249,3 +249,27 @@ async fn what_clients_cause_is_a_line_once_in_a_while_and_none_is_forgotten() {
     assert_eq!(malformed.len(), 2, "{log}");
     assert!(malformed[0].contains("(1 times") && malformed[1].contains("(99 times"), "{log}");
 }
+
+#[tokio::test]
+async fn what_clients_leave_unread_is_told_of_some_and_counted() {
+    let process = Process::start(&[("shutdown_timeout", "1s")]).await;
+    let mut client = process.client().await;
+    // Requests of HTTP/2 whose answers have no window, by a long path.
+    let path = format!("/{}", "p".repeat(1000));
+    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\x06\x04\0\0\0\0\0\0\x04\0\0\0\0".to_vec();
+    for stream in (1..200_u32).step_by(2) {
+        // RFC 7541, section 5.1: 1001 by a prefix of 7 bits.
+        let head = [b"\x82\x86\x04\x7f\xea\x06", path.as_bytes(), b"\x01\x04test"].concat();
+        bytes.extend(&(head.len() as u32).to_be_bytes()[1..]);
+        bytes.extend([1, 5]);
+        bytes.extend(stream.to_be_bytes());
+        bytes.extend(head);
+    }
+    client.send(bytes).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    process.signal(Signal::TERM);
+    let (_, log) = process.ended().await;
+    assert!(log.contains("100 left behind"), "{log}");
+    assert_eq!(log.matches("as it waits for its client").count(), 20);
+    assert!(log.len() < 30_000, "{}", log.len());
+}

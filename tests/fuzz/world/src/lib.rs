@@ -36,7 +36,7 @@ pub mod io {
 }
 
 pub mod net {
-    pub use rustix::net::{AddressFamily, RecvFlags, SocketAddrAny};
+    pub use rustix::net::{AddressFamily, RecvFlags, SocketAddrAny, SocketFlags};
     pub use std::net::*;
 
     pub use crate::{Backlog as TcpListener, Backlog as UnixListener, Socket as TcpStream, Socket as UnixStream};
@@ -44,6 +44,11 @@ pub mod net {
     /// Nothing arrives that is not told of at once.
     pub fn recv(_: &crate::Socket, _: &mut [u8], _: RecvFlags) -> crate::io::Result<(usize, usize)> {
         Ok((0, 0))
+    }
+
+    /// Accepts who has connected already.
+    pub fn accept_with(backlog: &crate::Backlog, _: SocketFlags) -> Result<crate::Socket, rustix::io::Errno> {
+        backlog.pop().ok_or(rustix::io::Errno::AGAIN)
     }
 
     pub fn getsockname(socket: &crate::Socket) -> std::io::Result<SocketAddrAny> {

@@ -198,6 +198,11 @@ impl Backlog {
         client
     }
 
+    /// Who has connected first, if somebody waits.
+    pub fn pop(&self) -> Option<Socket> {
+        self.0.lock().unwrap().0.pop_front()
+    }
+
     pub fn from_std(backlog: Self) -> io::Result<Self> {
         Ok(backlog)
     }
