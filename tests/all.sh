@@ -89,6 +89,9 @@ deploys_on() {
 delays() { delays_on bookworm && delays_on trixie; }
 delays_on() { lab measure --as-is --quick --bound 2.5 --debian "$1"; }
 
+# Clients that do what none should, one of each kind.
+attacks() { cargo run --quiet --release --package lab -- attack --quick; }
+
 # All that can go wrong with a deploy; where that is the same at each of its steps, at every third.
 faults_12() { faults_on bookworm; }
 faults_13() { faults_on trixie; }
@@ -108,6 +111,7 @@ crowd_on() {
     needs chromedriver
     lab rehearse --as-is --no-stand-in --programs --browser --restarts 500 --debian "$1"
 }
+siege() { cargo run --quiet --release --package lab -- attack; }
 hurts_12() { lab chaos --as-is --debian bookworm; }
 hurts_13() { lab chaos --as-is --debian trixie; }
 costs_12() { lab measure --as-is --debian bookworm; }
@@ -166,7 +170,7 @@ case "$*" in
     lane format scripts lints service units memory
     [ ! -x tests/template.sh ] || lane template
     wait
-    lane bookworm trixie browser deploys delays
+    lane bookworm trixie browser deploys delays attacks
     wait
     # They wait most of the time.
     lane faults_12 chaos_12
@@ -174,7 +178,7 @@ case "$*" in
     wait
     ;;
 chaos)
-    lane crowd_12 crowd_13 costs_12 costs_13 updates_12 updates_13
+    lane crowd_12 crowd_13 costs_12 costs_13 updates_12 updates_13 siege
     wait
     # As above.
     lane hurts_12 steps_12

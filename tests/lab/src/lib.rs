@@ -13,6 +13,7 @@
 //! - [`faults`], [`stories`]: all that can go wrong with a deploy;
 //! - [`browser`]: a real browser, driven over WebDriver;
 //! - [`chaos`], [`hurts`]: all that can go wrong with a service that runs; [`stuff`] fills its descriptor store;
+//! - [`attack`]: clients that do what none should; [`attacker`] is them, and [`frames`] what they say in HTTP/2;
 //! - [`measure`]: what a restart costs clients, beside the [`floor`] under it, and [where the time goes](anatomy);
 //! - [`record`]: what was found, as data;
 //! - [`bench`]: throughput beside bare axum's;
@@ -21,6 +22,8 @@
 
 pub mod anatomy;
 pub mod answers;
+pub mod attack;
+pub mod attacker;
 pub mod bench;
 pub mod browser;
 pub mod chaos;
@@ -28,6 +31,7 @@ pub mod delays;
 pub mod deploy;
 pub mod faults;
 pub mod floor;
+pub mod frames;
 pub mod gate;
 pub mod host;
 pub mod http1;

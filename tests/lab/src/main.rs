@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use lab::rehearse::{self, Options, Outcome};
-use lab::{browser, chaos, deploy, faults, floor, measure, rolling, stuff};
+use lab::{attack, attacker, browser, chaos, deploy, faults, floor, measure, rolling, stuff};
 use tokio::signal::unix::{SignalKind, signal};
 
 #[derive(Parser)]
@@ -26,8 +26,13 @@ enum Command {
     Browser(browser::Options),
     /// Try all that can go wrong with a service that runs.
     Chaos(chaos::Options),
+    /// Attack a service, and see what that costs clients who behave.
+    Attack(attack::Options),
     /// Compare the throughput with bare axum's.
     Bench,
+    /// Be an attack.
+    #[command(hide = true)]
+    Attacker(attacker::Options),
     /// Be the system for contrast: axum's own graceful shutdown on a socket of systemd's.
     #[command(hide = true)]
     Peer,
@@ -61,6 +66,8 @@ async fn work(command: Command) -> ExitCode {
             Command::Faults(options) => faults::faults(&options).await,
             Command::Browser(options) => browser::browser(&options).await,
             Command::Chaos(options) => chaos::chaos(&options).await,
+            Command::Attack(options) => attack::attacks(&options).await,
+            Command::Attacker(options) => attacker::attacker(&options).await.map(|()| Outcome::Kept),
             Command::Bench => lab::bench::bench().await.map(|()| Outcome::Kept),
             Command::Floor(_) => unreachable!("it needs no runtime"),
             Command::Peer => lab::peer::serve(Duration::from_secs(1)).await.map(|()| Outcome::Kept),

@@ -164,6 +164,6 @@ impl Stage {
 }
 
 /// The environment variable of a setting: `MY_API_LIMITS__MAX_CONNECTIONS`.
-fn setting(name: &str, key: &str) -> String {
+pub fn setting(name: &str, key: &str) -> String {
     format!("{name}_{}", key.replace('.', "__")).replace('-', "_").to_uppercase()
 }
