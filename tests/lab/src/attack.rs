@@ -369,13 +369,12 @@ fn http2() -> Vec<Row> {
         attack("HTTP/2: bodies that stop", 400, || [hello(&[]), post(1, "/echo"), frame(DATA, 0, 1, b"abc")].concat())
             .lasting()
             .ends_by(BODY + IDLE),
-        attack("HTTP/2: windows of 0", 200, zero_window).lasting().ends_by(SEND + IDLE).quick(),
+        attack("HTTP/2: windows of 0", 200, zero_window).ends_by(SEND + IDLE).quick(),
         attack("HTTP/2: windows of 0, as many as there may be", ALL, zero_window).many().ends_by(DEFAULT_SEND + IDLE),
         attack("HTTP/2: windows that open byte by byte", 100, zero_window)
             .then(200, |_| {
                 streams(0, 100).flat_map(|number| frame(WINDOW_UPDATE, 0, number, &1_u32.to_be_bytes())).collect()
             })
-            .lasting()
             .ends_by(SEND + IDLE),
         attack("HTTP/2: answers that are not read", 100, || {
             let echoes =
@@ -385,7 +384,6 @@ fn http2() -> Vec<Row> {
         })
         .then(0, |round| frame(DATA, 0, stream(round % 50), &[0; 1_000]))
         .reads(Reads::Nothing)
-        .lasting()
         .ends_by(SEND + IDLE),
     ]
 }
