@@ -170,7 +170,7 @@ case "$*" in
     lane format scripts lints service units memory
     [ ! -x tests/template.sh ] || lane template
     wait
-    lane bookworm trixie browser deploys delays attacks
+    lane bookworm trixie browser deploys delays
     wait
     # They wait most of the time.
     lane faults_12 chaos_12
@@ -178,7 +178,7 @@ case "$*" in
     wait
     ;;
 chaos)
-    lane crowd_12 crowd_13 costs_12 costs_13 updates_12 updates_13 siege
+    lane crowd_12 crowd_13 costs_12 costs_13 updates_12 updates_13
     wait
     # As above.
     lane hurts_12 steps_12

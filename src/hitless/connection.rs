@@ -41,9 +41,6 @@ const LINGER_BYTES: u64 = 64 << 20;
 /// How often in a row a client that still sends is read from, before others are served.
 const LINGER_READS: usize = 16;
 
-/// How long a connection has to have been idle to make room for another.
-pub(super) const YIELDS_AFTER: Duration = Duration::from_secs(1);
-
 /// How long a connection has to have been quiet to be taken before the gate closes.
 pub(super) const QUIET: Duration = Duration::from_millis(500);
 
@@ -269,10 +266,12 @@ impl Connection {
         state.is_idle().then_some((kind, state.since))
     }
 
-    /// Ends the connection if it may make room for another. Says whether it does.
-    pub(super) fn make_room(&self) -> bool {
+    /// Ends the connection if it may make room for another: it only lingers, or has been idle for `patience`, and not just
+    /// for the moment that a client takes between two requests, or before its first. Says whether it does.
+    pub(super) fn make_room(&self, patience: Duration) -> bool {
         let mut state = self.lock();
-        let makes_room = state.may_make_room();
+        let lingers = state.lingering.is_some() && !state.expired;
+        let makes_room = lingers || (state.is_idle() && state.since.elapsed() >= patience);
         if makes_room {
             state.expired = true;
             state.wake();
@@ -607,13 +606,6 @@ impl State {
     fn is_idle(&self) -> bool {
         let quiet = self.fate == Fate::Open && self.is_quiet() && !self.expired;
         quiet && self.protocol != Protocol::Upgraded && !self.is_at_head()
-    }
-
-    /// Whether the connection may be ended for another one: it only lingers, or it is idle, and not just for the moment that
-    /// a client takes between two requests, or before its first.
-    fn may_make_room(&self) -> bool {
-        let lingers = self.lingering.is_some() && !self.expired;
-        lingers || (self.is_idle() && self.since.elapsed() >= YIELDS_AFTER)
     }
 
     /// Closes the connection for hyper, and says so where there are words for it, as far as the socket takes them.

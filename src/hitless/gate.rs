@@ -16,12 +16,16 @@ use std::time::{Duration, Instant};
 use axum::http::Method;
 use tokio::sync::Notify;
 
-use super::connection::{Connection, Idle, Io, Origin, Peer, QUIET, Socket, YIELDS_AFTER};
+use super::connection::{Connection, Idle, Io, Origin, Peer, QUIET, Socket};
 use super::notice::{Kind, Notices};
 use super::parcel::Clean;
 
 /// How many connections on which nothing was asked yet are more than those of clients that are just about to ask.
 const FLOOD: usize = 64;
+
+/// How long a connection has to have been idle to make room for another, and one among a flood of silent ones.
+const YIELDS_AFTER: Duration = Duration::from_secs(1);
+const FLOOD_YIELDS_AFTER: Duration = Duration::from_millis(250);
 
 /// Something that was cut off: a request, or a connection that would not end.
 #[derive(Debug)]
@@ -103,7 +107,7 @@ impl Default for Limits {
 pub struct Gate {
     limits: Limits,
     /// Idle connections, the one that is to make room first at the end, as they were found when room was wanted.
-    idle: Mutex<Vec<Connection>>,
+    idle: Mutex<Vec<(Connection, Duration)>>,
     notices: Notices,
     refused: AtomicU64,
     connections: Mutex<HashMap<u64, Connection>>,
@@ -154,7 +158,7 @@ impl Gate {
             if more {
                 idle.extend(self.idle_longest());
             }
-            if std::iter::from_fn(|| idle.pop()).any(|connection| connection.make_room()) {
+            if std::iter::from_fn(|| idle.pop()).any(|(connection, patience)| connection.make_room(patience)) {
                 return true;
             }
         }
@@ -166,7 +170,7 @@ impl Gate {
     ///
     /// Many at a time, since looking through all of them for each that comes would be the flood's own work. Of those on
     /// which something was asked a few: by the time that the last is to go there may be a flood.
-    fn idle_longest(&self) -> impl Iterator<Item = Connection> {
+    fn idle_longest(&self) -> impl Iterator<Item = (Connection, Duration)> {
         let mut idle: Vec<_> = self.all().values().filter_map(|one| Some((one.idle()?, one.clone()))).collect();
         idle.sort_unstable_by_key(|(rank, _)| *rank);
         let lingering = idle.partition_point(|((kind, _), _)| *kind < Idle::Silent);
@@ -179,8 +183,9 @@ impl Gate {
         } else {
             silent..idle.len().min(silent + FLOOD / 8)
         };
+        let patience = if silent > FLOOD { FLOOD_YIELDS_AFTER } else { YIELDS_AFTER };
         let few: Vec<_> = idle.drain(few).collect();
-        few.into_iter().rev().map(|(_, connection)| connection)
+        few.into_iter().rev().map(move |(_, connection)| (connection, patience))
     }
 
     /// Takes a new connection in. `rest` is what another process has read of its next request.

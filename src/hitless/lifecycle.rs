@@ -312,6 +312,7 @@ impl Lifecycle {
 
         let mut outcome = Outcome { failed: reason == Reason::Failure, ..Outcome::default() };
         let mut parcel = None;
+        let mut paused: Option<Instant> = None;
         // It keeps to T by itself: whoever stopped it would not know whose the connections on their way are.
         let given = self.give(gate, since, &mut outcome.handed_over).await;
         let in_time = tokio::time::timeout_at(deadline, async {
@@ -324,7 +325,7 @@ impl Lifecycle {
                 let refused = match opened {
                     Ok(opened) => {
                         let opened = parcel.insert(opened);
-                        self.take_all(gate, since).await;
+                        paused = Some(self.take_all(gate, since).await);
                         opened.is_kept().err()
                     }
                     Err(error) => Some(error),
@@ -336,9 +337,12 @@ impl Lifecycle {
                 }
                 self.quiesced.cancel();
             }
-            // Where a sibling has the others, or nobody comes, nobody waits for what goes on here.
-            let unbounded = if parcel.is_some() { UNBOUNDED } else { timeout.total() };
-            gate.all_gone(unbounded, if given { timeout.sixth() } else { FRESH }).await;
+            let (unbounded, goodbye) = match paused {
+                Some(paused) if parcel.is_some() => (UNBOUNDED.saturating_sub(paused.elapsed()), UNBOUNDED),
+                // Where a sibling has the others, or nobody comes, nobody waits for what goes on here.
+                _ => (timeout.total(), if given { timeout.sixth() } else { FRESH }),
+            };
+            gate.all_gone(unbounded, goodbye).await;
             self.handle.0.tasks.close();
             self.handle.0.tasks.wait().await;
         })
@@ -440,10 +444,11 @@ impl Lifecycle {
     ///
     /// That no request in flight is old does not tell how long they will take. So this is a try: when they take long,
     /// the gate opens again, and what was taken is served on. After T/3 it stays closed, and everybody waits for handlers
-    /// at work: their time is bounded. For what nothing bounds, everybody is served on until shortly before T.
-    async fn take_all(&self, gate: &Gate, start: Instant) {
+    /// at work: their time is bounded. For what nothing bounds, everybody is served on until shortly before T. Gives the
+    /// moment from which on everybody waits.
+    async fn take_all(&self, gate: &Gate, start: Instant) -> Instant {
         let timeout = self.handle.0.timeout;
-        loop {
+        let paused = loop {
             let mut obstacle = gate.obstacle(CALM);
             if obstacle == Obstacle::None && !self.handle.0.tasks.is_empty() {
                 obstacle = Obstacle::Unbounded;
@@ -457,22 +462,24 @@ impl Lifecycle {
                     gate.thin_out(timeout.total() / 30).await;
                 }
                 tracing::debug!("the gate closes");
+                let paused = Instant::now();
                 gate.close();
                 if tokio::time::timeout(CALM, gate.taken(Some(Instant::now()))).await.is_ok() {
-                    break;
+                    break paused;
                 }
                 if last {
                     let slowest = gate.slowest().map(|cut| cut.to_string()).unwrap_or_default();
                     tracing::warn!("no calm moment: clients wait for what is in flight, above all {slowest}");
                     let _ = tokio::time::timeout(timeout.request(), gate.taken_but_for_unbounded(UNBOUNDED)).await;
-                    break;
+                    break paused;
                 }
                 gate.open();
                 tokio::time::sleep(CALM).await;
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        };
         tracing::info!("the gate is closed after {:?}", start.elapsed());
+        paused
     }
 
     /// Tells whoever asks from now on whether to turn elsewhere.
