@@ -89,7 +89,7 @@ deploys_on() {
 delays() { delays_on bookworm && delays_on trixie; }
 delays_on() { lab measure --as-is --quick --bound 2.5 --debian "$1"; }
 
-# Clients that do what none should, one of each kind.
+# Clients that do what none should, one of each kind. Not among the others yet: tests/README.md says which do not hold.
 attacks() { cargo run --quiet --release --package lab -- attack --quick; }
 
 # All that can go wrong with a deploy; where that is the same at each of its steps, at every third.
