@@ -61,7 +61,10 @@ pub fn process_mark() -> &'static str {
     &MARK
 }
 
-// Not within `gate`: tests/fuzz compiles that file where there are no sockets.
+// Not within `gate` and `upload`: tests/fuzz compiles these files where there is no runtime.
 #[cfg(test)]
 #[path = "../../tests/unit/gate.rs"]
 mod gate_tests;
+#[cfg(test)]
+#[path = "../../tests/unit/upload.rs"]
+mod upload_tests;

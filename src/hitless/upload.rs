@@ -154,7 +154,3 @@ impl http_body::Body for Watched {
         self.body.size_hint()
     }
 }
-
-#[cfg(test)]
-#[path = "../../tests/unit/upload.rs"]
-mod tests;

@@ -1,7 +1,11 @@
+use std::pin::Pin;
+
+use axum::body::Body;
 use futures_util::{StreamExt, future::poll_immediate, stream};
+use http_body::Frame;
 use tokio::sync::mpsc;
 
-use super::*;
+use super::upload::{Upload, Watched};
 
 #[tokio::test]
 async fn a_client_is_waited_for_until_something_has_come_whether_or_not_the_handler_looks() {
