@@ -136,8 +136,10 @@ impl Listener {
 
     async fn accept_new(&self) -> (Io, Peer) {
         loop {
-            if self.gate.len_without(self.guests) >= self.max_connections + SURPLUS {
-                if self.is_awaited() {
+            let (open, most) = (self.gate.len_without(self.guests), self.max_connections + SURPLUS);
+            if open >= most {
+                // Beyond that, which another process may have handed over, one that goes is not room for another yet.
+                if open == most && self.is_awaited() {
                     self.gate.make_room();
                 }
                 self.gate.one_gone().await;
