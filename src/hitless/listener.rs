@@ -20,7 +20,8 @@ use super::gate::{Gate, Mode};
 use super::parcel::Clean;
 use super::systemd::Activated;
 
-/// How many connections over the limit are accepted to be told so; further ones wait in the kernel's queue.
+/// How many connections over the limit are accepted, to be served where another makes room, else to be told so; further ones
+/// wait in the kernel's queue.
 pub const SURPLUS: usize = 64;
 
 /// How many connections that were put aside are let in at a time.
