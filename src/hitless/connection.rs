@@ -28,7 +28,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio_util::either::Either;
 
 use super::frames::Frames;
-use super::gate::{Cut, Gate, Limits, Mode, Obstacle};
+use super::gate::{Cut, Gate, Limits, Mode, Obstacle, YIELDS_AFTER};
 use super::ledger::{Body, Ledger};
 use super::listener::Listener;
 use super::notice::Kind;
@@ -43,6 +43,12 @@ const LINGER_READS: usize = 16;
 
 /// How long a connection has to have been quiet to be taken before the gate closes.
 pub(super) const QUIET: Duration = Duration::from_millis(500);
+
+/// How much an HTTP/2 connection may say before others are served: 16 KiB may be a thousand frames to be answered.
+const FAIR_BYTES: usize = 16 << 10;
+
+/// How long a client that is told to go has until it is taken for one that does not hear.
+const HEARS_WITHIN: Duration = Duration::from_millis(100);
 
 /// How much of the path of a request that is cut off is told, in bytes.
 const PATH: usize = 256;
@@ -79,12 +85,14 @@ pub(super) enum Idle {
 
 /// How a connection came to this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Origin {
+pub enum Origin {
     Accepted,
     /// Accepted over the limit: served if another one makes room for it, else only told so.
     Surplus,
-    /// Handed over by the process before.
+    /// Handed over by the process before, or put aside by this one.
     Adopted,
+    /// The same, and nothing was asked on it yet.
+    Unasked,
     /// Handed over by a sibling.
     Guest,
 }
@@ -113,8 +121,8 @@ struct State {
     /// The requests in flight: one at most in HTTP/1.1; in HTTP/2 many, each until its stream has ended.
     requests: Vec<InFlight>,
     tickets: u64,
-    /// Another process accepted it.
-    adopted: bool,
+    /// Something was asked on it before it came to this process.
+    asked: bool,
     /// It ends with the request in flight: either side has said so.
     last: bool,
     /// The client has closed its side, and waits for its answer.
@@ -133,10 +141,14 @@ struct State {
     stalled: Option<Instant>,
     /// Idle, at its head, or not reading, for too long; or it is to make room.
     expired: bool,
+    /// It is to make room, and counted so.
+    yielding: bool,
     /// Since when what the client still sends is discarded, and how much it was.
     lingering: Option<(Instant, u64)>,
     /// To be asked whether its client has closed its side.
     doubted: bool,
+    /// How much was read since there was nothing to read, or others were served.
+    streak: usize,
     /// Of the task that read last.
     reader: Option<Waker>,
     /// Of the task that waits for the client to read: once the connection is upgraded, it may be another one, and nobody
@@ -256,24 +268,28 @@ impl Connection {
         if unbounded { Obstacle::Unbounded } else { Obstacle::None }
     }
 
-    /// How and since when the connection is idle; `None` when it is not.
+    /// How and since when the connection waits for its client, and might make room; `None` when it does not.
     pub(super) fn idle(&self) -> Option<(Idle, Instant)> {
         let state = self.lock();
         if let Some((since, _)) = state.lingering.filter(|_| !state.expired) {
             return Some((Idle::Lingering, since));
         }
-        let kind = if state.tickets > 0 || state.adopted { Idle::Asked } else { Idle::Silent };
-        state.is_idle().then_some((kind, state.since))
+        let kind = if state.has_asked() { Idle::Asked } else { Idle::Silent };
+        state.awaits_request().then_some((kind, state.since))
     }
 
-    /// Ends the connection if it may make room for another: it only lingers, or has been idle for `patience`, and not just
-    /// for the moment that a client takes between two requests, or before its first. Says whether it does.
+    /// Ends the connection if it may make room for another: it only lingers, or has waited for its client's request for
+    /// `YIELDS_AFTER`; where nothing was asked on it yet, for `patience`. Says whether it does.
     pub(super) fn make_room(&self, patience: Duration) -> bool {
         let mut state = self.lock();
         let lingers = state.lingering.is_some() && !state.expired;
-        let makes_room = lingers || (state.is_idle() && state.since.elapsed() >= patience);
+        let patience = if state.has_asked() { YIELDS_AFTER } else { patience };
+        let makes_room = lingers || (state.awaits_request() && state.since.elapsed() >= patience);
         if makes_room {
             state.expired = true;
+            if !std::mem::replace(&mut state.yielding, true) {
+                self.0.gate.yields();
+            }
             state.wake();
             self.0.gate.notice(Kind::Yielded, self.peer());
         }
@@ -282,7 +298,7 @@ impl Connection {
 
     /// Whether the connection is over the limit, and stays so although it has something to ask: nobody makes room.
     pub(super) fn is_turned_away(&self) -> bool {
-        if self.is_surplus() && self.0.gate.make_room() {
+        if self.is_surplus() && self.0.gate.make_room(true, false) {
             self.0.surplus.store(false, Relaxed);
             // It may have been taken for one that is not read any more.
             self.lock().read_again();
@@ -316,10 +332,17 @@ impl Connection {
         self.lock().fate == Fate::Taken
     }
 
-    /// Whether the connection, quiet since `before`, is to be taken before the gate closes and not put aside yet.
-    pub(super) fn leaves_early(&self, before: Instant) -> bool {
+    /// Whether the connection, as it was at `now`, is to be taken before the gate closes and not put aside yet; or to go,
+    /// and its client has not heard.
+    pub(super) fn leaves_early(&self, now: Instant) -> bool {
         let state = self.lock();
-        state.fate == Fate::Taken || (state.may_leave_early() && state.since < before)
+        if state.frames.is_http2() && state.fate == Fate::Open {
+            let waited_for = state.frames.told().is_none_or(|told| told >= now);
+            return waited_for && !(state.frames.has_heard() && !state.is_quiet());
+        }
+        // Those that become quiet meanwhile are not woken.
+        let quiet = now.saturating_duration_since(state.since) >= QUIET;
+        state.fate == Fate::Taken || (state.may_leave_early() && quiet)
     }
 
     /// Whether something would be lost with the connection.
@@ -569,6 +592,11 @@ impl State {
         self.requests.is_empty() && self.frames.open() == 0 && !self.unflushed
     }
 
+    /// Whether the client of HTTP/2 was told to go and has heard, or has had the time to, once everybody else waits.
+    fn is_to_go(&self, paused: bool) -> bool {
+        self.frames.has_heard() || (paused && self.frames.told().is_some_and(|told| told.elapsed() >= HEARS_WITHIN))
+    }
+
     /// Enters that HTTP/2 streams have ended.
     fn streams_ended(&mut self) {
         self.since = Instant::now();
@@ -599,13 +627,22 @@ impl State {
 
     /// Whether nothing has come on a connection that was accepted here.
     fn is_silent(&self) -> bool {
-        self.tickets == 0 && !self.adopted && self.ledger.rest().is_some_and(<[u8]>::is_empty)
+        !self.has_asked() && self.ledger.rest().is_some_and(<[u8]>::is_empty)
     }
 
-    /// Whether the connection waits for its client's next request, of which nothing has come.
+    /// Whether something was asked on the connection, here or where it was accepted.
+    fn has_asked(&self) -> bool {
+        self.tickets > 0 || self.asked
+    }
+
+    /// Whether the connection waits for its client's next request, or for the rest of its head.
+    fn awaits_request(&self) -> bool {
+        self.fate == Fate::Open && self.is_quiet() && !self.expired && self.protocol != Protocol::Upgraded
+    }
+
+    /// Whether nothing has come of the request that the connection waits for.
     fn is_idle(&self) -> bool {
-        let quiet = self.fate == Fate::Open && self.is_quiet() && !self.expired;
-        quiet && self.protocol != Protocol::Upgraded && !self.is_at_head()
+        self.awaits_request() && !self.is_at_head()
     }
 
     /// Closes the connection for hyper, and says so where there are words for it, as far as the socket takes them.
@@ -680,7 +717,7 @@ impl Io {
             fate: Fate::Open,
             requests: Vec::new(),
             tickets: 0,
-            adopted: matches!(origin, Origin::Adopted | Origin::Guest),
+            asked: matches!(origin, Origin::Adopted | Origin::Guest),
             last: false,
             half_closed: false,
             late: false,
@@ -690,8 +727,10 @@ impl Io {
             wrote: false,
             stalled: None,
             expired: false,
+            yielding: false,
             lingering: None,
             doubted: false,
+            streak: 0,
             reader: None,
             writer: None,
         };
@@ -755,7 +794,19 @@ impl AsyncRead for Io {
         if state.withheld {
             return Poll::Pending;
         }
-        if state.expired && state.frames.is_http2() && state.is_quiet() {
+        if connection.0.gate.is_thinning()
+            && let Some(notice) = state.frames.notice_to_leave()
+        {
+            // Where there is no room for it the client is told later, by hyper.
+            match state.interject(socket.as_mut(), cx, &notice) {
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
+                    state.fate = Fate::Closing;
+                    return Poll::Ready(Err(error));
+                }
+                _ => {}
+            }
+        }
+        if state.frames.is_http2() && state.is_quiet() && (state.expired || state.is_to_go(closed)) {
             // However much it goes on to say, it asks nothing.
             return state.say_goodbye(socket, cx);
         }
@@ -782,8 +833,14 @@ impl AsyncRead for Io {
             let count = unread.len().min(buf.remaining());
             buf.put_slice(&unread[..count]);
             unread.drain(..count);
+        } else if state.streak >= FAIR_BYTES && state.frames.is_http2() {
+            state.streak = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
         } else {
-            match socket.as_mut().poll_read(cx, buf) {
+            let read = socket.as_mut().poll_read(cx, buf);
+            state.streak = if read.is_pending() { 0 } else { state.streak + buf.filled().len() - start };
+            match read {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(error)) => {
                     state.fate = Fate::Closing;
@@ -822,6 +879,9 @@ impl AsyncRead for Io {
             state.since = now;
         }
         state.expired = false;
+        if std::mem::take(&mut state.yielding) {
+            connection.0.gate.yielded();
+        }
         state.ledger.read(read);
         if !state.ledger.is_lost() && state.ledger.head_bytes() > connection.0.gate.limits().max_head_bytes {
             let refused = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
@@ -907,7 +967,7 @@ impl AsyncWrite for Io {
             let count = *result.as_ref().unwrap_or(&0);
             if state.frames.is_http2() && state.frames.written(bytes, count, Instant::now()) {
                 state.streams_ended();
-                if connection.is_surplus() {
+                if connection.is_surplus() || state.frames.has_heard() {
                     // Its end is due.
                     cx.waker().wake_by_ref();
                 }
@@ -971,11 +1031,19 @@ impl Drop for Io {
                 Either::Right(unix) => unix.into_std().map(Into::into),
             };
             match socket {
-                Ok(socket) => gate.put(vec![Clean { socket, rest, guest: false }]),
+                Ok(socket) => {
+                    let origin = if state.has_asked() { Origin::Adopted } else { Origin::Unasked };
+                    gate.put(vec![Clean { socket, rest, origin }]);
+                }
                 Err(error) => tracing::error!("the connection of {} cannot be taken: {error}", self.connection.peer()),
             }
         }
         state.fate = Fate::Closing;
+        // What has gone makes no room.
+        state.lingering = None;
+        if std::mem::take(&mut state.yielding) {
+            gate.yielded();
+        }
         drop(state);
         gate.forget(self.connection.0.id, self.connection.0.origin);
     }

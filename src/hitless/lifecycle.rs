@@ -18,7 +18,7 @@ use super::sibling::{self, Door, Siblings};
 use super::systemd;
 
 /// How long connections that are paused wait for a request that nothing bounds but its client.
-const UNBOUNDED: Duration = Duration::from_millis(300);
+const UNBOUNDED: Duration = Duration::from_millis(100);
 
 /// A calm moment is one at which every request in flight began, and ends, within this time.
 const CALM: Duration = Duration::from_millis(100);
@@ -460,6 +460,10 @@ impl Lifecycle {
             if obstacle == Obstacle::None || last {
                 if !last {
                     gate.thin_out(timeout.total() / 30).await;
+                    if gate.obstacle(CALM) != Obstacle::None {
+                        gate.open();
+                        continue;
+                    }
                 }
                 tracing::debug!("the gate closes");
                 let paused = Instant::now();
