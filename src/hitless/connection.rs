@@ -89,6 +89,11 @@ pub(super) enum Origin {
     Guest,
 }
 
+/// What a request of HTTP/1.1 carries as an extension whose target has a fragment: hyper has dropped that, and a proxy in
+/// front may have taken it for a part of the path.
+#[derive(Clone, Copy, Debug)]
+pub struct Fragment;
+
 /// A live connection. Handlers get it as `ConnectInfo<Connection>`.
 #[derive(Clone, Debug)]
 pub struct Connection(Arc<Shared>);
@@ -204,6 +209,9 @@ impl Connection {
             state.ledger.lose();
             stream = state.frames.dispatched();
         } else {
+            if state.ledger.has_fragment() {
+                request.extensions_mut().insert(Fragment);
+            }
             // hyper's own reading of the head, so that there are no two opinions on where the request ends.
             let length = request.body().size_hint().exact();
             state.ledger.dispatched(length.map_or(Body::Chunked, Body::Length));
@@ -592,9 +600,9 @@ impl State {
         }
     }
 
-    /// Whether the beginning of a head has been read.
+    /// Whether the beginning of a head has been read, or of the preface of HTTP/2.
     fn is_at_head(&self) -> bool {
-        self.ledger.rest().is_some_and(|rest| !rest.is_empty())
+        self.ledger.rest().is_some_and(|rest| !rest.is_empty()) || self.frames.is_at_preface()
     }
 
     /// Whether nothing has come on a connection that was accepted here.

@@ -346,6 +346,16 @@ async fn who_is_silent_is_told_goodbye() {
 }
 
 #[tokio::test]
+async fn a_preface_that_stops_has_the_time_of_a_head() {
+    let app = spawn_app("[limits]\nheader_timeout = '200ms'\nidle_timeout = '1h'", Router::new()).await;
+    for length in 1..PREFACE.len() {
+        let mut client = app.client().await;
+        client.send(&PREFACE[..length]).await;
+        assert!(client.until_end().await.starts_with(b"HTTP/1.1 408"), "{length}");
+    }
+}
+
+#[tokio::test]
 async fn pings_do_not_keep_a_silent_connection() {
     let app = spawn_app("[limits]\nidle_timeout = '300ms'", Router::new()).await;
     let mut client = Http2::open(&app, 65_535).await;
