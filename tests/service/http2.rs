@@ -2,7 +2,8 @@
 //! take an answer loses it.
 
 use std::convert::Infallible;
-use std::time::Duration;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -11,13 +12,14 @@ use axum::extract::ws::{CloseFrame, Message, WebSocketUpgrade};
 use axum::response::Response;
 use axum::routing::{any, get};
 use futures_util::{StreamExt, stream};
+use rustix::process::Signal;
 use service::app::AppState;
 use service::hitless::{Handle, Reason};
 use tokio::net::TcpSocket;
 use tokio_util::sync::CancellationToken;
 
 use crate::client::{Client, soon};
-use crate::start::{App, spawn_app};
+use crate::start::{App, Process, managed, spawn_app};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -221,6 +223,64 @@ async fn the_last_answer_arrives_at_a_client_that_opens_its_windows_meanwhile() 
             client.open_window(0, frame.payload.len()).await;
         }
     }
+}
+
+/// A client whose answer, of so many bytes, is in the kernel whole, and of which it has read nothing.
+async fn unread(address: SocketAddr, bytes: usize) -> Http2 {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.set_recv_buffer_size(4096).expect("a small buffer");
+    let client = Client::on(soon("connecting", socket.connect(address)).await.expect("connecting"));
+    let mut client = Http2::on(client, LARGE as u32).await;
+    client.open_window(0, LARGE).await;
+    client.send(HEADERS, END_HEADERS, 1, &echo()).await;
+    for sent in (0..bytes).step_by(PART).map(|at| at + PART) {
+        client.send(DATA, if sent < bytes { 0 } else { END_STREAM }, 1, &[b'x'; PART]).await;
+    }
+    // As far as it can be known: the service takes no notice of it any more.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    client
+}
+
+const PART: usize = 10_000;
+
+/// The head of a `POST` to `/echo`.
+fn echo() -> Vec<u8> {
+    [&[0x83, 0x86, 4, 5], &b"/echo"[..], b"\x01\x04test"].concat()
+}
+
+/// The process ends while the kernel has the rest, and the client goes on to say how much it has taken.
+#[tokio::test]
+async fn an_answer_that_is_in_the_kernel_arrives_whole_from_a_process_that_ends() {
+    let process = Process::start(&[]).await;
+    let mut client = unread(process.address, 5 * PART).await;
+    process.signal(Signal::INT);
+    // Longer than a client without a stream is waited for.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let mut left = 5 * PART;
+    while left > 0 {
+        let frame = client.next_of(1).await;
+        if frame.kind == DATA {
+            left -= frame.payload.len();
+            client.open_window(0, PART).await;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    drop(client);
+    let (status, log) = process.ended().await;
+    assert!(status.success() && log.contains("0 left behind"), "{status}: {log}");
+}
+
+/// At a restart everybody waits for it, so not for long.
+#[tokio::test]
+async fn an_answer_that_is_in_the_kernel_at_a_restart_and_is_not_read_is_left_behind_and_told() {
+    let mut service = managed().start().await.unwrap();
+    let client = unread(service.address(), 5 * PART).await;
+    let began = Instant::now();
+    assert!(service.restart().await.unwrap().success());
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    let log = service.log();
+    assert!(log.contains("1 left behind"), "{log}");
+    drop(client);
 }
 
 #[tokio::test]
