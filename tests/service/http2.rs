@@ -19,7 +19,7 @@ use tokio::net::TcpSocket;
 use tokio_util::sync::CancellationToken;
 
 use crate::client::{Client, soon};
-use crate::start::{App, Process, managed, spawn_app};
+use crate::start::{App, Process, managed, spawn_app, variable};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -381,6 +381,27 @@ async fn one_connection_too_many_that_does_not_take_what_it_is_told_is_not_kept(
     assert_eq!(surplus.next_of(1).await.kind, HEADERS);
     let frames = surplus.rest().await;
     assert_eq!(frames.last().expect("a goodbye").goodbye(), (1, 0));
+}
+
+/// Also where there is little time left when the service stops waiting for what stands still.
+#[tokio::test]
+async fn goodbye_is_said_before_t_beside_an_upload_that_stands_still() {
+    for timeout in ["1s", "2s", "6s"] {
+        let manager = managed().env(variable("shutdown_timeout"), timeout);
+        let mut service = manager.env(variable("limits.body_timeout"), "1h").start().await.unwrap();
+        let mut upload = Client::connect(service.address()).await;
+        upload.send("POST /echo HTTP/1.1\r\nHost: test\r\nContent-Length: 2\r\n\r\nx").await;
+        assert_eq!(upload.head().await.status, 200);
+        let mut client = Http2::on(Client::connect(service.address()).await, 65_535).await;
+        client.ask(1, "/livez").await;
+        while !client.next_of(1).await.ends_stream() {}
+
+        let (frames, status) = tokio::join!(client.rest(), service.restart());
+
+        assert!(frames.iter().any(|frame| frame.kind == GOAWAY), "{timeout}: {frames:?}");
+        assert!(status.unwrap().success(), "{timeout}");
+        drop(upload);
+    }
 }
 
 /// What each client has done before it falls silent, and the last stream that GOAWAY names.
