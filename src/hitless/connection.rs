@@ -23,6 +23,7 @@ use axum::http::{HeaderMap, Method, StatusCode, Uri, Version, header};
 use axum::serve::IncomingStream;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{RecvFlags, recv};
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_util::either::Either;
@@ -97,6 +98,11 @@ pub enum Origin {
     Guest,
 }
 
+/// What a request of HTTP/1.1 carries as an extension whose target has a fragment: hyper has dropped that, and a proxy in
+/// front may have taken it for a part of the path.
+#[derive(Clone, Copy, Debug)]
+pub struct Fragment;
+
 /// A live connection. Handlers get it as `ConnectInfo<Connection>`.
 #[derive(Clone, Debug)]
 pub struct Connection(Arc<Shared>);
@@ -131,6 +137,8 @@ struct State {
     late: bool,
     /// A response has ended and its last bytes are not known to have reached the socket.
     unflushed: bool,
+    /// Something was written of which the kernel may still hold a part.
+    unsent: bool,
     /// hyper was told that there is nothing to read, without the socket having been asked.
     withheld: bool,
     /// When the connection became idle, the head that is being read began, or a part of an answer was found written.
@@ -216,6 +224,9 @@ impl Connection {
             state.ledger.lose();
             stream = state.frames.dispatched();
         } else {
+            if state.ledger.has_fragment() {
+                request.extensions_mut().insert(Fragment);
+            }
             // hyper's own reading of the head, so that there are no two opinions on where the request ends.
             let length = request.body().size_hint().exact();
             state.ledger.dispatched(length.map_or(Body::Chunked, Body::Length));
@@ -347,7 +358,22 @@ impl Connection {
 
     /// Whether something would be lost with the connection.
     pub(super) fn is_busy(&self) -> bool {
-        !self.lock().leaves_by_itself()
+        let state = self.lock();
+        if !state.leaves_by_itself() {
+            return true;
+        }
+        let is_sending = state.is_sending();
+        if is_sending {
+            // Nobody tells when the kernel has sent it: its task looks again.
+            state.wake();
+        }
+        is_sending
+    }
+
+    /// Whether what goes on here ends by itself, whatever the client does.
+    pub(super) fn is_bounded(&self) -> bool {
+        let is_sending = self.lock().is_sending();
+        !is_sending && self.obstacle(Duration::ZERO) != Obstacle::Unbounded
     }
 
     /// Whether a request may well be on its way: the first one, or one whose head has begun.
@@ -587,6 +613,19 @@ impl State {
         quiet && self.is_never_clean() && (self.protocol != Protocol::Upgraded || self.late)
     }
 
+    /// Whether the kernel still holds a part of an answer that it would not send any more after the end of the process, when
+    /// the client goes on to say something. Other processes go on with HTTP/1.1.
+    fn is_sending(&self) -> bool {
+        self.unsent && (self.protocol == Protocol::Http2 || self.lingering.is_some())
+    }
+
+    /// Looks whether that is still so, once it matters: the service `leaves`.
+    fn look_at_unsent(&mut self, socket: &Socket, leaves: bool) {
+        if leaves && self.is_sending() && is_sent(socket) {
+            self.unsent = false;
+        }
+    }
+
     /// Whether no request is in flight and no answer on its way to the socket.
     fn is_quiet(&self) -> bool {
         self.requests.is_empty() && self.frames.open() == 0 && !self.unflushed
@@ -620,9 +659,9 @@ impl State {
         }
     }
 
-    /// Whether the beginning of a head has been read.
+    /// Whether the beginning of a head has been read, or of the preface of HTTP/2.
     fn is_at_head(&self) -> bool {
-        self.ledger.rest().is_some_and(|rest| !rest.is_empty())
+        self.ledger.rest().is_some_and(|rest| !rest.is_empty()) || self.frames.is_at_preface()
     }
 
     /// Whether nothing has come on a connection that was accepted here.
@@ -674,9 +713,15 @@ impl State {
     /// Closes this side of the connection, and discards what the client still sends until it closes its own, or has had
     /// enough time. A socket that is closed while something is unread resets the connection, and its client may never see
     /// the answer (RFC 9112, section 9.6).
-    fn poll_linger(&mut self, mut socket: Pin<&mut Socket>, cx: &mut Context<'_>) -> Poll<()> {
-        // A client that has gone needs no end.
-        let _ = ready!(socket.as_mut().poll_shutdown(cx));
+    ///
+    /// While the service `leaves`, this side is closed only when everything was sent: afterwards nothing tells.
+    fn poll_linger(&mut self, mut socket: Pin<&mut Socket>, cx: &mut Context<'_>, leaves: bool) -> Poll<()> {
+        self.look_at_unsent(&socket, leaves);
+        if !leaves || !self.unsent {
+            // A client that has gone needs no end.
+            let _ = ready!(socket.as_mut().poll_shutdown(cx));
+            self.unsent = false;
+        }
         self.reader = Some(cx.waker().clone());
         let mut scrap = [MaybeUninit::uninit(); 8192];
         for _ in 0..LINGER_READS {
@@ -722,6 +767,7 @@ impl Io {
             half_closed: false,
             late: false,
             unflushed: false,
+            unsent: false,
             withheld: false,
             since: Instant::now(),
             wrote: false,
@@ -755,6 +801,21 @@ fn has_unread(socket: &Socket) -> bool {
     received.is_ok_and(|(_, count)| count > 0)
 }
 
+/// Whether the kernel has sent everything. What it has sent and the client has not read is with the client already.
+fn is_sent(socket: &Socket) -> bool {
+    // To a client on this host everything is sent at once.
+    let Either::Left(tcp) = socket else { return true };
+    let options = SockRef::from(tcp);
+    // Writable is from now on a socket of which nothing waits to be sent; 0 takes that back.
+    if options.set_tcp_notsent_lowat(1).is_err() {
+        return true;
+    }
+    let mut asked = [PollFd::new(tcp, PollFlags::OUT)];
+    let is_sent = poll(&mut asked, Some(&Timespec::default())).is_ok_and(|count| count > 0);
+    let _ = options.set_tcp_notsent_lowat(0);
+    is_sent
+}
+
 /// Whether the client has closed its side, which it may have done behind bytes that nobody reads.
 fn has_hung_up(socket: &Socket) -> bool {
     let interest = PollFlags::RDHUP;
@@ -774,6 +835,7 @@ impl AsyncRead for Io {
         let mut socket = Pin::new(socket.as_mut().expect(PRESENT));
         let mut state = connection.lock();
         let closed = connection.0.gate.is_closed();
+        let leaves = connection.0.gate.mode() != Mode::Open;
         match &mut state.reader {
             Some(waker) => waker.clone_from(cx.waker()),
             waker => *waker = Some(cx.waker().clone()),
@@ -786,10 +848,11 @@ impl AsyncRead for Io {
         }
         if state.lingering.is_some() {
             // Its request was refused, and hyper is to drop what it has of it.
-            ready!(state.poll_linger(socket, cx));
+            ready!(state.poll_linger(socket, cx, leaves));
             state.fate = Fate::Closing;
             return Poll::Ready(Ok(()));
         }
+        state.look_at_unsent(&socket, leaves);
         state.withheld = state.withholds(closed);
         if state.withheld {
             return Poll::Pending;
@@ -849,7 +912,7 @@ impl AsyncRead for Io {
                 Poll::Pending if state.expired && !has_unread(&socket) => {
                     if state.is_at_head() {
                         connection.refuse(&mut state, StatusCode::REQUEST_TIMEOUT, socket.as_mut(), cx);
-                        ready!(state.poll_linger(socket.as_mut(), cx));
+                        ready!(state.poll_linger(socket.as_mut(), cx, leaves));
                     }
                     return state.say_goodbye(socket, cx);
                 }
@@ -887,7 +950,7 @@ impl AsyncRead for Io {
             let refused = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
             buf.set_filled(start);
             connection.refuse(&mut state, refused, socket.as_mut(), cx);
-            ready!(state.poll_linger(socket, cx));
+            ready!(state.poll_linger(socket, cx, leaves));
             state.fate = Fate::Closing;
             return Poll::Ready(Ok(()));
         }
@@ -924,7 +987,7 @@ impl Connection {
         state.ledger.lose();
         state.expired = false;
         state.lingering = Some((Instant::now(), 0));
-        let _ = socket.poll_write(cx, answer.as_bytes());
+        state.unsent = socket.poll_write(cx, answer.as_bytes()).is_ready();
     }
 }
 
@@ -965,6 +1028,7 @@ impl AsyncWrite for Io {
             state.wrote = true;
             state.writer = None;
             let count = *result.as_ref().unwrap_or(&0);
+            state.unsent |= count > 0;
             if state.frames.is_http2() && state.frames.written(bytes, count, Instant::now()) {
                 state.streams_ended();
                 if connection.is_surplus() || state.frames.has_heard() {
@@ -1004,6 +1068,7 @@ impl AsyncWrite for Io {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Io { socket, connection, .. } = self.get_mut();
         let socket = Pin::new(socket.as_mut().expect(PRESENT));
+        let leaves = connection.0.gate.mode() != Mode::Open;
         let mut state = connection.lock();
         if state.fate == Fate::Taken {
             return Poll::Ready(Ok(()));
@@ -1011,7 +1076,7 @@ impl AsyncWrite for Io {
         state.fate = Fate::Closing;
         if state.is_to_linger() {
             state.lingering.get_or_insert_with(|| (Instant::now(), 0));
-            return state.poll_linger(socket, cx).map(Ok);
+            return state.poll_linger(socket, cx, leaves).map(Ok);
         }
         drop(state);
         socket.poll_shutdown(cx)

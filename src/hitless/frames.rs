@@ -119,6 +119,11 @@ impl Frames {
         matches!(self, Frames::Http2(_))
     }
 
+    /// Whether what was read is the beginning of the preface.
+    pub(super) fn is_at_preface(&self) -> bool {
+        matches!(self, Frames::Preface(1..))
+    }
+
     /// The number of open streams.
     pub(super) fn open(&self) -> usize {
         self.http2().map_or(0, |http2| http2.streams.len())
@@ -149,6 +154,9 @@ impl Frames {
     }
 
     /// Gives up the streams whose client has, by its windows, let nothing of their answer out for `limit`; counts them.
+    ///
+    /// Whether there is something to send nobody knows: hyper asks an answer for more only when there is room for it. A
+    /// client that takes what it gets makes room long before there is none.
     pub(super) fn give_up(&mut self, limit: Duration, now: Instant) -> usize {
         let Frames::Http2(http2) = self else { return 0 };
         let window = http2.window;

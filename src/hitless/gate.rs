@@ -357,8 +357,7 @@ impl Gate {
         let began = Instant::now();
         self.wait_until(|gate| {
             let patient = began.elapsed() < patience;
-            let holds =
-                |one: &Connection| awaited(one) && (patient || one.obstacle(Duration::ZERO) != Obstacle::Unbounded);
+            let holds = |one: &Connection| awaited(one) && (patient || one.is_bounded());
             !gate.all().values().any(holds)
         })
         .await;
@@ -375,7 +374,7 @@ impl Gate {
         self.wait_until(|gate| gate.deaf.load(SeqCst) && !gate.all().values().any(Connection::is_expected)).await;
     }
 
-    /// Waits until nothing is in flight any more, and for `unbounded` at most for what nothing bounds. Connections without
+    /// Waits until nothing is in flight any more, and for `unbounded` at most for what nothing bounds, or is still to be sent. Connections without
     /// a request have `goodbye` to end; those that only linger no longer than `unbounded`.
     pub(super) async fn all_gone(&self, unbounded: Duration, goodbye: Duration) {
         self.wait_but_for_unbounded(unbounded, Connection::is_busy).await;

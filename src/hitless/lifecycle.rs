@@ -76,6 +76,11 @@ impl ShutdownTimeout {
         self.0 - (self.0 / 30).min(Duration::from_secs(1))
     }
 
+    /// The same where connections are then paused: not so late that nobody could be told goodbye any more.
+    pub fn last_pause(self) -> Duration {
+        self.last_moment().min(self.0 - (CALM + UNBOUNDED * 2).min(self.0 / 2))
+    }
+
     /// From when on a service that has found no calm moment says that it is not ready: T/4, so that whoever asks turns
     /// elsewhere before everybody has to wait, which is from T/3 on.
     pub fn turn_away(self) -> Duration {
@@ -455,7 +460,7 @@ impl Lifecycle {
             }
             let bounded = obstacle == Obstacle::Bounded;
             self.set_ready(!bounded || start.elapsed() < timeout.turn_away());
-            let patience = if obstacle == Obstacle::Unbounded { timeout.last_moment() } else { timeout.calm() };
+            let patience = if obstacle == Obstacle::Unbounded { timeout.last_pause() } else { timeout.calm() };
             let last = start.elapsed() >= patience;
             if obstacle == Obstacle::None || last {
                 if !last {

@@ -41,10 +41,10 @@ pub struct Options {
 }
 
 /// T, short too.
-const T: Duration = Duration::from_secs(6);
+pub(crate) const T: Duration = Duration::from_secs(6);
 
 /// What the service is run with. Nothing else bounds a row.
-const SHORT: &[(&str, &str)] = &[
+pub(crate) const SHORT: &[(&str, &str)] = &[
     ("shutdown_timeout", "6s"),
     ("limits.max_connections", "500"),
     ("limits.header_timeout", "1s"),
