@@ -74,7 +74,7 @@ const DEFAULT_HEADER: Duration = Duration::from_secs(5);
 const DEFAULT_SEND: Duration = Duration::from_secs(30);
 
 /// `unit.memory_high` by default, in MB.
-const MEMORY_HIGH: u64 = 384;
+const MEMORY_HIGH: u64 = 768;
 
 /// How many times as long as without an attack an answer may take.
 const TIMES: f64 = 5.0;
@@ -198,13 +198,13 @@ fn http1() -> Vec<Row> {
     vec![
         // Heads.
         attack("slow heads", 400, || format!("{HEAD}X-Slow: ").into()).then(100, |_| b"x".into()).gets("408").quick(),
-        attack("heads that stop, 32,000 bytes", 400, || fat_head(32_000)).gets("408").ends_by(HEADER + LINGER),
+        attack("heads that stop, 15,000 bytes", 400, || fat_head(15_000)).gets("408").ends_by(HEADER + LINGER),
         attack("endless heads", 100, || HEAD.into())
             .then(1, |round| format!("X-{round}: {}\r\n", "x".repeat(1_000)).into())
             .gets("431")
             .ends_by(HEADER + LINGER)
             .quick(),
-        attack("heads that stop, as many as there may be", ALL, || fat_head(32_000))
+        attack("heads that stop, as many as there may be", ALL, || fat_head(15_000))
             .many()
             .ends_by(DEFAULT_HEADER + DEFAULT_HEADER),
         // Silence.
@@ -371,6 +371,13 @@ fn http2() -> Vec<Row> {
             .ends_by(BODY + IDLE),
         attack("HTTP/2: windows of 0", 200, zero_window).ends_by(SEND + IDLE).quick(),
         attack("HTTP/2: windows of 0, as many as there may be", ALL, zero_window).many().ends_by(DEFAULT_SEND + IDLE),
+        attack("HTTP/2: bodies that nobody takes, as many as there may be", ALL, || {
+            let echoes = streams(0, 200)
+                .flat_map(|number| [post(number, "/echo"), frame(DATA, 0, number, &[0; 5_000])].concat());
+            [hello(&[(INITIAL_WINDOW, 0)]), echoes.collect()].concat()
+        })
+        .many()
+        .ends_by(DEFAULT_SEND + IDLE),
         attack("HTTP/2: windows that open byte by byte", 100, zero_window)
             .then(200, |_| {
                 streams(0, 100).flat_map(|number| frame(WINDOW_UPDATE, 0, number, &1_u32.to_be_bytes())).collect()
