@@ -7,6 +7,7 @@
 //! It is closed *first*, then every connection is woken under its lock: a read that saw the gate open has left its waker
 //! there, and a later one sees the gate closed. So none is missed.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
@@ -86,6 +87,8 @@ pub struct Limits {
     pub idle_timeout: Duration,
     /// While what a client still sends is discarded, after an answer that did not wait for it.
     pub linger_timeout: Duration,
+    /// All that the connections hold together for their clients, beside what each takes when it is idle.
+    pub held_bytes: usize,
 }
 
 impl Default for Limits {
@@ -99,6 +102,7 @@ impl Default for Limits {
             send_timeout: long,
             idle_timeout: long,
             linger_timeout: long,
+            held_bytes: usize::MAX,
         }
     }
 }
@@ -112,6 +116,11 @@ pub struct Gate {
     idle: Mutex<Vec<(Connection, bool)>>,
     /// Connections that were told to make room and have not gone yet.
     yielding: AtomicUsize,
+    /// The connections hold so much that each is to hold less.
+    tight: AtomicBool,
+    /// What has been read, and asked for, since that was looked at, in bytes.
+    taken_in: AtomicUsize,
+    to_relieve: Notify,
     notices: Notices,
     refused: AtomicU64,
     connections: Mutex<HashMap<u64, Connection>>,
@@ -456,6 +465,54 @@ impl Gate {
             connection.expire(&self.limits);
         }
         self.notices.tell_rest();
+    }
+
+    /// Sees to it that the connections do not hold more than they may. Nothing is looked at until a good deal has been taken
+    /// in: with thousands of connections that would be work in itself.
+    pub(super) fn relieve(&self) {
+        let most = self.limits.held_bytes;
+        if !self.is_tight() && self.taken_in.load(Relaxed) < most / 32 {
+            return;
+        }
+        self.taken_in.store(0, Relaxed);
+        let mut holders: Vec<_> = self.all().values().filter_map(|one| Some((one.held()?, one.clone()))).collect();
+        let mut held: usize = holders.iter().map(|((bytes, _), _)| bytes).sum();
+        self.tight.store(held > most / 4, Relaxed);
+        if held <= most {
+            return;
+        }
+        // What it costs to hold something is its size and the time.
+        holders.sort_unstable_by_key(|((bytes, time), _)| Reverse(*bytes as u128 * time.as_millis()));
+        for ((bytes, _), connection) in holders {
+            if held <= most {
+                return;
+            }
+            connection.shed();
+            held -= bytes;
+        }
+    }
+
+    /// Records that so many bytes more may be held.
+    pub(super) fn take_in(&self, bytes: usize) {
+        let most = self.limits.held_bytes / 32;
+        let before = self.taken_in.fetch_add(bytes, Relaxed);
+        if before < most && before.saturating_add(bytes) >= most {
+            self.to_relieve.notify_one();
+        }
+    }
+
+    /// Whether so much has been taken in that nothing more is read until that has been looked at.
+    pub(super) fn is_flooded(&self) -> bool {
+        self.taken_in.load(Relaxed) > self.limits.held_bytes / 8
+    }
+
+    /// Waits until a good deal has been taken in, or for `pause`.
+    pub(super) async fn taken_in(&self, pause: Duration) {
+        let _ = tokio::time::timeout(pause, self.to_relieve.notified()).await;
+    }
+
+    pub(super) fn is_tight(&self) -> bool {
+        self.tight.load(Relaxed)
     }
 
     fn all(&self) -> MutexGuard<'_, HashMap<u64, Connection>> {

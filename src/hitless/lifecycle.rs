@@ -27,6 +27,9 @@ const CALM: Duration = Duration::from_millis(100);
 /// without one to say goodbye.
 const FRESH: Duration = Duration::from_millis(500);
 
+/// How often is looked at what the connections hold, at the least.
+const RELIEVE_PAUSE: Duration = Duration::from_millis(100);
+
 /// How many of the requests that were cut off are told one by one, and how many of those that were left behind.
 const TOLD: usize = 20;
 
@@ -592,6 +595,14 @@ pub async fn expire(gate: Arc<Gate>) {
     loop {
         tokio::time::sleep(pause).await;
         gate.expire();
+    }
+}
+
+/// Keeps what the connections hold within its limit.
+pub async fn relieve(gate: Arc<Gate>) {
+    loop {
+        gate.taken_in(RELIEVE_PAUSE).await;
+        gate.relieve();
     }
 }
 
