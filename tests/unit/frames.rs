@@ -152,6 +152,8 @@ fn a_stream_is_open_until_its_last_frame_has_left_or_it_is_reset() {
 #[test]
 fn a_stream_begins_when_its_head_has_been_read_whole() {
     let mut fed = Fed::new();
+    fed.read(&setting(INITIAL_WINDOW_SIZE, 0));
+    assert!(!fed.frames.has_asked());
     fed.read(&flagged(HEADERS, END_STREAM, 5, b"he"));
     assert_eq!((fed.frames.open(), fed.frames.unfinished()), (0, Some(fed.now)));
     let began = fed.now;
@@ -160,11 +162,16 @@ fn a_stream_begins_when_its_head_has_been_read_whole() {
     assert_eq!((fed.frames.open(), fed.frames.unfinished()), (0, Some(began)));
     fed.read(&flagged(CONTINUATION, END_HEADERS, 5, b"d"));
     assert_eq!((fed.frames.open(), fed.frames.unfinished()), (1, None));
+    assert!(fed.frames.has_asked());
     // Trailers, numbers that were passed by, and those of a server.
     for id in [5, 3, 6] {
         fed.read(&flagged(HEADERS, END_HEADERS | END_STREAM, id, b"head"));
     }
     assert_eq!(fed.frames.open(), 1);
+    fed.read(&frame(RST_STREAM, 5, &CANCEL.to_be_bytes())[..HEAD]);
+    assert!(!fed.frames.has_asked(), "it is within a frame");
+    fed.read(&CANCEL.to_be_bytes());
+    assert!(fed.frames.has_asked() && fed.frames.open() == 0);
 }
 
 #[test]
