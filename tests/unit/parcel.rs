@@ -37,6 +37,14 @@ fn a_thousand_connections_arrive_each_with_its_own_rest() {
 }
 
 #[test]
+fn connections_of_which_nothing_was_read_travel_alone() {
+    let (sender, receiver) = pair().unwrap();
+    let (mut connections, _peers): (Vec<_>, Vec<_>) = (0..3).map(|_| clean(b"")).unzip();
+    assert_eq!(Parcel(sender).pack(&mut connections).unwrap(), 3);
+    assert_eq!(unpack(vec![receiver]).map(Result::unwrap).map(|message| message.len()).collect::<Vec<_>>(), [3]);
+}
+
+#[test]
 fn no_number_of_large_rests_is_too_many() {
     let (sender, receiver) = pair().unwrap();
     // As on a host that allows no larger buffers.
