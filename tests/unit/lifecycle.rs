@@ -1,12 +1,17 @@
 //! What follows from T, what is told of the process' life, and how the connections are divided among those that serve on.
 
 use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use futures_util::future::poll_immediate;
+use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, bind, listen, send, socket_with};
 use tempfile::TempDir;
+use tokio::net::UnixListener;
 
 use super::super::connection::Peer;
+use super::super::parcel;
 use super::*;
 
 fn lifecycle(timeout: u64) -> Lifecycle {
@@ -158,6 +163,38 @@ async fn those_that_serve_on_have_as_many_in_the_end() {
         have.sort_unstable();
         assert_eq!((has, counted), (have, given), "{had:?}");
     }
+}
+
+/// Behind a door like an instance of an earlier release, which does not say how many connections it has.
+fn earlier_release(door: &Path) -> Arc<AtomicUsize> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+    bind(&socket, &SocketAddrUnix::new(door).unwrap()).unwrap();
+    listen(&socket, 64).unwrap();
+    let socket = UnixListener::from_std(socket.into()).unwrap();
+    let has = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&has);
+    tokio::spawn(async move {
+        while let Ok((giver, _)) = socket.accept().await {
+            giver.readable().await.unwrap();
+            let connections = parcel::receive(&giver).unwrap().unwrap().open().unwrap();
+            counted.fetch_add(connections.len(), Relaxed);
+            send(&giver, &[6], SendFlags::empty()).unwrap();
+        }
+    });
+    has
+}
+
+#[tokio::test]
+async fn instances_of_an_earlier_release_get_as_many_each() {
+    let directory = TempDir::new().unwrap();
+    let siblings = Siblings::within(directory.path());
+    let living = [1, 2, 3].map(|pid| earlier_release(&siblings.door(pid)));
+    let gate = Gate::default();
+    gate.put(connections(12));
+    let mut counted = 0;
+    assert!(lifecycle(30).among(Some(siblings)).give(&gate, Instant::now(), &mut counted).await);
+    assert_eq!((living.map(|has| has.load(Relaxed)), counted), ([4; 3], 12));
 }
 
 #[tokio::test]
