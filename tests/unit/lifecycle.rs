@@ -5,13 +5,16 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
+use axum::routing::get;
+use axum::{Router, ServiceExt};
 use futures_util::future::poll_immediate;
 use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, bind, listen, send, socket_with};
 use tempfile::TempDir;
-use tokio::net::UnixListener;
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpStream, UnixListener};
 
 use super::super::connection::Peer;
-use super::super::parcel;
+use super::super::{Connection, Listener, Track, parcel};
 use super::*;
 
 fn lifecycle(timeout: u64) -> Lifecycle {
@@ -217,4 +220,69 @@ async fn what_no_sibling_takes_stays_here() {
     });
     assert!(!given);
     assert_eq!((counted, gate.put_aside(), gate.is_closed()), (0, 3, false));
+}
+
+/// What goes on when the service is told to leave.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum GoesOn {
+    Nothing,
+    /// A handler works, and its client waits.
+    Work,
+    /// A client sends a part of its request's body, and no more.
+    Upload,
+    /// What the process has to wait for, beside its requests.
+    Task,
+}
+
+/// Serves, leaves while that goes on, and gives when nobody is served any more, and whether it was ready shortly after the
+/// beginning and at the end.
+async fn pauses(goes_on: GoesOn) -> (Duration, bool, bool) {
+    let lifecycle = lifecycle(6);
+    let handle = lifecycle.handle();
+    let gate = Arc::new(Gate::default());
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    let listener = Listener::new(vec![systemd::Activated::Tcp(socket)], Arc::clone(&gate), 10).unwrap();
+    let app = Router::new().route("/", get(std::future::pending::<()>).post(|_: axum::body::Bytes| async {}));
+    let app = Track(app).into_make_service_with_connect_info::<Connection>();
+    let server = tokio::spawn(axum::serve(listener, app).into_future());
+    lifecycle.serving(&gate);
+    let mut client = TcpStream::connect(address).await.unwrap();
+    let sent = match goes_on {
+        GoesOn::Nothing => "",
+        GoesOn::Work => "GET / HTTP/1.1\r\nHost: test\r\n\r\n",
+        GoesOn::Upload => "POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 9\r\n\r\npart",
+        GoesOn::Task => {
+            handle.spawn(std::future::pending::<()>());
+            ""
+        }
+    };
+    client.write_all(sent.as_bytes()).await.unwrap();
+    tokio::time::sleep(CALM * 2).await;
+
+    let since = Instant::now();
+    lifecycle.phase.send_replace(Phase::Leaving { since, ready: true });
+    let (is_ready, _) = tokio::join!(
+        async {
+            tokio::time::sleep(CALM * 2).await;
+            handle.is_ready()
+        },
+        lifecycle.take_all(&gate, since)
+    );
+    server.abort();
+    (since.elapsed(), is_ready, handle.is_ready())
+}
+
+#[tokio::test]
+async fn a_moment_is_waited_for_at_which_nobody_waits_long_and_who_would_is_told_to_turn_elsewhere() {
+    let timeout = lifecycle(6).handle.0.timeout;
+    let work_ends = timeout.calm() + timeout.request();
+    let (nothing, work, upload, task) =
+        tokio::join!(pauses(GoesOn::Nothing), pauses(GoesOn::Work), pauses(GoesOn::Upload), pauses(GoesOn::Task));
+    assert!(nothing.0 < timeout.turn_away() && (nothing.1, nothing.2) == (true, true), "{nothing:?}");
+    assert!(work.0 >= work_ends && (work.1, work.2) == (true, false), "{work:?}");
+    for unbounded in [upload, task] {
+        let (took, early, late) = unbounded;
+        assert!(took >= timeout.last_moment() && (early, late) == (true, true), "{unbounded:?}");
+    }
 }
