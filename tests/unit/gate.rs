@@ -144,3 +144,18 @@ async fn who_has_been_idle_longest_makes_room_first_and_who_has_asked_nothing_be
     // Unless this machine took so long that they are idle for long all the same.
     assert!(no_flood.0.is_empty() || no_flood.1 > YIELDS / 2, "{no_flood:?}");
 }
+
+#[tokio::test]
+async fn guests_are_counted_apart_as_far_as_there_is_room_for_them() {
+    let gate = Arc::new(Gate::default());
+    let admit = |origin| gate.admit(Socket::Right(UnixStream::pair().unwrap().0), Peer::Unix, Vec::new(), origin);
+    let others = [Origin::Accepted, Origin::Adopted].map(admit);
+    let guests = [Origin::Guest; 3].map(admit);
+    let without = || [0, 2, 3, 9].map(|room| gate.len_without(room));
+    assert_eq!(without(), [5, 3, 2, 2]);
+    let [one, _two, _three] = guests;
+    drop(one);
+    assert_eq!(without(), [4, 2, 2, 2]);
+    drop(others);
+    assert_eq!(without(), [2, 0, 0, 0]);
+}
