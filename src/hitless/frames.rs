@@ -20,6 +20,9 @@ const MAX_ID: u32 = u32::MAX >> 1;
 /// Flow-control windows before anybody has changed them (RFC 9113, section 6.9.2).
 const DEFAULT_WINDOW: i64 = 65_535;
 
+/// What a PING begins with whose answer tells that the client has heard. hyper sends others.
+const HEARD: u32 = u32::from_be_bytes(*b"left");
+
 /// `NO_ERROR` and `CANCEL` (RFC 9113, section 7).
 const NO_ERROR: u32 = 0;
 const CANCEL: u32 = 8;
@@ -51,6 +54,9 @@ pub(super) struct Http2 {
     initial_window: i64,
     /// A stream has ended.
     ended: bool,
+    /// When the client was told that it is to go, and whether it has heard.
+    told: Option<Instant>,
+    heard: bool,
 }
 
 /// A stream that is open: the service has neither sent the last frame of its answer nor has either side reset it.
@@ -113,6 +119,11 @@ impl Frames {
         matches!(self, Frames::Http2(_))
     }
 
+    /// Whether what was read is the beginning of the preface.
+    pub(super) fn is_at_preface(&self) -> bool {
+        matches!(self, Frames::Preface(1..))
+    }
+
     /// The number of open streams.
     pub(super) fn open(&self) -> usize {
         self.http2().map_or(0, |http2| http2.streams.len())
@@ -143,6 +154,9 @@ impl Frames {
     }
 
     /// Gives up the streams whose client has, by its windows, let nothing of their answer out for `limit`; counts them.
+    ///
+    /// Whether there is something to send nobody knows: hyper asks an answer for more only when there is room for it. A
+    /// client that takes what it gets makes room long before there is none.
     pub(super) fn give_up(&mut self, limit: Duration, now: Instant) -> usize {
         let Frames::Http2(http2) = self else { return 0 };
         let window = http2.window;
@@ -174,6 +188,25 @@ impl Frames {
         Some(frame(GOAWAY, 0, &[last.to_be_bytes(), NO_ERROR.to_be_bytes()].concat()))
     }
 
+    /// The frames that tell the client to go elsewhere with what it asks next, and have it say when it has heard, so that
+    /// nothing is on its way any more (RFC 9113, section 6.8). None when it was told, or while the service is within a
+    /// frame.
+    pub(super) fn notice_to_leave(&self) -> Option<Vec<u8>> {
+        self.http2().filter(|http2| http2.told.is_none() && http2.outgoing.is_between_frames())?;
+        let all = frame(GOAWAY, 0, &[MAX_ID.to_be_bytes(), NO_ERROR.to_be_bytes()].concat());
+        Some([all, frame(PING, 0, &[HEARD, HEARD].map(u32::to_be_bytes).concat())].concat())
+    }
+
+    /// When the client was told to go, if it was.
+    pub(super) fn told(&self) -> Option<Instant> {
+        self.http2().and_then(|http2| http2.told)
+    }
+
+    /// Whether the client, told to go, has heard.
+    pub(super) fn has_heard(&self) -> bool {
+        self.http2().is_some_and(|http2| http2.heard)
+    }
+
     fn http2(&self) -> Option<&Http2> {
         match self {
             Frames::Http2(http2) => Some(http2),
@@ -193,6 +226,8 @@ impl Default for Http2 {
             window: DEFAULT_WINDOW,
             initial_window: DEFAULT_WINDOW,
             ended: false,
+            told: None,
+            heard: false,
         }
     }
 }
@@ -210,6 +245,7 @@ impl Http2 {
                     None => {}
                 }
             }
+            Step::End(Head { kind: PING, flags, .. }, HEARD) if flags & ACK != 0 => self.heard = self.told.is_some(),
             Step::Setting(INITIAL_WINDOW_SIZE, value) => {
                 let change = i64::from(value) - self.initial_window;
                 self.initial_window = i64::from(value);
@@ -244,6 +280,7 @@ impl Http2 {
                 }
             }
             Step::End(Head { kind: RST_STREAM, id, .. }, _) => self.end(id),
+            Step::End(Head { kind: PING, flags, .. }, HEARD) if flags & ACK == 0 => self.told = Some(now),
             Step::End(Head { kind: GOAWAY, .. }, value) => {
                 self.last = self.last.min(value & MAX_ID);
                 let last = self.last;
@@ -347,6 +384,7 @@ const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
+const PING: u8 = 6;
 const GOAWAY: u8 = 7;
 const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;

@@ -18,7 +18,7 @@ use super::sibling::{self, Door, Siblings};
 use super::systemd;
 
 /// How long connections that are paused wait for a request that nothing bounds but its client.
-const UNBOUNDED: Duration = Duration::from_millis(300);
+const UNBOUNDED: Duration = Duration::from_millis(100);
 
 /// A calm moment is one at which every request in flight began, and ends, within this time.
 const CALM: Duration = Duration::from_millis(100);
@@ -74,6 +74,11 @@ impl ShutdownTimeout {
     /// everybody waits from then on.
     pub fn last_moment(self) -> Duration {
         self.0 - (self.0 / 30).min(Duration::from_secs(1))
+    }
+
+    /// The same where connections are then paused: not so late that nobody could be told goodbye any more.
+    pub fn last_pause(self) -> Duration {
+        self.last_moment().min(self.0 - (CALM + UNBOUNDED * 2).min(self.0 / 2))
     }
 
     /// From when on a service that has found no calm moment says that it is not ready: T/4, so that whoever asks turns
@@ -459,11 +464,15 @@ impl Lifecycle {
             }
             let bounded = obstacle == Obstacle::Bounded;
             self.set_ready(!bounded || start.elapsed() < timeout.turn_away());
-            let patience = if obstacle == Obstacle::Unbounded { timeout.last_moment() } else { timeout.calm() };
+            let patience = if obstacle == Obstacle::Unbounded { timeout.last_pause() } else { timeout.calm() };
             let last = start.elapsed() >= patience;
             if obstacle == Obstacle::None || last {
                 if !last {
                     gate.thin_out(timeout.total() / 30).await;
+                    if gate.obstacle(CALM) != Obstacle::None {
+                        gate.open();
+                        continue;
+                    }
                 }
                 tracing::debug!("the gate closes");
                 let paused = Instant::now();

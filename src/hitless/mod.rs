@@ -41,7 +41,7 @@ pub mod systemd;
 pub mod track;
 mod upload;
 
-pub use connection::{Connection, Peer};
+pub use connection::{Connection, Fragment, Peer};
 pub use gate::{Gate, Limits};
 pub use lifecycle::{Handle, Lifecycle, Outcome, Phase, Reason, ShutdownTimeout, Succession};
 pub use listener::Listener;

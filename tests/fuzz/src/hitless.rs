@@ -35,7 +35,7 @@ pub mod parcel {
     pub struct Clean {
         pub socket: std::os::fd::OwnedFd,
         pub rest: Vec<u8>,
-        pub guest: bool,
+        pub origin: super::connection::Origin,
     }
 }
 

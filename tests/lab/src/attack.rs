@@ -41,10 +41,10 @@ pub struct Options {
 }
 
 /// T, short too.
-const T: Duration = Duration::from_secs(6);
+pub(crate) const T: Duration = Duration::from_secs(6);
 
 /// What the service is run with. Nothing else bounds a row.
-const SHORT: &[(&str, &str)] = &[
+pub(crate) const SHORT: &[(&str, &str)] = &[
     ("shutdown_timeout", "6s"),
     ("limits.max_connections", "500"),
     ("limits.header_timeout", "1s"),
@@ -74,13 +74,13 @@ const DEFAULT_HEADER: Duration = Duration::from_secs(5);
 const DEFAULT_SEND: Duration = Duration::from_secs(30);
 
 /// `unit.memory_high` by default, in MB.
-const MEMORY_HIGH: u64 = 384;
+const MEMORY_HIGH: u64 = 768;
 
 /// How many times as long as without an attack an answer may take.
 const TIMES: f64 = 5.0;
 
 /// How much longer than without an attack a restart may take.
-const DELAY: Duration = Duration::from_millis(300);
+const DELAY: Duration = Duration::from_millis(500);
 
 /// How many more lines there may be in the log in a second than without an attack.
 const LINES: f64 = 3.0;
