@@ -408,24 +408,28 @@ impl Lifecycle {
                 return true;
             };
             while !connections.is_empty() {
-                let Some(fewest) = (0..takers.len()).min_by_key(|taker| takers[*taker]) else {
+                takers.sort_unstable();
+                let Some(&(has, pid)) = takers.first() else {
                     gate.put(connections);
                     gate.open();
                     return false;
                 };
-                let (has, pid) = takers[fewest];
-                // So many that it would have as many as each of them in the end.
-                let all = connections.len() + takers.iter().map(|(has, _)| has).sum::<usize>();
-                let lot = (all.div_ceil(takers.len()) - has).min(connections.len());
+                // So many that it would have as many as each of those that get any in the end.
+                let mut all = connections.len();
+                let shares = takers.iter().zip(1..).map(|((has, _), count)| {
+                    all += has;
+                    all.div_ceil(count)
+                });
+                let lot = shares.min().map_or(0, |fewest| fewest - has).min(connections.len());
                 match hand_in(pid, &connections[..lot]).await {
                     Ok(taken) => {
                         connections.drain(..taken.count);
                         *given += taken.count;
-                        takers[fewest].0 = taken.has.unwrap_or(has + taken.count);
+                        takers[0].0 = taken.has.unwrap_or(has + taken.count);
                     }
                     // What it has refused, for want of descriptors perhaps, it would refuse again.
                     Err(_) => {
-                        takers.swap_remove(fewest);
+                        takers.swap_remove(0);
                     }
                 }
             }
@@ -620,3 +624,7 @@ pub async fn report(gate: Arc<Gate>, handle: Handle) {
         let _ = tokio::time::timeout(Duration::from_secs(1), phase.changed()).await;
     }
 }
+
+#[cfg(test)]
+#[path = "../../tests/unit/lifecycle.rs"]
+mod tests;

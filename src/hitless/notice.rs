@@ -104,3 +104,7 @@ impl Notice {
         tracing::warn!(%peer, times, "{kind} ({times} times, last for {peer})");
     }
 }
+
+#[cfg(test)]
+#[path = "../../tests/unit/notice.rs"]
+mod tests;

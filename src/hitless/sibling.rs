@@ -181,7 +181,7 @@ async fn attend(door: UnixListener, gate: Arc<Gate>) {
 
 async fn take_in(giver: &UnixStream, gate: &Gate) -> io::Result<()> {
     let user = giver.peer_cred()?.uid();
-    if user != 0 && user != rustix::process::geteuid().as_raw() {
+    if !may_hand_in(user, rustix::process::geteuid().as_raw()) {
         return Err(io::Error::other(format!("user {user} is a stranger")));
     }
     let message = giver.async_io(Interest::READABLE, || parcel::receive(giver)).await?;
@@ -195,8 +195,17 @@ async fn take_in(giver: &UnixStream, gate: &Gate) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether who runs as `user` may hand connections in to one that runs as `own`: root and the service itself may.
+fn may_hand_in(user: u32, own: u32) -> bool {
+    user == 0 || user == own
+}
+
 /// A socket that keeps messages apart. std and tokio have no type for it, and theirs for streams do all that is needed.
 fn seqpacket() -> io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     Ok(socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?)
 }
+
+#[cfg(test)]
+#[path = "../../tests/unit/sibling.rs"]
+mod tests;
