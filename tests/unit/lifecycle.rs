@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpStream, UnixListener};
 
-use super::super::connection::Peer;
+use super::super::connection::{Origin, Peer};
 use super::super::{Connection, Listener, Track, parcel};
 use super::*;
 
@@ -22,7 +22,7 @@ fn lifecycle(timeout: u64) -> Lifecycle {
 }
 
 fn connections(count: usize) -> Vec<Clean> {
-    let clean = |_| Clean { socket: UnixStream::pair().unwrap().0.into(), rest: Vec::new(), guest: false };
+    let clean = |_| Clean { socket: UnixStream::pair().unwrap().0.into(), rest: Vec::new(), origin: Origin::Adopted };
     (0..count).map(clean).collect()
 }
 

@@ -372,7 +372,10 @@ fn http2() -> Vec<Row> {
             .lasting()
             .ends_by(BODY + IDLE),
         attack("HTTP/2: windows of 0", 200, zero_window).ends_by(SEND + IDLE).quick(),
-        attack("HTTP/2: windows of 0, as many as there may be", ALL, zero_window).many().lasting().ends_by(DEFAULT_SEND + IDLE),
+        attack("HTTP/2: windows of 0, as many as there may be", ALL, zero_window)
+            .many()
+            .lasting()
+            .ends_by(DEFAULT_SEND + IDLE),
         attack("HTTP/2: bodies that nobody takes, as many as there may be", ALL, || {
             let echoes = streams(0, 200)
                 .flat_map(|number| [post(number, "/echo"), frame(DATA, 0, number, &[0; 5_000])].concat());
