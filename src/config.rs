@@ -253,9 +253,8 @@ impl Config {
     pub fn connection_limits(&self) -> hitless::Limits {
         let Limits { max_head_bytes, body_timeout, send_timeout, idle_timeout, linger_timeout, .. } = self.limits;
         let header_timeout = self.header_timeout();
-        // As it is counted. What that really takes may be half as much again; the rest is for connections as such, and the
-        // service.
-        let held_bytes = memory_bytes(&self.unit.memory_high).map_or(usize::MAX, |bytes| bytes as usize / 3);
+        // As it is counted. What that really takes may be twice as much; the rest is for connections as such, and the service.
+        let held_bytes = memory_bytes(&self.unit.memory_high).map_or(usize::MAX, |bytes| bytes as usize / 4);
         hitless::Limits {
             max_head_bytes,
             header_timeout,

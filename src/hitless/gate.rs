@@ -114,6 +114,8 @@ pub struct Gate {
     /// Idle connections, the one that is to make room first at the end, as they were found when room was wanted; and whether
     /// they were a flood.
     idle: Mutex<Vec<(Connection, bool)>>,
+    /// When room was last wanted, there were so many on which nothing was asked yet that they are a flood.
+    flood: AtomicBool,
     /// Connections that were told to make room and have not gone yet.
     yielding: AtomicUsize,
     /// The connections hold so much that each is to hold less.
@@ -174,6 +176,11 @@ impl Gate {
         self.yielding.fetch_sub(1, Relaxed);
     }
 
+    /// Whether there is a flood of connections on which nothing was asked yet, as far as is known.
+    pub(super) fn has_flood(&self) -> bool {
+        self.flood.load(Relaxed)
+    }
+
     /// The number of connections that were told to make room and have not gone yet.
     pub(super) fn yielding(&self) -> usize {
         self.yielding.load(Relaxed)
@@ -216,6 +223,7 @@ impl Gate {
         } else {
             silent..idle.len().min(silent + FLOOD / 8)
         };
+        self.flood.store(silent > FLOOD, Relaxed);
         let few: Vec<_> = idle.drain(few).collect();
         few.into_iter().rev().map(move |(_, connection)| (connection, silent > FLOOD))
     }

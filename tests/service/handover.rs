@@ -447,13 +447,13 @@ async fn a_client_that_does_not_read_its_answer_is_left_behind_and_keeps_nobody_
 }
 
 #[tokio::test]
-async fn an_answer_that_has_ended_and_is_not_read_is_left_behind_and_keeps_nobody_waiting() {
+async fn an_answer_that_is_not_read_is_left_behind_and_keeps_nobody_waiting() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("socket");
     let settings = managed().env(variable("shutdown_timeout"), "6s").listen("127.0.0.1:0").listen_unix(&path);
     let mut service = start(settings).await;
     let mut deaf = Client::connect_unix(&path).await;
-    // Half of it gets into the socket, half stays in hyper's buffer: nothing is in flight any more.
+    // A part of it gets into the socket, and another stays in hyper's buffer.
     deaf.send("POST /echo HTTP/1.1\r\nHost: test\r\nContent-Length: 400000\r\n\r\n").await;
     deaf.send(vec![b'x'; 400_000]).await;
     // For longer than a moment has to be calm.
@@ -464,7 +464,7 @@ async fn an_answer_that_has_ended_and_is_not_read_is_left_behind_and_keeps_nobod
     assert!(slowest < Duration::from_secs(2), "{slowest:?}");
     let (status, log) = (status.unwrap(), service.log());
     assert!(status.success(), "{log}");
-    assert!(log.contains("a connection of unix without a request"), "{log}");
+    assert!(log.lines().any(|line| line.contains("left behind") && line.contains(" of unix")), "{log}");
 }
 
 /// However many uploads stand still, before their answer began or after, alone or beside handlers at work.
