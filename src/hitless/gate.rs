@@ -429,10 +429,19 @@ impl Gate {
 
     /// Ends what has reached its limit.
     pub(super) fn expire(&self) {
-        for connection in self.all().values() {
-            connection.expire(&self.limits);
-        }
+        self.expire_by(&self.limits);
         self.notices.tell_rest();
+    }
+
+    /// Ends what has been silent between requests for so long.
+    pub(super) fn expire_idle(&self, idle_timeout: Duration) {
+        self.expire_by(&Limits { idle_timeout, ..self.limits });
+    }
+
+    fn expire_by(&self, limits: &Limits) {
+        for connection in self.all().values() {
+            connection.expire(limits);
+        }
     }
 
     fn all(&self) -> MutexGuard<'_, HashMap<u64, Connection>> {
