@@ -52,7 +52,8 @@ pub async fn run<A: Application>(config: Config, given: Given, app: impl FnOnce(
     let mut machinery = JoinSet::new();
     machinery.spawn(systemd::feed_watchdog());
     machinery.spawn(lifecycle::report(Arc::clone(&gate), lifecycle.handle()));
-    machinery.spawn(lifecycle::expire(gate));
+    machinery.spawn(lifecycle::expire(Arc::clone(&gate)));
+    machinery.spawn(lifecycle::relieve(gate));
     let app = app(AppState::new(Arc::new(config), lifecycle.handle()));
 
     // The last step: up to here a failure costs nobody a connection.

@@ -18,7 +18,7 @@ use super::sibling::{self, Door, Siblings};
 use super::systemd;
 
 /// How long connections that are paused wait for a request that nothing bounds but its client.
-const UNBOUNDED: Duration = Duration::from_millis(300);
+const UNBOUNDED: Duration = Duration::from_millis(100);
 
 /// A calm moment is one at which every request in flight began, and ends, within this time.
 const CALM: Duration = Duration::from_millis(100);
@@ -26,6 +26,9 @@ const CALM: Duration = Duration::from_millis(100);
 /// How long a service that leaves waits, at the least, for a new connection's first request, and for HTTP/2 connections
 /// without one to say goodbye.
 const FRESH: Duration = Duration::from_millis(500);
+
+/// How often is looked at what the connections hold, at the least.
+const RELIEVE_PAUSE: Duration = Duration::from_millis(100);
 
 /// How many of the requests that were cut off are told one by one, and how many of those that were left behind.
 const TOLD: usize = 20;
@@ -74,6 +77,11 @@ impl ShutdownTimeout {
     /// everybody waits from then on.
     pub fn last_moment(self) -> Duration {
         self.0 - (self.0 / 30).min(Duration::from_secs(1))
+    }
+
+    /// The same where connections are then paused: not so late that nobody could be told goodbye any more.
+    pub fn last_pause(self) -> Duration {
+        self.last_moment().min(self.0 - (CALM + UNBOUNDED * 2).min(self.0 / 2))
     }
 
     /// From when on a service that has found no calm moment says that it is not ready: T/4, so that whoever asks turns
@@ -455,11 +463,15 @@ impl Lifecycle {
             }
             let bounded = obstacle == Obstacle::Bounded;
             self.set_ready(!bounded || start.elapsed() < timeout.turn_away());
-            let patience = if obstacle == Obstacle::Unbounded { timeout.last_moment() } else { timeout.calm() };
+            let patience = if obstacle == Obstacle::Unbounded { timeout.last_pause() } else { timeout.calm() };
             let last = start.elapsed() >= patience;
             if obstacle == Obstacle::None || last {
                 if !last {
                     gate.thin_out(timeout.total() / 30).await;
+                    if gate.obstacle(CALM) != Obstacle::None {
+                        gate.open();
+                        continue;
+                    }
                 }
                 tracing::debug!("the gate closes");
                 let paused = Instant::now();
@@ -597,6 +609,14 @@ pub async fn expire(gate: Arc<Gate>) {
     loop {
         tokio::time::sleep(pause).await;
         gate.expire();
+    }
+}
+
+/// Keeps what the connections hold within its limit.
+pub async fn relieve(gate: Arc<Gate>) {
+    loop {
+        gate.taken_in(RELIEVE_PAUSE).await;
+        gate.relieve();
     }
 }
 

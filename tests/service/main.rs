@@ -14,6 +14,7 @@ mod limits;
 mod listening;
 mod live;
 mod log;
+mod memory;
 mod readiness;
 mod routes;
 mod siblings;

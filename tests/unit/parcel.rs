@@ -7,7 +7,7 @@ use super::*;
 
 fn clean(rest: &[u8]) -> (Clean, UnixStream) {
     let (here, there) = UnixStream::pair().unwrap();
-    (Clean { socket: here.into(), rest: rest.to_vec(), guest: false }, there)
+    (Clean { socket: here.into(), rest: rest.to_vec(), origin: Origin::Adopted }, there)
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use lab::rehearse::{self, Options, Outcome};
-use lab::{attack, attacker, balance, browser, chaos, deploy, faults, floor, measure, rolling, stuff};
+use lab::{attack, attacker, balance, browser, chaos, deploy, faults, floor, measure, rolling, storm, stuff};
 use tokio::signal::unix::{SignalKind, signal};
 
 #[derive(Parser)]
@@ -30,6 +30,8 @@ enum Command {
     Balance(balance::Options),
     /// Attack a service, and see what that costs clients who behave.
     Attack(attack::Options),
+    /// Restart a service among clients that say and do anything, and see that nothing is left of them.
+    Storm(storm::Options),
     /// Compare the throughput with bare axum's.
     Bench,
     /// Be an attack.
@@ -70,6 +72,7 @@ async fn work(command: Command) -> ExitCode {
             Command::Chaos(options) => chaos::chaos(&options).await,
             Command::Balance(options) => balance::balance(&options).await,
             Command::Attack(options) => attack::attacks(&options).await,
+            Command::Storm(options) => storm::storm(&options).await,
             Command::Attacker(options) => attacker::attacker(&options).await.map(|()| Outcome::Kept),
             Command::Bench => lab::bench::bench().await.map(|()| Outcome::Kept),
             Command::Floor(_) => unreachable!("it needs no runtime"),
