@@ -461,18 +461,16 @@ impl Gate {
 
     /// Ends what has reached its limit.
     pub(super) fn expire(&self) {
-        self.expire_by(&self.limits);
+        for connection in self.all().values() {
+            connection.expire(&self.limits);
+        }
         self.notices.tell_rest();
     }
 
-    /// Ends what has been silent between requests for so long.
-    pub(super) fn expire_idle(&self, idle_timeout: Duration) {
-        self.expire_by(&Limits { idle_timeout, ..self.limits });
-    }
-
-    fn expire_by(&self, limits: &Limits) {
+    /// Ends each HTTP/1.1 connection that has been silent between requests for so long. Those of HTTP/2 are told goodbye.
+    pub(super) fn expire_idle(&self, silence: Duration) {
         for connection in self.all().values() {
-            connection.expire(limits);
+            connection.expire_idle(silence);
         }
     }
 
