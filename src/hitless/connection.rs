@@ -476,6 +476,16 @@ impl Connection {
         self.0.gate.notice(Kind::Shed, self.peer());
     }
 
+    /// Ends an HTTP/1.1 connection that has been silent between requests for so long.
+    pub(super) fn expire_idle(&self, silence: Duration) {
+        let mut state = self.lock();
+        let asked = !state.is_at_head() && !state.is_silent();
+        if asked && state.is_idle() && !state.frames.is_http2() && state.since.elapsed() > silence {
+            state.expired = true;
+            state.wake();
+        }
+    }
+
     /// What is lost when the connection is cut now.
     pub(super) fn cut(&self) -> Vec<Cut> {
         let state = self.lock();

@@ -475,6 +475,13 @@ impl Gate {
         self.notices.tell_rest();
     }
 
+    /// Ends each HTTP/1.1 connection that has been silent between requests for so long. Those of HTTP/2 are told goodbye.
+    pub(super) fn expire_idle(&self, silence: Duration) {
+        for connection in self.all().values() {
+            connection.expire_idle(silence);
+        }
+    }
+
     /// Sees to it that the connections do not hold more than they may. Nothing is looked at until a good deal has been taken
     /// in: with thousands of connections that would be work in itself.
     pub(super) fn relieve(&self) {

@@ -22,7 +22,8 @@
 //! nobody waits, neither for a calm moment nor for a start.
 //!
 //! Where nobody comes for a parcel (a stop, which is `SIGTERM`), or nobody keeps it (a container, a terminal), connections
-//! are *retired*: every answer says `Connection: close`, for T/6 new clients are still served, then the service drains.
+//! are *retired*: every answer says `Connection: close`, for T/6 and while slow requests end new clients are
+//! still served, then the service drains.
 
 use std::sync::LazyLock;
 use std::time::{SystemTime, UNIX_EPOCH};

@@ -164,6 +164,36 @@ async fn a_lame_duck_accepts_for_a_sixth_of_t_and_asks_its_clients_to_go() {
 }
 
 #[tokio::test]
+async fn whose_idle_connection_a_lame_duck_ends_can_come_back() {
+    // It accepts for 3 s.
+    let mut app = spawn_app("shutdown_timeout = '18s'", Router::new()).await;
+    let mut idle = app.client().await;
+    assert!(!idle.get("/livez").await.says_close());
+    app.leave(Reason::Terminate).await;
+    idle.ended().await;
+    let answer = app.client().await.get("/livez").await;
+    assert!(answer.status == 200 && answer.says_close());
+    let (outcome, _) = app.left().await;
+    assert_eq!(ExitCode::from(&outcome), ExitCode::SUCCESS);
+}
+
+#[tokio::test]
+async fn while_slow_requests_end_a_lame_duck_serves_who_comes() {
+    // It accepts for 1 s, and for 2 s more where there are slow requests, whatever comes after them.
+    let mut app = spawn_app("shutdown_timeout = '6s'\nping_delay = '2s'", Router::new()).await;
+    let mut slow = app.client().await;
+    slow.ask("/ping").await;
+    app.leave(Reason::Terminate).await;
+    tokio::time::sleep(Duration::from_millis(1200)).await;
+    assert_eq!(app.client().await.get("/livez").await.status, 200);
+    let answer = slow.answer().await;
+    assert!(answer.status == 200 && answer.says_close());
+    let (outcome, took) = app.left().await;
+    assert_eq!(ExitCode::from(&outcome), ExitCode::SUCCESS);
+    assert!(took < Duration::from_secs(5), "{took:?}");
+}
+
+#[tokio::test]
 async fn who_has_just_connected_is_still_answered_and_the_lame_duck_waits_no_longer_than_that() {
     // It accepts for 3 s, and then waits for as long at most.
     let mut app = spawn_app("shutdown_timeout = '18s'", Router::new()).await;

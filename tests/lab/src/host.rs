@@ -342,9 +342,18 @@ impl Host {
     }
 
     fn inside(&self, command: &str) -> tokio::process::Command {
+        self.enter("--all", command)
+    }
+
+    /// A shell command that has the host's files, but otherwise belongs to this machine: its network, for one.
+    pub fn outside(&self, command: &str) -> tokio::process::Command {
+        self.enter("--mount", command)
+    }
+
+    fn enter(&self, namespaces: &str, command: &str) -> tokio::process::Command {
         let mut nsenter = tokio::process::Command::new("nsenter");
         nsenter
-            .args(["--target", &self.leader.to_string(), "--all", "--wd=/"])
+            .args(["--target", &self.leader.to_string(), namespaces])
             .args(["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root"])
             .args(["sh", "-c", command])
             .stdin(Stdio::null())
