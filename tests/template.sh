@@ -36,18 +36,63 @@ fail() {
     exit 1
 }
 
-refuses_names() {
-    for name in Bad_Name my_api 1abc 'my service' -dash build lab my-deploy a23456789012345678901234567890123; do
-        if generate "$work" "$name" >"$work/said" 2>&1; then fail "\"$name\" was accepted"; fi
-        grep -q "\"$name\" cannot name a service: " "$work/said" || fail "\"$name\" was refused unclearly: $(cat "$work/said")"
+# Asks for a service of this name, of a template of which nothing but the decision about names is left.
+try_name() { (cd "$work" && cargo generate --no-workspace --path "$names" --name="$1") >"$names/said" 2>&1 </dev/null; }
+
+# The names to be refused, each behind a part of the reason.
+refused() {
+    for name in Bad_Name my_api 1abc 'my service' -dash a a2345678901234567890123456789012; do
+        echo "a small letter first:$name"
     done
-    rm "$work/said"
+    echo "another service is deployed:my-deploy"
+    for name in build fn nul self std test; do echo "cargo and Rust have that word:$name"; done
+    for name in hitless service; do echo "a crate of that name:$name"; done
+    for name in backup docker mail postgres www-data; do echo "a user or a group of that name:$name"; done
+    for name in containerd cron getty nginx ssh; do echo "replace the unit of that name:$name"; done
+    for name in apt credentials dpkg private; do echo "which are Debian's:$name"; done
+    for name in dbus-api systemd-api systemd-journald; do echo "one of systemd's own units:$name"; done
+    for name in cargo http kubernetes no rust ssh-auth; do echo ", which others set:$name"; done
+    # Whatever the service itself knows systemd to set: NOTIFY_SOCKET is notify's, TRIGGER_TIMER_USEC also trigger-timer's.
+    sed -n '/^const SYSTEMD/,/;$/p' src/environment.rs | grep -oE '[A-Z]+(_[A-Z]+)+' | tr A-Z_ a-z- |
+        while read -r name; do
+            while [ "${name%-*}" != "$name" ]; do
+                name=${name%-*}
+                echo ":$name"
+            done
+        done
+    # Whatever crates the service, its tests and the laboratory are made of.
+    cargo metadata --quiet --no-deps --format-version 1 | grep -oE '"name":"[^"]*","source":' | cut -d '"' -f 4 |
+        sed 's/_/-/g; s/^/a crate of that name:/'
+    # Whatever users and groups every Debian has, where this is one.
+    cat /usr/share/base-passwd/*.master 2>/dev/null | grep -oE '^[a-z][a-z0-9-]+' | sed 's/^/:/'
+}
+
+# Each refusal says why, and recommends a name that is taken.
+refuses_names() {
+    names=$(mktemp -d)
+    mkdir "$names/tests"
+    cp cargo-generate.toml "$names"
+    cp tests/template-name.rhai "$names/tests"
+    refused | sort -u >"$names/refused"
+    while IFS=: read -r why name; do
+        if try_name "$name"; then fail "\"$name\" was accepted"; fi
+        grep -q "\"$name\" cannot name a service: .*$why" "$names/said" || fail "\"$name\": $(cat "$names/said")"
+        grep -oE 'For example: [a-z0-9-]+' "$names/said" | cut -d ' ' -f 3
+    done <"$names/refused" >"$names/recommended"
+    [ "$(wc -l <"$names/recommended")" -eq "$(wc -l <"$names/refused")" ] || fail "a refusal recommends nothing"
     [ -z "$(ls "$work")" ] || fail "a refused name left something behind: $(ls "$work")"
+
+    # The longest and the shortest, and some that only look like those that are refused.
+    printf '%s\n' a234567890123456789012345678901 ab mailer notifier orders service-desk sshd2 state-machine |
+        sort -u - "$names/recommended" >"$names/accepted"
+    while read -r name; do
+        try_name "$name" || fail "\"$name\" was refused: $(cat "$names/said")"
+    done <"$names/accepted"
+    rm -rf "$names" "${work:?}"/*
 }
 
 generates() {
-    # Each is a name that an untaught template trips over: the longest, one of a crate that is used, the library's own.
-    for name in a2345678901234567890123456789012 axum service; do
+    for name in a234567890123456789012345678901; do
         generate "$work" "$name" >/dev/null 2>&1
         cargo metadata --quiet --format-version 1 --manifest-path "$work/$name/Cargo.toml" >/dev/null
         rm -rf "${work:?}/$name"
