@@ -60,7 +60,7 @@ memory() {
         cargo test --quiet && cargo test --quiet --features shuttle --test gate
 }
 
-template() { tests/template.sh; }
+template() { needs git && tests/template.sh; }
 
 # Hosts, that is Debians booted for it, and what happens to the service there.
 lab() {

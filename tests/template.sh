@@ -91,22 +91,42 @@ refuses_names() {
     rm -rf "$names" "${work:?}"/*
 }
 
+# The README's command, typed in a folder of somebody's workspace, leaves that as it is.
 generates() {
-    for name in a234567890123456789012345678901; do
-        generate "$work" "$name" >/dev/null 2>&1
-        cargo metadata --quiet --format-version 1 --manifest-path "$work/$name/Cargo.toml" >/dev/null
-        rm -rf "${work:?}/$name"
+    mkdir -p "$work/theirs/hitless" "$work/theirs/one/src"
+    template_of "$work/theirs/hitless"
+    touch "$work/theirs/one/src/lib.rs"
+    printf '[package]\nname = "one"\n' >"$work/theirs/one/Cargo.toml"
+    # By a pattern it is theirs to exclude the service, as they are told.
+    for members in 'members = ["one"]' 'members = ["o*", "my*"]
+exclude = ["my-api"]'; do
+        printf '[workspace]\nresolver = "3"\n%s\n' "$members" >"$work/theirs/Cargo.toml"
+        cp "$work/theirs/Cargo.toml" "$work/before"
+        (cd "$work/theirs" && sh -ec "$(grep '^cargo generate ' hitless/README.md)") >"$work/said" 2>&1 || fail "$(cat "$work/said")"
+        grep -q 'add my-api to its "exclude"' "$work/said" || fail "it is not told that it is within a workspace"
+        cmp "$work/before" "$work/theirs/Cargo.toml" || fail "generating a service changed the workspace around it"
+        for folder in . one my-api; do
+            cargo metadata --quiet --format-version 1 --manifest-path "$work/theirs/$folder/Cargo.toml" >/dev/null
+        done
+        rm -rf "$work/theirs/my-api"
     done
-    # A rehearsal generates within this very workspace, and leaves it as it is.
-    before=$(cat Cargo.toml)
-    inside=$PWD/target/inside
-    rm -rf "$inside"
-    mkdir -p "$inside"
-    generate "$inside" my-api >/dev/null 2>&1
-    rm -rf "$inside"
-    [ "$(cat Cargo.toml)" = "$before" ] || fail "generating a service changed the template's Cargo.toml"
+    rm -rf "$work/theirs"
 
     generate "$work" my-api 2>&1
+}
+
+# A checkout by a git that ends lines as Windows does still has scripts that run; in the template and in the service.
+ends_lines() {
+    for folder in "$work/template" "$work/my-api"; do
+        [ -d "$folder" ] || { mkdir "$folder" && template_of "$folder"; }
+        git -c init.defaultBranch=main init --quiet "$folder"
+        git -C "$folder" add --all
+        git -C "$folder" -c user.name=nobody -c user.email=nobody@localhost commit --quiet --message "The first"
+        git clone --quiet --config core.autocrlf=true --config core.eol=crlf "$folder" "$work/clone"
+        diff --recursive --exclude=.git "$folder" "$work/clone" || fail "a clone is not what was committed"
+        rm -rf "$work/clone" "$folder/.git"
+    done
+    rm -rf "$work/template"
 }
 
 has_no_trace() {
@@ -148,13 +168,23 @@ builds_and_passes() {
     cd - >/dev/null
 }
 
+# The README's first commit holds all of it: nothing is left over, so that the first release is called after it.
+is_committed() {
+    git init --quiet "$work/my-api"
+    git -C "$work/my-api" config user.name nobody
+    git -C "$work/my-api" config user.email nobody@localhost
+    (cd "$work" && sh -ec "$(grep '^git ' "$OLDPWD/README.md")") >/dev/null
+    [ -z "$(git -C "$work/my-api" status --porcelain)" ] || fail "the first commit left something out"
+    git -C "$work/my-api" ls-files --error-unmatch Cargo.lock .gitattributes .github/workflows/ci.yml >/dev/null
+}
+
 prove() {
     work=$(mktemp -d)
     trap 'rm -rf "$work"' EXIT
     trap 'exit 1' HUP INT TERM
     # The crates that it needs are built once, however often this runs.
     export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$PWD/target}/template"
-    for step in setup refuses_names generates has_no_trace is_stamped builds_and_passes; do
+    for step in setup refuses_names generates ends_lines has_no_trace is_stamped builds_and_passes is_committed; do
         echo "template: $step"
         $step
     done
