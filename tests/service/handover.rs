@@ -889,6 +889,38 @@ async fn told_to_leave_at_any_moment_of_its_start_the_process_loses_nothing() {
 }
 
 #[tokio::test]
+async fn a_state_that_fails_hangs_or_takes_its_time_costs_nobody_a_connection() {
+    let mut service = start(own_routes::managed().exec()).await;
+    let mut client = client(&service).await;
+    assert_good(&client.get("/livez").await);
+    let ready = |service: &Service| service.messages().iter().filter(|message| message.says("READY=1")).count();
+    service.signal(Signal::HUP).unwrap();
+    assert!(soon("the end", service.exited()).await.unwrap().success());
+    client.ask("/livez").await;
+
+    service.set_env("STATE", "fails");
+    service.start().await.unwrap();
+    assert_eq!(soon("the end", service.exited()).await.unwrap().code(), Some(1));
+    let log = service.log();
+    assert_eq!(log.matches("the service does not start: no database: nobody listens").count(), 1, "{log}");
+
+    // Who stops a service that does not get ready need not kill it.
+    service.set_env("STATE", "hangs");
+    for (times, signal) in [(1, Signal::HUP), (2, Signal::TERM), (3, Signal::INT)] {
+        service.start().await.unwrap();
+        service.logged(own_routes::HANGS, times).await.unwrap();
+        service.signal(signal).unwrap();
+        assert!(soon("the end", service.exited()).await.unwrap().success(), "{}", service.log());
+    }
+
+    assert_eq!(ready(&service), 1);
+    service.set_env("STATE", "waits");
+    service.start().await.unwrap();
+    assert_good(&client.answer().await);
+    assert_eq!(ready(&service), 2);
+}
+
+#[tokio::test]
 async fn what_cannot_end_is_left_behind_and_the_rest_is_handed_over_all_the_same() {
     let mut service = start(managed().env(variable("shutdown_timeout"), "1s")).await;
     let mut idle = client(&service).await;

@@ -3,23 +3,24 @@
 //! there is for what blocks, and `/fails/{status}`, which answers with what it was sent.
 
 use std::convert::Infallible;
+use std::fmt;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
+use axum::{BoxError, Router};
 use lab::manager::Manager;
 use service::app::{self, AppState};
 use service::config::Config;
-use service::hitless::{Application, Handle, systemd};
-use service::{server, telemetry};
+use service::hitless::{Application, Handle};
+use service::server;
 use tower::Service;
 
 /// The process under the stand-in for systemd.
@@ -43,35 +44,62 @@ pub fn exit(code: ExitCode) {
     std::process::exit(i32::from(code != ExitCode::SUCCESS));
 }
 
-#[tokio::test]
+#[test]
 #[ignore = "is a process of another test's"]
-async fn serves() {
-    serve(|state| app::layered(app::routes().merge(routes()), state)).await;
+fn serves() {
+    serve(async |config, handle| own(config, handle, Router::new()).await);
 }
 
 /// The same service, but that it can be asked to panic where connections are accepted, by `/fragile`.
-#[tokio::test]
+#[test]
 #[ignore = "is a process of another test's"]
-async fn serves_until_it_breaks() {
+fn serves_until_it_breaks() {
     let fragile = Arc::new(AtomicBool::new(false));
-    let routes = routes().route(
+    let breaks = Router::new().route(
         "/fragile",
         get({
             let fragile = Arc::clone(&fragile);
             async move || fragile.store(true, Relaxed)
         }),
     );
-    serve(|state| Fragile { app: app::layered(app::routes().merge(routes), state), fragile }).await;
+    serve(async |config, handle| Ok(Fragile { app: own(config, handle, breaks).await?, fragile }));
 }
 
-async fn serve<A: Application>(app: impl FnOnce(AppState) -> A) {
+fn serve<A: Application>(app: impl AsyncFnOnce(Arc<Config>, Handle) -> Result<A, BoxError>) {
     if is_managed() {
-        let given = systemd::given();
         let config = Config::load(None).expect("a good configuration");
-        let logging = telemetry::init(&config.log).expect("a log");
-        let outcome = server::run(config, given, app).await.expect("sockets to listen on");
-        drop(logging);
-        exit(ExitCode::from(&outcome));
+        exit(server::process(config, app).expect("a process"));
+    }
+}
+
+/// The service with these routes and `more`. `STATE` in the environment says what becomes of it before it is ready.
+async fn own(config: Arc<Config>, handle: Handle, more: Router<AppState>) -> Result<impl Application, BoxError> {
+    match std::env::var("STATE").as_deref() {
+        Ok("fails") => return Err(NoDatabase(std::io::Error::other("nobody listens")).into()),
+        Ok("waits") => tokio::time::sleep(Duration::from_secs(1)).await,
+        Ok("hangs") => {
+            println!("{HANGS}");
+            std::future::pending().await
+        }
+        _ => {}
+    }
+    let state = AppState::new(Arc::clone(&config), handle).await?;
+    Ok(app::layered(app::routes().merge(routes()).merge(more).with_state(state), &config))
+}
+
+/// An error that does not say its cause by itself.
+#[derive(Debug)]
+struct NoDatabase(std::io::Error);
+
+impl fmt::Display for NoDatabase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("no database")
+    }
+}
+
+impl std::error::Error for NoDatabase {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.0)
     }
 }
 
@@ -118,6 +146,9 @@ async fn length() -> impl IntoResponse {
     let whole = futures_util::stream::once(async { Ok::<_, Infallible>("whole") });
     ([(header::CONTENT_LENGTH, "5")], Body::from_stream(whole))
 }
+
+/// What it says where its state never comes.
+pub const HANGS: &str = "nothing comes of it";
 
 /// What `/work` says in the log when it is done.
 pub const DONE: &str = "the work is done";

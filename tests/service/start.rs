@@ -63,8 +63,9 @@ pub async fn spawn_app_with(mut machinery: JoinSet<()>, overrides: &str, routes:
         .expect("a listener");
     machinery.spawn(lifecycle::expire(Arc::clone(&gate)));
 
-    let state = AppState::new(Arc::new(config), handle.clone());
-    let app = app::layered(app::routes().merge(routes), state);
+    let config = Arc::new(config);
+    let state = AppState::new(Arc::clone(&config), handle.clone()).await.expect("its state");
+    let app = app::layered(app::routes().merge(routes).with_state(state), &config);
     let (tell, told) = oneshot::channel();
     let told = async move {
         // A test that ends without telling leaves the service to its end.
