@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use lab::http1::{Ask, Connection, Stays};
 use lab::http2;
 use lab::manager::{Manager, Service};
+use lab::traffic::Request;
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, sendmsg, socketpair,
 };
@@ -601,7 +602,7 @@ async fn http2_ends_with_goaway_and_its_streams_are_finished() {
     // Longer than a client without a stream is waited for.
     let mut service = start(managed().env(variable("ping_delay"), "1500ms")).await;
     let connection = http2::Connection::open(service.address()).await.unwrap();
-    let ask = |path| http2::Ask::get(path, 200, None);
+    let ask = |path| Request::get(path, 200, None);
     let mut streams = JoinSet::new();
     for _ in 0..3 {
         let mut stream = connection.stream();
@@ -624,7 +625,7 @@ async fn http2_ends_with_goaway_and_its_streams_are_finished() {
 async fn an_http2_stream_that_has_just_begun_keeps_nobody_waiting() {
     let mut service = start(managed().env(variable("ping_delay"), "2s")).await;
     let connection = http2::Connection::open(service.address()).await.unwrap();
-    let ask = http2::Ask::get("/ping", 200, None);
+    let ask = Request::get("/ping", 200, None);
     let mut stream = connection.stream();
     let slow = tokio::spawn(async move { http2::exchange(&mut stream, &ask).await });
     tokio::task::yield_now().await;

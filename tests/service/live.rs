@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use futures_util::{SinkExt, StreamExt};
 use lab::http2;
 use lab::manager::{Manager, Service};
+use lab::traffic::Request;
 use rustix::process::Signal;
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
@@ -241,7 +242,7 @@ async fn work_that_does_not_end_is_given_up_at_t_and_told_and_costs_no_connectio
 async fn http2_streams_that_are_opened_all_the_time_are_all_answered_through_restarts() {
     let mut service = start(managed()).await;
     let address = service.address();
-    let ask = http2::Ask::get("/livez", 200, None);
+    let ask = Request::get("/livez", 200, None);
     let over = std::cell::Cell::new(false);
     let client = async {
         let (mut answered, mut connections) = (0, 0);
@@ -278,7 +279,7 @@ async fn http2_streams_that_are_opened_all_the_time_are_all_answered_through_res
 async fn event_streams_over_http2_end_whole_before_goaway() {
     let mut service = start(managed()).await;
     let connection = http2::Connection::open(service.address()).await.expect("a connection is not refused");
-    let ask = http2::Ask::get("/events", 200, None);
+    let ask = Request::get("/events", 200, None);
     let mut streams = [connection.stream(), connection.stream()];
     let [one, two] = &mut streams;
     let restarted = async {

@@ -8,6 +8,7 @@ use axum::extract::ConnectInfo;
 use axum::http::{HeaderMap, StatusCode};
 use axum::routing::get;
 use lab::http2;
+use lab::traffic::Request;
 use service::problem::Problem;
 use tokio::net::TcpStream;
 
@@ -182,7 +183,7 @@ async fn a_clients_address_is_known_by_the_name_that_libraries_ask_for() {
     let own = stream.local_addr().unwrap();
     assert_eq!(Client::on(stream).get("/whoami").await.text(), own.to_string());
     let connection = http2::Connection::open(app.address).await.unwrap();
-    let answer = http2::exchange(&mut connection.stream(), &http2::Ask::get("/whoami", 200, None)).await;
+    let answer = http2::exchange(&mut connection.stream(), &Request::get("/whoami", 200, None)).await;
     assert_eq!(answer, http2::Outcome::Answered);
 }
 
@@ -220,17 +221,11 @@ async fn a_request_that_does_not_say_whom_it_is_for_is_refused() {
 async fn http_2_is_served_on_the_same_port_with_prior_knowledge() {
     let app = spawn_app("ping_delay = '50ms'", Router::new()).await;
     let connection = http2::Connection::open(app.address).await.unwrap();
-    let ask = |path: &str, post: Option<&'static str>, status, body: Option<&'static str>| http2::Ask {
-        path: path.into(),
-        post: post.map(Into::into),
-        status,
-        body: body.map(Into::into),
-    };
     let asks = [
-        ask("/livez", None, 200, None),
-        ask("/ping", None, 200, Some("{\"message\":\"pong\"}")),
-        ask("/echo", Some("a body"), 200, Some("a body")),
-        ask("/nowhere", None, 404, None),
+        Request::get("/livez", 200, None),
+        Request::get("/ping", 200, Some("{\"message\":\"pong\"}")),
+        Request::echo("/echo", 200, "a body"),
+        Request::get("/nowhere", 404, None),
     ];
     for ask in &asks {
         assert_eq!(http2::exchange(&mut connection.stream(), ask).await, http2::Outcome::Answered);
