@@ -1,5 +1,6 @@
 #!/bin/sh
-# The template: what cargo-generate makes of it builds, passes its tests and has no trace of the template but a stamp.
+# The template: what cargo-generate makes of it builds, has no trace of the template but a stamp, and passes its tests once
+# it has become a service of one's own.
 #
 #   tests/template.sh                      proves that
 #   tests/template.sh setup                installs cargo-generate, unless it is there
@@ -155,17 +156,108 @@ is_stamped() {
 }
 
 # The first build mends the lock file, which still had the template's name: nothing else in it changes.
-builds_and_passes() {
+builds() {
     locked() { grep -v '^name = "\(hitless\|my-api\)"' "$1" | sort; }
     locked Cargo.lock >"$work/before"
     cd "$work/my-api"
     cargo build --quiet --workspace --all-targets
     cargo build --quiet --workspace --all-targets --locked
     locked Cargo.lock | diff "$work/before" - || fail "the lock file changed"
-    cargo test --quiet --workspace
     [ "$("$CARGO_TARGET_DIR/debug/my-api" unit socket | grep ^FileDescriptorName)" = "FileDescriptorName=http" ]
     make check
     cd - >/dev/null
+}
+
+# A service of one's own: the examples are gone, as the README tells how, and it has a route that takes JSON, a state that is
+# waited for, a setting, a line in the log before it serves, connections of its own. It passes its tests, and is rehearsed.
+makes_it_ones_own() {
+    cd "$work/my-api"
+    rm src/routes/ping.rs src/routes/echo.rs
+    sed -i 's/^pub mod echo;/pub mod orders;/; /^pub mod ping;/d' src/routes/mod.rs
+    sed -i 's/{echo, health, ping}/{health, orders}/; s/^    pub readiness: .*/&\n    pub orders: orders::Orders,/
+        s/Ok(Self { config,/Ok(Self { orders: orders::Orders::open(\&config.journal).await?, config,/
+        /"\/ping"/d; s/"\/echo", post(echo::echo)/"\/orders", post(orders::take)/' src/app.rs
+    sed -i '/serde(with = "humantime_serde")/{N;s/.*pub ping_delay: .*/    pub journal: String,/}' src/config.rs
+    sed -i '/^# How long \/ping takes/d; s/^ping_delay = .*/journal = ""/; s/^outbound = false/outbound = true/' config/default.toml
+    cat >src/routes/orders.rs <<'END'
+//! `POST /orders`: takes each order once.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use serde::{Deserialize, Serialize};
+
+use crate::problem::Problem;
+
+/// The orders so far.
+#[derive(Clone, Debug, Default)]
+pub struct Orders(Arc<Mutex<BTreeSet<String>>>);
+
+impl Orders {
+    /// Opens the journal that they are written to.
+    ///
+    /// # Errors
+    /// When it is not that of this service.
+    pub async fn open(journal: &str) -> Result<Self, std::io::Error> {
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        tracing::info!("{journal} is open");
+        if journal == "orders" { Ok(Self::default()) } else { Err(std::io::Error::other("no journal of orders")) }
+    }
+}
+
+/// An order.
+#[derive(Deserialize, Serialize)]
+pub struct Order {
+    order: String,
+}
+
+/// Takes an order.
+pub async fn take(
+    State(Orders(orders)): State<Orders>,
+    headers: HeaderMap,
+    Json(order): Json<Order>,
+) -> Result<(StatusCode, Json<Order>), Problem> {
+    let key = headers.get("idempotency-key").and_then(|key| key.to_str().ok());
+    let new = orders.lock().is_ok_and(|mut orders| orders.insert(order.order.clone()));
+    if key != Some(&order.order) || !new {
+        return Err(Problem::new(StatusCode::CONFLICT, "no order, or one that was taken already"));
+    }
+    Ok((StatusCode::CREATED, Json(order)))
+}
+END
+    sed -i '/^\[settings\]/,$d' tests/lab/traffic.toml
+    cat >>tests/lab/traffic.toml <<'END'
+[settings]
+journal = "orders"
+
+[[fast]]
+method = "POST"
+path = "/orders"
+headers = { Content-Type = "application/json", Idempotency-Key = "{id}" }
+send = '{"order":"{id}"}'
+status = 201
+body = '{"order":"{id}"}'
+END
+    example=$(grep -n 'async fn ping_answers' tests/service/own_routes.rs | cut -d : -f 1)
+    sed -i "$((example - 1)),\$d" tests/service/own_routes.rs
+    cat >>tests/service/own_routes.rs <<'END'
+#[tokio::test]
+async fn what_is_no_order_is_refused() {
+    let mut client = spawn_own("journal = 'orders'").await.client().await;
+    client.send("POST /orders HTTP/1.1\r\nHost: test\r\nContent-Length: 0\r\n\r\n").await;
+    assert_eq!(client.answer().await.status, 415);
+}
+END
+    cargo fmt --all
+    make check
+    cargo test --quiet --workspace
+    cd - >/dev/null
+    # In the template's own folder, where what they have in common is built anyway.
+    cargo build --quiet --release --package lab --target-dir "$built"
+    (cd "$work/my-api" && CARGO_TARGET_DIR=$built "$built/release/lab" rehearse --stand-in --restarts 3 --out "$work")
 }
 
 # The README's first commit holds all of it: nothing is left over, so that the first release is called after it.
@@ -173,7 +265,7 @@ is_committed() {
     git init --quiet "$work/my-api"
     git -C "$work/my-api" config user.name nobody
     git -C "$work/my-api" config user.email nobody@localhost
-    (cd "$work" && sh -ec "$(grep '^git ' "$OLDPWD/README.md")") >/dev/null
+    (cd "$work" && sh -ec "$(grep '^git -C ' "$OLDPWD/README.md")") >/dev/null
     [ -z "$(git -C "$work/my-api" status --porcelain)" ] || fail "the first commit left something out"
     git -C "$work/my-api" ls-files --error-unmatch Cargo.lock .gitattributes .github/workflows/ci.yml >/dev/null
 }
@@ -183,8 +275,9 @@ prove() {
     trap 'rm -rf "$work"' EXIT
     trap 'exit 1' HUP INT TERM
     # The crates that it needs are built once, however often this runs.
-    export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$PWD/target}/template"
-    for step in setup refuses_names generates ends_lines has_no_trace is_stamped builds_and_passes is_committed; do
+    built=${CARGO_TARGET_DIR:-$PWD/target}
+    export CARGO_TARGET_DIR="$built/template"
+    for step in setup refuses_names generates ends_lines has_no_trace is_stamped builds is_committed makes_it_ones_own; do
         echo "template: $step"
         $step
     done

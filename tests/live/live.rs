@@ -9,8 +9,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use axum::extract::State;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
+use axum::extract::{FromRef, State};
 use axum::http::HeaderMap;
 use axum::response::sse::{Event, KeepAlive};
 use axum::response::{Html, IntoResponse, Sse};
@@ -27,14 +27,24 @@ pub fn main() -> Result<ExitCode, BoxError> {
     server::process(Config::load(None)?, live)
 }
 
-/// The service, and what is added to it here.
+/// The service, and what is added to it here, which goes before what it has under the same paths.
 async fn live(config: Arc<Config>, handle: Handle) -> Result<impl Application, BoxError> {
-    handle.spawn(rounds(handle.clone()));
+    begin(&handle);
     let state = AppState::new(Arc::clone(&config), handle).await?;
-    Ok(app::layered(app::routes().merge(routes()).with_state(state), &config))
+    let service = app::routes().with_state(state.clone());
+    Ok(app::layered(routes().with_state(state).fallback_service(service), &config))
 }
 
-fn routes() -> Router<AppState> {
+/// Begins what goes on in the background.
+pub fn begin(handle: &Handle) {
+    handle.spawn(rounds(handle.clone()));
+}
+
+/// The routes, for any state that has a [`Handle`].
+pub fn routes<S: Clone + Send + Sync + 'static>() -> Router<S>
+where
+    Handle: FromRef<S>,
+{
     let page = Html(include_str!("page.html"));
     Router::new().route("/", get(page)).route("/events", get(events)).route("/socket", get(socket))
 }

@@ -15,25 +15,27 @@ use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::{WebSocketStream, client_async};
 
+use crate::application;
 use crate::client::{Client, soon};
 use crate::handover::{assert_good, client, restart, slowest_answer, start};
-use crate::own_routes;
-use crate::start::variable;
+use crate::start::{managed_as, variable};
 
 #[path = "../live/live.rs"]
+#[expect(dead_code, reason = "its main is that of the example")]
 mod example;
 
 /// The example as a process under the stand-in for systemd.
 fn managed() -> Manager {
-    own_routes::process_of("live::serves").env(variable("log.format"), "json")
+    managed_as("live::serves")
 }
 
 #[test]
 #[ignore = "is a process of another test's"]
 fn serves() {
-    if own_routes::is_managed() {
-        own_routes::exit(example::main().expect("a service that starts"));
-    }
+    application::process(async |config, handle| {
+        example::begin(&handle);
+        Ok(application::app(&config, handle, Duration::ZERO, example::routes()))
+    });
 }
 
 /// The process that answers now, and a connection to it.
@@ -223,7 +225,7 @@ async fn a_background_task_is_told_and_ends_the_round_that_it_has_begun() {
 
 #[tokio::test]
 async fn work_that_does_not_end_is_given_up_at_t_and_told_and_costs_no_connection() {
-    let mut service = start(own_routes::managed().env(variable("shutdown_timeout"), "2s")).await;
+    let mut service = start(crate::start::managed().env(variable("shutdown_timeout"), "2s")).await;
     let (before, mut kept) = process(&service).await;
     assert_good(&kept.get("/endless").await);
 

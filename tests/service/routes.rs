@@ -12,6 +12,7 @@ use lab::traffic::Request;
 use service::problem::Problem;
 use tokio::net::TcpStream;
 
+use crate::application::Shared;
 use crate::client::{Answer, Client};
 use crate::start::spawn_app;
 
@@ -25,17 +26,8 @@ fn assert_problem(answer: &Answer, status: u16) {
 }
 
 /// The service with this setting, and a client of it.
-async fn client_of(overrides: &str, routes: Router<service::app::AppState>) -> Client {
+async fn client_of(overrides: &str, routes: Router<Shared>) -> Client {
     spawn_app(overrides, routes).await.client().await
-}
-
-#[tokio::test]
-async fn ping_answers_after_its_delay() {
-    let mut client = client_of("ping_delay = '300ms'", Router::new()).await;
-    let began = Instant::now();
-    let answer = client.get("/ping").await;
-    assert_eq!((answer.status, answer.json()), (200, serde_json::json!({ "message": "pong" })));
-    assert!(began.elapsed() >= Duration::from_millis(300));
 }
 
 #[tokio::test]
@@ -43,21 +35,6 @@ async fn livez_answers_while_pings_wait() {
     let app = spawn_app("ping_delay = '10s'\nshutdown_timeout = '1h'", Router::new()).await;
     app.client().await.ask("/ping").await;
     assert_eq!(app.client().await.get("/livez").await.status, 200);
-}
-
-#[tokio::test]
-async fn echo_sends_a_body_back_as_it_comes() {
-    let mut client = client_of("", Router::new()).await;
-    assert_eq!(client.echo("a body").await.text(), "a body");
-    client.send("POST /echo HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n").await;
-    assert_eq!(client.head().await.status, 200);
-    for part in ["one", "two", "six"] {
-        client.send(format!("3\r\n{part}\r\n")).await;
-        assert_eq!(client.chunk().await, part.as_bytes());
-    }
-    client.send("0\r\n\r\n").await;
-    assert_eq!(client.chunk().await, b"");
-    assert_eq!(client.get("/livez").await.status, 200);
 }
 
 #[tokio::test]
