@@ -15,7 +15,7 @@ use crate::config::Config;
 use crate::hitless::{Application, Handle, RequestTimeout};
 use crate::routes::health::Readiness;
 use crate::routes::{echo, health, ping};
-use crate::{host, problem, requests};
+use crate::{problem, requests, strict};
 
 /// What handlers share. Each field is a handler's to ask for: `State(config): State<Arc<Config>>`.
 #[derive(Clone, Debug, FromRef)]
@@ -66,8 +66,8 @@ pub fn layered(routes: Router, config: &Config) -> impl Application + use<> {
     ServiceBuilder::new()
         // Every request has an id, and its outcome is in the log.
         .layer(requests::Observe::default())
-        // It is clear whom each request is for (RFC 9112, section 3.2).
-        .layer(host::Check)
+        // It is clear whom each request is for, and where it ends (RFC 9112, sections 3.2 and 6.1).
+        .layer(strict::Check)
         // Libraries know a client by its address: `ConnectInfo<SocketAddr>`.
         .map_request(requests::with_address)
         // Whatever fails, and wherever, the client gets a problem document (RFC 9457).

@@ -10,6 +10,7 @@ use tokio::net::{TcpStream, UnixStream};
 
 use crate::config::{Config, Listen};
 use crate::hitless::Siblings;
+use crate::hitless::connection::Origin;
 use crate::hitless::parcel::Clean;
 use crate::hitless::sibling::{self, hand_in};
 
@@ -51,7 +52,7 @@ async fn report(
 /// Asks one instance among those that share a socket: it is handed one end of a connection, as by a sibling.
 async fn ask_instance(door: &Path) -> io::Result<(u16, String)> {
     let (ours, theirs) = UnixStream::pair()?;
-    let theirs = Clean { socket: theirs.into_std()?.into(), rest: Vec::new(), guest: false };
+    let theirs = Clean { socket: theirs.into_std()?.into(), rest: Vec::new(), origin: Origin::Adopted };
     hand_in(door, &[theirs], sibling::PATIENCE).await?;
     ask(ours).await
 }

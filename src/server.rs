@@ -96,7 +96,8 @@ async fn run<A: Application>(
     let mut machinery = JoinSet::new();
     machinery.spawn(systemd::feed_watchdog());
     machinery.spawn(lifecycle::report(Arc::clone(&gate), lifecycle.handle()));
-    machinery.spawn(lifecycle::expire(gate));
+    machinery.spawn(lifecycle::expire(Arc::clone(&gate)));
+    machinery.spawn(lifecycle::relieve(gate));
     // It may take its time, and may be told to leave meanwhile.
     let app = tokio::select! {
         biased;

@@ -60,6 +60,9 @@ memory() {
         cargo test --quiet && cargo test --quiet --features shuttle --test gate
 }
 
+# Clients that say and do anything, while the service is restarted.
+storm() { cargo run --quiet --package lab -- storm; }
+
 template() { needs git && tests/template.sh; }
 
 # Hosts, that is Debians booted for it, and what happens to the service there.
@@ -167,7 +170,7 @@ began=$(date +%s)
 case "$*" in
 '')
     # Side by side what compiles into folders of its own; the restarts have the machine to themselves.
-    lane format scripts lints service units memory
+    lane format scripts lints service units storm memory
     [ ! -x tests/template.sh ] || lane template
     wait
     lane bookworm trixie browser deploys delays

@@ -13,7 +13,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
@@ -23,12 +23,14 @@ use axum::http::{HeaderMap, Method, StatusCode, Uri, Version, header};
 use axum::serve::IncomingStream;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{RecvFlags, recv};
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_util::either::Either;
 
 use super::frames::Frames;
-use super::gate::{Cut, Gate, Limits, Mode, Obstacle};
+use super::gate::{Cut, Gate, Limits, Mode, Obstacle, YIELDS_AFTER};
+use super::held::{READ, READ_WHEN_TIGHT, REQUEST};
 use super::ledger::{Body, Ledger};
 use super::listener::Listener;
 use super::notice::Kind;
@@ -43,6 +45,12 @@ const LINGER_READS: usize = 16;
 
 /// How long a connection has to have been quiet to be taken before the gate closes.
 pub(super) const QUIET: Duration = Duration::from_millis(500);
+
+/// How much an HTTP/2 connection may say before others are served: 16 KiB may be a thousand frames to be answered.
+const FAIR_BYTES: usize = 16 << 10;
+
+/// How long a client that is told to go has until it is taken for one that does not hear.
+const HEARS_WITHIN: Duration = Duration::from_millis(100);
 
 /// How much of the path of a request that is cut off is told, in bytes.
 const PATH: usize = 256;
@@ -79,15 +87,22 @@ pub(super) enum Idle {
 
 /// How a connection came to this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Origin {
+pub enum Origin {
     Accepted,
     /// Accepted over the limit: served if another one makes room for it, else only told so.
     Surplus,
-    /// Handed over by the process before.
+    /// Handed over by the process before, or put aside by this one.
     Adopted,
+    /// The same, and nothing was asked on it yet.
+    Unasked,
     /// Handed over by a sibling.
     Guest,
 }
+
+/// What a request of HTTP/1.1 carries as an extension whose target has a fragment: hyper has dropped that, and a proxy in
+/// front may have taken it for a part of the path.
+#[derive(Clone, Copy, Debug)]
+pub struct Fragment;
 
 /// A live connection. Handlers get it as `ConnectInfo<Connection>`.
 #[derive(Clone, Debug)]
@@ -100,6 +115,8 @@ struct Shared {
     origin: Origin,
     /// Over the limit of connections.
     surplus: AtomicBool,
+    /// Of its answers, what hyper has and the client has not, in bytes.
+    unread: AtomicUsize,
     gate: Arc<Gate>,
     state: Mutex<State>,
 }
@@ -113,8 +130,8 @@ struct State {
     /// The requests in flight: one at most in HTTP/1.1; in HTTP/2 many, each until its stream has ended.
     requests: Vec<InFlight>,
     tickets: u64,
-    /// Another process accepted it.
-    adopted: bool,
+    /// Something was asked on it before it came to this process.
+    asked: bool,
     /// It ends with the request in flight: either side has said so.
     last: bool,
     /// The client has closed its side, and waits for its answer.
@@ -123,6 +140,8 @@ struct State {
     late: bool,
     /// A response has ended and its last bytes are not known to have reached the socket.
     unflushed: bool,
+    /// Something was written of which the kernel may still hold a part.
+    unsent: bool,
     /// hyper was told that there is nothing to read, without the socket having been asked.
     withheld: bool,
     /// When the connection became idle, the head that is being read began, or a part of an answer was found written.
@@ -133,10 +152,16 @@ struct State {
     stalled: Option<Instant>,
     /// Idle, at its head, or not reading, for too long; or it is to make room.
     expired: bool,
+    /// It is to make room, and counted so.
+    yielding: bool,
+    /// It holds too much, and is to end whatever it is at.
+    shed: bool,
     /// Since when what the client still sends is discarded, and how much it was.
     lingering: Option<(Instant, u64)>,
     /// To be asked whether its client has closed its side.
     doubted: bool,
+    /// How much was read since there was nothing to read, or others were served.
+    streak: usize,
     /// Of the task that read last.
     reader: Option<Waker>,
     /// Of the task that waits for the client to read: once the connection is upgraded, it may be another one, and nobody
@@ -204,12 +229,16 @@ impl Connection {
             state.ledger.lose();
             stream = state.frames.dispatched();
         } else {
+            if state.ledger.has_fragment() {
+                request.extensions_mut().insert(Fragment);
+            }
             // hyper's own reading of the head, so that there are no two opinions on where the request ends.
             let length = request.body().size_hint().exact();
             state.ledger.dispatched(length.map_or(Body::Chunked, Body::Length));
             // Such a client waits for the end of file.
             state.last |= state.half_closed || request.version() < Version::HTTP_11 || says_close(request.headers());
         }
+        self.0.gate.take_in(REQUEST);
         state.tickets += 1;
         let ticket = state.tickets;
         state.requests.push(InFlight {
@@ -256,24 +285,28 @@ impl Connection {
         if unbounded { Obstacle::Unbounded } else { Obstacle::None }
     }
 
-    /// How and since when the connection is idle; `None` when it is not.
+    /// How and since when the connection waits for its client, and might make room; `None` when it does not.
     pub(super) fn idle(&self) -> Option<(Idle, Instant)> {
         let state = self.lock();
         if let Some((since, _)) = state.lingering.filter(|_| !state.expired) {
             return Some((Idle::Lingering, since));
         }
-        let kind = if state.tickets > 0 || state.adopted { Idle::Asked } else { Idle::Silent };
-        state.is_idle().then_some((kind, state.since))
+        let kind = if state.has_asked() { Idle::Asked } else { Idle::Silent };
+        state.awaits_request().then_some((kind, state.since))
     }
 
-    /// Ends the connection if it may make room for another: it only lingers, or has been idle for `patience`, and not just
-    /// for the moment that a client takes between two requests, or before its first. Says whether it does.
+    /// Ends the connection if it may make room for another: it only lingers, or has waited for its client's request for
+    /// `YIELDS_AFTER`; where nothing was asked on it yet, for `patience`. Says whether it does.
     pub(super) fn make_room(&self, patience: Duration) -> bool {
         let mut state = self.lock();
         let lingers = state.lingering.is_some() && !state.expired;
-        let makes_room = lingers || (state.is_idle() && state.since.elapsed() >= patience);
+        let patience = if state.has_asked() { YIELDS_AFTER } else { patience };
+        let makes_room = lingers || (state.awaits_request() && state.since.elapsed() >= patience);
         if makes_room {
             state.expired = true;
+            if !std::mem::replace(&mut state.yielding, true) {
+                self.0.gate.yields();
+            }
             state.wake();
             self.0.gate.notice(Kind::Yielded, self.peer());
         }
@@ -282,7 +315,7 @@ impl Connection {
 
     /// Whether the connection is over the limit, and stays so although it has something to ask: nobody makes room.
     pub(super) fn is_turned_away(&self) -> bool {
-        if self.is_surplus() && self.0.gate.make_room() {
+        if self.is_surplus() && self.0.gate.make_room(true, false) {
             self.0.surplus.store(false, Relaxed);
             // It may have been taken for one that is not read any more.
             self.lock().read_again();
@@ -316,15 +349,37 @@ impl Connection {
         self.lock().fate == Fate::Taken
     }
 
-    /// Whether the connection, quiet since `before`, is to be taken before the gate closes and not put aside yet.
-    pub(super) fn leaves_early(&self, before: Instant) -> bool {
+    /// Whether the connection, as it was at `now`, is to be taken before the gate closes and not put aside yet; or to go,
+    /// and its client has not heard.
+    pub(super) fn leaves_early(&self, now: Instant) -> bool {
         let state = self.lock();
-        state.fate == Fate::Taken || (state.may_leave_early() && state.since < before)
+        if state.frames.is_http2() && state.fate == Fate::Open {
+            let waited_for = state.frames.told().is_none_or(|told| told >= now);
+            return waited_for && (state.is_quiet() || !state.frames.has_heard());
+        }
+        // Those that become quiet meanwhile are not woken.
+        let quiet = now.saturating_duration_since(state.since) >= QUIET;
+        state.fate == Fate::Taken || (state.may_leave_early() && quiet)
     }
 
     /// Whether something would be lost with the connection.
     pub(super) fn is_busy(&self) -> bool {
-        !self.lock().leaves_by_itself()
+        let state = self.lock();
+        if !state.leaves_by_itself() {
+            return true;
+        }
+        let is_sending = state.is_sending();
+        if is_sending {
+            // Nobody tells when the kernel has sent it: its task looks again.
+            state.wake();
+        }
+        is_sending
+    }
+
+    /// Whether what goes on here ends by itself, whatever the client does.
+    pub(super) fn is_bounded(&self) -> bool {
+        let is_sending = self.lock().is_sending();
+        !is_sending && self.obstacle(Duration::ZERO) != Obstacle::Unbounded
     }
 
     /// Whether a request may well be on its way: the first one, or one whose head has begun.
@@ -382,6 +437,43 @@ impl Connection {
         if state.expired || mute || given_up > 0 {
             state.wake();
         }
+    }
+
+    /// Of its answers, what hyper has and the client has not, in bytes.
+    pub(super) fn unread(&self) -> &AtomicUsize {
+        &self.0.unread
+    }
+
+    /// Whether the connections hold so much that each is to hold less.
+    pub(super) fn is_tight(&self) -> bool {
+        self.0.gate.is_tight()
+    }
+
+    /// How much the service holds for the client, in bytes, and for how long it has not got any further; `None` when that is
+    /// nothing. A flood is over with that.
+    pub(super) fn held(&self) -> Option<(usize, Duration)> {
+        let mut state = self.lock();
+        state.read_again();
+        if state.shed {
+            return None;
+        }
+        let uploads = state.requests.iter().filter_map(|request| Some((request.upload.as_ref()?, request.stream?)));
+        let uploads: usize = uploads.map(|(upload, id)| upload.held(state.frames.received(id))).sum();
+        let requests = state.requests.len().max(state.frames.open()) * REQUEST;
+        // hyper has what is read of a head as well.
+        let head = state.ledger.rest().map_or(0, |rest| rest.len() * 2);
+        let since = state.frames.stands_still().or(state.stalled).unwrap_or(state.since);
+        let held = self.unread().load(Relaxed) + uploads + requests + head;
+        (held > 0).then(|| (held, since.elapsed()))
+    }
+
+    /// Ends the connection because of what it holds.
+    pub(super) fn shed(&self) {
+        let mut state = self.lock();
+        state.shed = true;
+        state.expired = true;
+        state.wake();
+        self.0.gate.notice(Kind::Shed, self.peer());
     }
 
     /// What is lost when the connection is cut now.
@@ -465,6 +557,10 @@ impl Ticket {
             Mode::Retiring | Mode::Retired => true,
         };
         state.last
+    }
+
+    pub(super) fn connection(&self) -> Connection {
+        self.connection.clone()
     }
 
     /// Notes that the request is turned away, as its connection is over the limit; gives its id.
@@ -564,9 +660,27 @@ impl State {
         quiet && self.is_never_clean() && (self.protocol != Protocol::Upgraded || self.late)
     }
 
+    /// Whether the kernel still holds a part of an answer that it would not send any more after the end of the process, when
+    /// the client goes on to say something. Other processes go on with HTTP/1.1.
+    fn is_sending(&self) -> bool {
+        self.unsent && (self.protocol == Protocol::Http2 || self.lingering.is_some())
+    }
+
+    /// Looks whether that is still so, once it matters: the service `leaves`.
+    fn look_at_unsent(&mut self, socket: &Socket, leaves: bool) {
+        if leaves && self.is_sending() && is_sent(socket) {
+            self.unsent = false;
+        }
+    }
+
     /// Whether no request is in flight and no answer on its way to the socket.
     fn is_quiet(&self) -> bool {
         self.requests.is_empty() && self.frames.open() == 0 && !self.unflushed
+    }
+
+    /// Whether the client of HTTP/2 was told to go and has heard, or has had the time to, once everybody else waits.
+    fn is_to_go(&self, paused: bool) -> bool {
+        self.frames.has_heard() || (paused && self.frames.told().is_some_and(|told| told.elapsed() >= HEARS_WITHIN))
     }
 
     /// Enters that HTTP/2 streams have ended.
@@ -592,20 +706,29 @@ impl State {
         }
     }
 
-    /// Whether the beginning of a head has been read.
+    /// Whether the beginning of a head has been read, or of the preface of HTTP/2.
     fn is_at_head(&self) -> bool {
-        self.ledger.rest().is_some_and(|rest| !rest.is_empty())
+        self.ledger.rest().is_some_and(|rest| !rest.is_empty()) || self.frames.is_at_preface()
     }
 
     /// Whether nothing has come on a connection that was accepted here.
     fn is_silent(&self) -> bool {
-        self.tickets == 0 && !self.adopted && self.ledger.rest().is_some_and(<[u8]>::is_empty)
+        !self.has_asked() && self.ledger.rest().is_some_and(<[u8]>::is_empty)
     }
 
-    /// Whether the connection waits for its client's next request, of which nothing has come.
+    /// Whether something was asked on the connection, here or where it was accepted.
+    fn has_asked(&self) -> bool {
+        self.tickets > 0 || self.asked
+    }
+
+    /// Whether the connection waits for its client's next request, or for the rest of its head.
+    fn awaits_request(&self) -> bool {
+        self.fate == Fate::Open && self.is_quiet() && !self.expired && self.protocol != Protocol::Upgraded
+    }
+
+    /// Whether nothing has come of the request that the connection waits for.
     fn is_idle(&self) -> bool {
-        let quiet = self.fate == Fate::Open && self.is_quiet() && !self.expired;
-        quiet && self.protocol != Protocol::Upgraded && !self.is_at_head()
+        self.awaits_request() && !self.is_at_head()
     }
 
     /// Closes the connection for hyper, and says so where there are words for it, as far as the socket takes them.
@@ -637,9 +760,15 @@ impl State {
     /// Closes this side of the connection, and discards what the client still sends until it closes its own, or has had
     /// enough time. A socket that is closed while something is unread resets the connection, and its client may never see
     /// the answer (RFC 9112, section 9.6).
-    fn poll_linger(&mut self, mut socket: Pin<&mut Socket>, cx: &mut Context<'_>) -> Poll<()> {
-        // A client that has gone needs no end.
-        let _ = ready!(socket.as_mut().poll_shutdown(cx));
+    ///
+    /// While the service `leaves`, this side is closed only when everything was sent: afterwards nothing tells.
+    fn poll_linger(&mut self, mut socket: Pin<&mut Socket>, cx: &mut Context<'_>, leaves: bool) -> Poll<()> {
+        self.look_at_unsent(&socket, leaves);
+        if !leaves || !self.unsent {
+            // A client that has gone needs no end.
+            let _ = ready!(socket.as_mut().poll_shutdown(cx));
+            self.unsent = false;
+        }
         self.reader = Some(cx.waker().clone());
         let mut scrap = [MaybeUninit::uninit(); 8192];
         for _ in 0..LINGER_READS {
@@ -680,23 +809,29 @@ impl Io {
             fate: Fate::Open,
             requests: Vec::new(),
             tickets: 0,
-            adopted: matches!(origin, Origin::Adopted | Origin::Guest),
+            asked: matches!(origin, Origin::Adopted | Origin::Guest),
             last: false,
             half_closed: false,
             late: false,
             unflushed: false,
+            unsent: false,
             withheld: false,
             since: Instant::now(),
             wrote: false,
             stalled: None,
             expired: false,
+            yielding: false,
+            shed: false,
             lingering: None,
             doubted: false,
+            streak: 0,
             reader: None,
             writer: None,
         };
         let surplus = AtomicBool::new(origin == Origin::Surplus);
-        let connection = Connection(Arc::new(Shared { id, peer, origin, surplus, gate, state: Mutex::new(state) }));
+        let unread = AtomicUsize::new(0);
+        let connection =
+            Connection(Arc::new(Shared { id, peer, origin, surplus, unread, gate, state: Mutex::new(state) }));
         Self { socket: Some(socket), unread: rest, connection }
     }
 
@@ -704,6 +839,23 @@ impl Io {
     pub(super) fn connection(&self) -> &Connection {
         &self.connection
     }
+}
+
+/// Reads so many bytes at the `most`.
+fn poll_read_some(
+    socket: Pin<&mut Socket>,
+    cx: &mut Context<'_>,
+    buf: &mut ReadBuf<'_>,
+    most: usize,
+) -> Poll<io::Result<()>> {
+    if buf.remaining() <= most {
+        return socket.poll_read(cx, buf);
+    }
+    let mut part = ReadBuf::new(buf.initialize_unfilled_to(most));
+    ready!(socket.poll_read(cx, &mut part))?;
+    let count = part.filled().len();
+    buf.advance(count);
+    Poll::Ready(Ok(()))
 }
 
 /// Whether something has arrived that the runtime has not told of yet: after a standstill there is a lot to tell.
@@ -714,6 +866,21 @@ fn has_unread(socket: &Socket) -> bool {
         Either::Right(unix) => recv(unix, &mut byte, flags),
     };
     received.is_ok_and(|(_, count)| count > 0)
+}
+
+/// Whether the kernel has sent everything. What it has sent and the client has not read is with the client already.
+fn is_sent(socket: &Socket) -> bool {
+    // To a client on this host everything is sent at once.
+    let Either::Left(tcp) = socket else { return true };
+    let options = SockRef::from(tcp);
+    // Writable is from now on a socket of which nothing waits to be sent; 0 takes that back.
+    if options.set_tcp_notsent_lowat(1).is_err() {
+        return true;
+    }
+    let mut asked = [PollFd::new(tcp, PollFlags::OUT)];
+    let is_sent = poll(&mut asked, Some(&Timespec::default())).is_ok_and(|count| count > 0);
+    let _ = options.set_tcp_notsent_lowat(0);
+    is_sent
 }
 
 /// Whether the client has closed its side, which it may have done behind bytes that nobody reads.
@@ -735,6 +902,7 @@ impl AsyncRead for Io {
         let mut socket = Pin::new(socket.as_mut().expect(PRESENT));
         let mut state = connection.lock();
         let closed = connection.0.gate.is_closed();
+        let leaves = connection.0.gate.mode() != Mode::Open;
         match &mut state.reader {
             Some(waker) => waker.clone_from(cx.waker()),
             waker => *waker = Some(cx.waker().clone()),
@@ -747,15 +915,31 @@ impl AsyncRead for Io {
         }
         if state.lingering.is_some() {
             // Its request was refused, and hyper is to drop what it has of it.
-            ready!(state.poll_linger(socket, cx));
+            ready!(state.poll_linger(socket, cx, leaves));
             state.fate = Fate::Closing;
             return Poll::Ready(Ok(()));
         }
-        state.withheld = state.withholds(closed);
+        state.look_at_unsent(&socket, leaves);
+        state.withheld = state.withholds(closed) || connection.0.gate.is_flooded();
         if state.withheld {
             return Poll::Pending;
         }
-        if state.expired && state.frames.is_http2() && state.is_quiet() {
+        if state.shed {
+            return state.say_goodbye(socket, cx);
+        }
+        if connection.0.gate.is_thinning()
+            && let Some(notice) = state.frames.notice_to_leave()
+        {
+            // Where there is no room for it the client is told later, by hyper.
+            match state.interject(socket.as_mut(), cx, &notice) {
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
+                    state.fate = Fate::Closing;
+                    return Poll::Ready(Err(error));
+                }
+                _ => {}
+            }
+        }
+        if state.frames.is_http2() && state.is_quiet() && (state.expired || state.is_to_go(closed)) {
             // However much it goes on to say, it asks nothing.
             return state.say_goodbye(socket, cx);
         }
@@ -782,8 +966,15 @@ impl AsyncRead for Io {
             let count = unread.len().min(buf.remaining());
             buf.put_slice(&unread[..count]);
             unread.drain(..count);
+        } else if state.streak >= FAIR_BYTES && state.frames.is_http2() {
+            state.streak = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
         } else {
-            match socket.as_mut().poll_read(cx, buf) {
+            let most = if connection.is_tight() { READ_WHEN_TIGHT } else { READ };
+            let read = poll_read_some(socket.as_mut(), cx, buf, most);
+            state.streak = if read.is_pending() { 0 } else { state.streak + buf.filled().len() - start };
+            match read {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(error)) => {
                     state.fate = Fate::Closing;
@@ -792,7 +983,7 @@ impl AsyncRead for Io {
                 Poll::Pending if state.expired && !has_unread(&socket) => {
                     if state.is_at_head() {
                         connection.refuse(&mut state, StatusCode::REQUEST_TIMEOUT, socket.as_mut(), cx);
-                        ready!(state.poll_linger(socket.as_mut(), cx));
+                        ready!(state.poll_linger(socket.as_mut(), cx, leaves));
                     }
                     return state.say_goodbye(socket, cx);
                 }
@@ -816,18 +1007,22 @@ impl AsyncRead for Io {
             state.fate = Fate::Closing;
             return Poll::Ready(Ok(()));
         }
+        connection.0.gate.take_in(read.len());
         let now = Instant::now();
         // A client of HTTP/2 is as silent as its streams, whatever else it sends.
         if !state.is_at_head() && !state.frames.is_http2() {
             state.since = now;
         }
         state.expired = false;
+        if std::mem::take(&mut state.yielding) {
+            connection.0.gate.yielded();
+        }
         state.ledger.read(read);
         if !state.ledger.is_lost() && state.ledger.head_bytes() > connection.0.gate.limits().max_head_bytes {
             let refused = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
             buf.set_filled(start);
             connection.refuse(&mut state, refused, socket.as_mut(), cx);
-            ready!(state.poll_linger(socket, cx));
+            ready!(state.poll_linger(socket, cx, leaves));
             state.fate = Fate::Closing;
             return Poll::Ready(Ok(()));
         }
@@ -864,7 +1059,7 @@ impl Connection {
         state.ledger.lose();
         state.expired = false;
         state.lingering = Some((Instant::now(), 0));
-        let _ = socket.poll_write(cx, answer.as_bytes());
+        state.unsent = socket.poll_write(cx, answer.as_bytes()).is_ready();
     }
 }
 
@@ -890,6 +1085,10 @@ impl AsyncWrite for Io {
             // hyper refuses the part of a head that it has. The whole goes to another process.
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
+        if state.shed {
+            state.fate = Fate::Closing;
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
         let mut socket = Pin::new(socket.as_mut().expect(PRESENT));
         if state.protocol == Protocol::Http1 && state.is_quiet() {
             // Not an answer of the application: hyper refuses what it read, and will close. Or it begins with HTTP/2.
@@ -905,9 +1104,10 @@ impl AsyncWrite for Io {
             state.wrote = true;
             state.writer = None;
             let count = *result.as_ref().unwrap_or(&0);
+            state.unsent |= count > 0;
             if state.frames.is_http2() && state.frames.written(bytes, count, Instant::now()) {
                 state.streams_ended();
-                if connection.is_surplus() {
+                if connection.is_surplus() || state.frames.has_heard() {
                     // Its end is due.
                     cx.waker().wake_by_ref();
                 }
@@ -944,14 +1144,15 @@ impl AsyncWrite for Io {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Io { socket, connection, .. } = self.get_mut();
         let socket = Pin::new(socket.as_mut().expect(PRESENT));
+        let leaves = connection.0.gate.mode() != Mode::Open;
         let mut state = connection.lock();
         if state.fate == Fate::Taken {
             return Poll::Ready(Ok(()));
         }
         state.fate = Fate::Closing;
-        if state.is_to_linger() {
+        if state.is_to_linger() && !state.shed {
             state.lingering.get_or_insert_with(|| (Instant::now(), 0));
-            return state.poll_linger(socket, cx).map(Ok);
+            return state.poll_linger(socket, cx, leaves).map(Ok);
         }
         drop(state);
         socket.poll_shutdown(cx)
@@ -971,11 +1172,19 @@ impl Drop for Io {
                 Either::Right(unix) => unix.into_std().map(Into::into),
             };
             match socket {
-                Ok(socket) => gate.put(vec![Clean { socket, rest, guest: false }]),
+                Ok(socket) => {
+                    let origin = if state.has_asked() { Origin::Adopted } else { Origin::Unasked };
+                    gate.put(vec![Clean { socket, rest, origin }]);
+                }
                 Err(error) => tracing::error!("the connection of {} cannot be taken: {error}", self.connection.peer()),
             }
         }
         state.fate = Fate::Closing;
+        // What has gone makes no room.
+        state.lingering = None;
+        if std::mem::take(&mut state.yielding) {
+            gate.yielded();
+        }
         drop(state);
         gate.forget(self.connection.0.id, self.connection.0.origin);
     }

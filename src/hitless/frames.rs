@@ -7,6 +7,8 @@
 use std::io::IoSlice;
 use std::time::{Duration, Instant};
 
+use super::held::PART;
+
 /// What a client of HTTP/2 says first, before its frames (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -19,6 +21,9 @@ const MAX_ID: u32 = u32::MAX >> 1;
 
 /// Flow-control windows before anybody has changed them (RFC 9113, section 6.9.2).
 const DEFAULT_WINDOW: i64 = 65_535;
+
+/// What a PING begins with whose answer tells that the client has heard. hyper sends others.
+const HEARD: u32 = u32::from_be_bytes(*b"left");
 
 /// `NO_ERROR` and `CANCEL` (RFC 9113, section 7).
 const NO_ERROR: u32 = 0;
@@ -51,6 +56,9 @@ pub(super) struct Http2 {
     initial_window: i64,
     /// A stream has ended.
     ended: bool,
+    /// When the client was told that it is to go, and whether it has heard.
+    told: Option<Instant>,
+    heard: bool,
 }
 
 /// A stream that is open: the service has neither sent the last frame of its answer nor has either side reset it.
@@ -66,6 +74,8 @@ struct Stream {
     dispatched: bool,
     /// It is to be reset, because its client does not take the answer.
     given_up: bool,
+    /// What has come of its request's body, as [`PART`] counts it.
+    received: usize,
 }
 
 impl Default for Frames {
@@ -113,6 +123,11 @@ impl Frames {
         matches!(self, Frames::Http2(_))
     }
 
+    /// Whether what was read is the beginning of the preface.
+    pub(super) fn is_at_preface(&self) -> bool {
+        matches!(self, Frames::Preface(1..))
+    }
+
     /// The number of open streams.
     pub(super) fn open(&self) -> usize {
         self.http2().map_or(0, |http2| http2.streams.len())
@@ -125,6 +140,16 @@ impl Frames {
     /// Whether there has been a stream, and what was read ends with a frame.
     pub(super) fn has_asked(&self) -> bool {
         self.http2().is_some_and(|http2| http2.latest > 0 && http2.incoming.is_between_frames())
+    }
+
+    /// When something was last written of the answer that its client, or its handler, has held up for longest.
+    pub(super) fn stands_still(&self) -> Option<Instant> {
+        self.http2()?.streams.iter().map(|stream| stream.written).min()
+    }
+
+    /// How much has come of the body of a stream's request.
+    pub(super) fn received(&self, id: u32) -> usize {
+        self.http2().and_then(|http2| Some(http2.streams[http2.find(id).ok()?].received)).unwrap_or_default()
     }
 
     /// When the frame, or the head, began of which a part has been read.
@@ -143,6 +168,9 @@ impl Frames {
     }
 
     /// Gives up the streams whose client has, by its windows, let nothing of their answer out for `limit`; counts them.
+    ///
+    /// Whether there is something to send nobody knows: hyper asks an answer for more only when there is room for it. A
+    /// client that takes what it gets makes room long before there is none.
     pub(super) fn give_up(&mut self, limit: Duration, now: Instant) -> usize {
         let Frames::Http2(http2) = self else { return 0 };
         let window = http2.window;
@@ -174,6 +202,25 @@ impl Frames {
         Some(frame(GOAWAY, 0, &[last.to_be_bytes(), NO_ERROR.to_be_bytes()].concat()))
     }
 
+    /// The frames that tell the client to go elsewhere with what it asks next, and have it say when it has heard, so that
+    /// nothing is on its way any more (RFC 9113, section 6.8). None when it was told, or while the service is within a
+    /// frame.
+    pub(super) fn notice_to_leave(&self) -> Option<Vec<u8>> {
+        self.http2().filter(|http2| http2.told.is_none() && http2.outgoing.is_between_frames())?;
+        let all = frame(GOAWAY, 0, &[MAX_ID.to_be_bytes(), NO_ERROR.to_be_bytes()].concat());
+        Some([all, frame(PING, 0, &[HEARD, HEARD].map(u32::to_be_bytes).concat())].concat())
+    }
+
+    /// When the client was told to go, if it was.
+    pub(super) fn told(&self) -> Option<Instant> {
+        self.http2().and_then(|http2| http2.told)
+    }
+
+    /// Whether the client, told to go, has heard.
+    pub(super) fn has_heard(&self) -> bool {
+        self.http2().is_some_and(|http2| http2.heard)
+    }
+
     fn http2(&self) -> Option<&Http2> {
         match self {
             Frames::Http2(http2) => Some(http2),
@@ -193,6 +240,8 @@ impl Default for Http2 {
             window: DEFAULT_WINDOW,
             initial_window: DEFAULT_WINDOW,
             ended: false,
+            told: None,
+            heard: false,
         }
     }
 }
@@ -202,6 +251,12 @@ impl Http2 {
         match step {
             Step::Headers { id, .. } => self.begin(id, now),
             Step::End(Head { kind: RST_STREAM, id, .. }, _) => self.end(id),
+            Step::End(Head { kind: DATA, id, length, flags }, field) => {
+                let padding = if flags & PADDED != 0 { 1 + (field >> 24) } else { 0 };
+                if let Some(stream) = self.stream(id) {
+                    stream.received += length.saturating_sub(padding) as usize + PART;
+                }
+            }
             Step::End(Head { kind: WINDOW_UPDATE, id, .. }, value) => {
                 let more = i64::from(value & MAX_ID);
                 match self.stream(id) {
@@ -210,6 +265,7 @@ impl Http2 {
                     None => {}
                 }
             }
+            Step::End(Head { kind: PING, flags, .. }, HEARD) if flags & ACK != 0 => self.heard = self.told.is_some(),
             Step::Setting(INITIAL_WINDOW_SIZE, value) => {
                 let change = i64::from(value) - self.initial_window;
                 self.initial_window = i64::from(value);
@@ -244,6 +300,7 @@ impl Http2 {
                 }
             }
             Step::End(Head { kind: RST_STREAM, id, .. }, _) => self.end(id),
+            Step::End(Head { kind: PING, flags, .. }, HEARD) if flags & ACK == 0 => self.told = Some(now),
             Step::End(Head { kind: GOAWAY, .. }, value) => {
                 self.last = self.last.min(value & MAX_ID);
                 let last = self.last;
@@ -267,6 +324,7 @@ impl Http2 {
                 answering: false,
                 dispatched: false,
                 given_up: false,
+                received: 0,
             });
         }
     }
@@ -347,6 +405,7 @@ const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
+const PING: u8 = 6;
 const GOAWAY: u8 = 7;
 const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
@@ -354,6 +413,7 @@ const CONTINUATION: u8 = 9;
 const END_STREAM: u8 = 1;
 const ACK: u8 = 1;
 const END_HEADERS: u8 = 4;
+const PADDED: u8 = 8;
 
 const INITIAL_WINDOW_SIZE: u16 = 4;
 

@@ -7,6 +7,7 @@
 //! It is closed *first*, then every connection is woken under its lock: a read that saw the gate open has left its waker
 //! there, and a later one sees the gate closed. So none is missed.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
@@ -16,16 +17,17 @@ use std::time::{Duration, Instant};
 use axum::http::Method;
 use tokio::sync::Notify;
 
-use super::connection::{Connection, Idle, Io, Origin, Peer, QUIET, Socket};
+use super::connection::{Connection, Idle, Io, Origin, Peer, Socket};
 use super::notice::{Kind, Notices};
 use super::parcel::Clean;
 
 /// How many connections on which nothing was asked yet are more than those of clients that are just about to ask.
 const FLOOD: usize = 64;
 
-/// How long a connection has to have been idle to make room for another, and one among a flood of silent ones.
-const YIELDS_AFTER: Duration = Duration::from_secs(1);
-const FLOOD_YIELDS_AFTER: Duration = Duration::from_millis(250);
+/// How long a connection has to have been idle to make room for another, and one among a flood of those on which nothing
+/// was asked yet: what a client says first has come by the time that its connection is accepted, or does so in a moment.
+pub(super) const YIELDS_AFTER: Duration = Duration::from_secs(1);
+const FLOOD_YIELDS_AFTER: Duration = Duration::from_millis(25);
 
 /// Something that was cut off: a request, or a connection that would not end.
 #[derive(Debug)]
@@ -85,6 +87,8 @@ pub struct Limits {
     pub idle_timeout: Duration,
     /// While what a client still sends is discarded, after an answer that did not wait for it.
     pub linger_timeout: Duration,
+    /// All that the connections hold together for their clients, beside what each takes when it is idle.
+    pub held_bytes: usize,
 }
 
 impl Default for Limits {
@@ -98,6 +102,7 @@ impl Default for Limits {
             send_timeout: long,
             idle_timeout: long,
             linger_timeout: long,
+            held_bytes: usize::MAX,
         }
     }
 }
@@ -106,8 +111,16 @@ impl Default for Limits {
 #[derive(Debug, Default)]
 pub struct Gate {
     limits: Limits,
-    /// Idle connections, the one that is to make room first at the end, as they were found when room was wanted.
-    idle: Mutex<Vec<(Connection, Duration)>>,
+    /// Idle connections, the one that is to make room first at the end, as they were found when room was wanted; and whether
+    /// they were a flood.
+    idle: Mutex<Vec<(Connection, bool)>>,
+    /// Connections that were told to make room and have not gone yet.
+    yielding: AtomicUsize,
+    /// The connections hold so much that each is to hold less.
+    tight: AtomicBool,
+    /// What has been read, and asked for, since that was looked at, in bytes.
+    taken_in: AtomicUsize,
+    to_relieve: Notify,
     notices: Notices,
     refused: AtomicU64,
     connections: Mutex<HashMap<u64, Connection>>,
@@ -151,14 +164,34 @@ impl Gate {
         format!("{}r{}", super::process_mark(), self.refused.fetch_add(1, Relaxed))
     }
 
-    /// Has an idle connection make room for another one. False when none is.
-    pub(super) fn make_room(&self) -> bool {
+    /// Enters that a connection is to make room.
+    pub(super) fn yields(&self) {
+        self.yielding.fetch_add(1, Relaxed);
+    }
+
+    /// Enters that a connection that was to make room has gone, or that its client has said something after all.
+    pub(super) fn yielded(&self) {
+        self.yielding.fetch_sub(1, Relaxed);
+    }
+
+    /// The number of connections that were told to make room and have not gone yet.
+    pub(super) fn yielding(&self) -> usize {
+        self.yielding.load(Relaxed)
+    }
+
+    /// Has an idle connection make room for another one, on which something was `asked`; with `of_flood` only one of a
+    /// flood of those on which nothing was. False when there is none.
+    pub(super) fn make_room(&self, asked: bool, of_flood: bool) -> bool {
+        // Who asks goes before a flood of those who do not, however new they are.
+        let flood_yields_after = if asked { Duration::ZERO } else { FLOOD_YIELDS_AFTER };
+        let patience = |flood| if flood { flood_yields_after } else { YIELDS_AFTER };
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         for more in [false, true] {
             if more {
                 idle.extend(self.idle_longest());
             }
-            if std::iter::from_fn(|| idle.pop()).any(|(connection, patience)| connection.make_room(patience)) {
+            let mut candidates = std::iter::from_fn(|| idle.pop()).filter(|(_, flood)| *flood || !of_flood);
+            if candidates.any(|(connection, flood)| connection.make_room(patience(flood))) {
                 return true;
             }
         }
@@ -170,7 +203,7 @@ impl Gate {
     ///
     /// Many at a time, since looking through all of them for each that comes would be the flood's own work. Of those on
     /// which something was asked a few: by the time that the last is to go there may be a flood.
-    fn idle_longest(&self) -> impl Iterator<Item = (Connection, Duration)> {
+    fn idle_longest(&self) -> impl Iterator<Item = (Connection, bool)> {
         let mut idle: Vec<_> = self.all().values().filter_map(|one| Some((one.idle()?, one.clone()))).collect();
         idle.sort_unstable_by_key(|(rank, _)| *rank);
         let lingering = idle.partition_point(|((kind, _), _)| *kind < Idle::Silent);
@@ -183,9 +216,8 @@ impl Gate {
         } else {
             silent..idle.len().min(silent + FLOOD / 8)
         };
-        let patience = if silent > FLOOD { FLOOD_YIELDS_AFTER } else { YIELDS_AFTER };
         let few: Vec<_> = idle.drain(few).collect();
-        few.into_iter().rev().map(move |(_, connection)| (connection, patience))
+        few.into_iter().rev().map(move |(_, connection)| (connection, silent > FLOOD))
     }
 
     /// Takes a new connection in. `rest` is what another process has read of its next request.
@@ -213,9 +245,9 @@ impl Gate {
         self.all().len()
     }
 
-    /// The number of live connections, but for those that siblings have handed in, up to so many.
+    /// The number of connections, those put aside among them, but for those that siblings have handed in, up to so many.
     pub(super) fn len_without(&self, guests: usize) -> usize {
-        self.len().saturating_sub(self.guests.load(Relaxed).min(guests))
+        (self.len() + self.put_aside()).saturating_sub(self.guests.load(Relaxed).min(guests))
     }
 
     /// Whether there is no live connection.
@@ -259,15 +291,16 @@ impl Gate {
         self.wake();
     }
 
-    /// Takes the connections that have been quiet for a while, before the gate is closed; `patience` bounds it.
+    /// Takes the connections that have been quiet for a while, and says goodbye to those of HTTP/2, before the gate is
+    /// closed; `patience` bounds it.
     ///
-    /// Thousands of connections are not taken in a moment. Those who ask all the time are served meanwhile.
+    /// Thousands of connections are not taken in a moment, and a client that is told goodbye has a round trip to make, or
+    /// makes none. Those who ask all the time are served meanwhile.
     pub(super) async fn thin_out(&self, patience: Duration) {
-        // Those that become quiet meanwhile are not woken, and not waited for.
-        let Some(before) = Instant::now().checked_sub(QUIET) else { return };
+        let now = Instant::now();
         self.thinning.store(true, SeqCst);
         self.wake();
-        let thinned = self.wait_until(|gate| !gate.all().values().any(|connection| connection.leaves_early(before)));
+        let thinned = self.wait_until(|gate| !gate.all().values().any(|connection| connection.leaves_early(now)));
         let _ = tokio::time::timeout(patience, thinned).await;
     }
 
@@ -333,8 +366,7 @@ impl Gate {
         let began = Instant::now();
         self.wait_until(|gate| {
             let patient = began.elapsed() < patience;
-            let holds =
-                |one: &Connection| awaited(one) && (patient || one.obstacle(Duration::ZERO) != Obstacle::Unbounded);
+            let holds = |one: &Connection| awaited(one) && (patient || one.is_bounded());
             !gate.all().values().any(holds)
         })
         .await;
@@ -351,7 +383,7 @@ impl Gate {
         self.wait_until(|gate| gate.deaf.load(SeqCst) && !gate.all().values().any(Connection::is_expected)).await;
     }
 
-    /// Waits until nothing is in flight any more, and for `unbounded` at most for what nothing bounds. Connections without
+    /// Waits until nothing is in flight any more, and for `unbounded` at most for what nothing bounds, or is still to be sent. Connections without
     /// a request have `goodbye` to end; those that only linger no longer than `unbounded`.
     pub(super) async fn all_gone(&self, unbounded: Duration, goodbye: Duration) {
         self.wait_but_for_unbounded(unbounded, Connection::is_busy).await;
@@ -359,9 +391,9 @@ impl Gate {
         let _ = tokio::time::timeout(goodbye, ended).await;
     }
 
-    /// Waits until a connection has gone, or for a moment.
-    pub(super) async fn one_gone(&self) {
-        let _ = tokio::time::timeout(Duration::from_millis(100), self.gone.notified()).await;
+    /// What tells that a connection has gone.
+    pub(super) fn gone(&self) -> &Notify {
+        &self.gone
     }
 
     async fn wait_until(&self, done: impl Fn(&Self) -> bool) {
@@ -433,6 +465,54 @@ impl Gate {
             connection.expire(&self.limits);
         }
         self.notices.tell_rest();
+    }
+
+    /// Sees to it that the connections do not hold more than they may. Nothing is looked at until a good deal has been taken
+    /// in: with thousands of connections that would be work in itself.
+    pub(super) fn relieve(&self) {
+        let most = self.limits.held_bytes;
+        if !self.is_tight() && self.taken_in.load(Relaxed) < most / 32 {
+            return;
+        }
+        self.taken_in.store(0, Relaxed);
+        let mut holders: Vec<_> = self.all().values().filter_map(|one| Some((one.held()?, one.clone()))).collect();
+        let mut held: usize = holders.iter().map(|((bytes, _), _)| bytes).sum();
+        self.tight.store(held > most / 4, Relaxed);
+        if held <= most {
+            return;
+        }
+        // What it costs to hold something is its size and the time.
+        holders.sort_unstable_by_key(|((bytes, time), _)| Reverse(*bytes as u128 * time.as_millis()));
+        for ((bytes, _), connection) in holders {
+            if held <= most {
+                return;
+            }
+            connection.shed();
+            held -= bytes;
+        }
+    }
+
+    /// Records that so many bytes more may be held.
+    pub(super) fn take_in(&self, bytes: usize) {
+        let most = self.limits.held_bytes / 32;
+        let before = self.taken_in.fetch_add(bytes, Relaxed);
+        if before < most && before.saturating_add(bytes) >= most {
+            self.to_relieve.notify_one();
+        }
+    }
+
+    /// Whether so much has been taken in that nothing more is read until that has been looked at.
+    pub(super) fn is_flooded(&self) -> bool {
+        self.taken_in.load(Relaxed) > self.limits.held_bytes / 8
+    }
+
+    /// Waits until a good deal has been taken in, or for `pause`.
+    pub(super) async fn taken_in(&self, pause: Duration) {
+        let _ = tokio::time::timeout(pause, self.to_relieve.notified()).await;
+    }
+
+    pub(super) fn is_tight(&self) -> bool {
+        self.tight.load(Relaxed)
     }
 
     fn all(&self) -> MutexGuard<'_, HashMap<u64, Connection>> {

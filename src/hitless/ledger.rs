@@ -26,6 +26,8 @@ pub struct Ledger {
     ahead: Vec<u8>,
     /// The length of the last head, as far as it was read.
     head_bytes: usize,
+    /// The last head that was read whole has a fragment in its target.
+    fragment: bool,
 }
 
 #[derive(Debug)]
@@ -57,6 +59,7 @@ impl Ledger {
             Position::Head(head) => match head.end(bytes) {
                 Some(end) => {
                     self.head_bytes = self.ahead.len() + end;
+                    self.fragment = head.fragment;
                     let http2 = starts_with(&self.ahead, bytes, b"PRI * HTTP/2.0");
                     self.position = if http2 { Position::Lost } else { Position::Dispatch };
                     self.ahead.clear();
@@ -136,6 +139,11 @@ impl Ledger {
         self.head_bytes
     }
 
+    /// Whether the target of the request that is to be dispatched has a fragment (`#`), which hyper drops.
+    pub fn has_fragment(&self) -> bool {
+        self.fragment && self.dispatch_due()
+    }
+
     /// Whether a head was read whole and hyper is to dispatch its request.
     pub fn dispatch_due(&self) -> bool {
         matches!(self.position, Position::Dispatch)
@@ -171,6 +179,10 @@ fn starts_with(first: &[u8], second: &[u8], prefix: &[u8]) -> bool {
 struct Head {
     started: bool,
     line: Line,
+    /// The first line has ended.
+    fields: bool,
+    /// There is a `#` in the first line.
+    fragment: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -188,12 +200,17 @@ impl Head {
         while let Some(&byte) = bytes.get(at) {
             self.line = match (self.line, byte) {
                 (Line::Empty | Line::Cr, b'\n') if self.started => return Some(at + 1),
-                (_, b'\n') => Line::Empty,
+                (_, b'\n') => {
+                    self.fields = self.started;
+                    Line::Empty
+                }
                 (Line::Empty, b'\r') => Line::Cr,
                 _ => {
                     self.started = true;
                     // Most of a head is text: go straight to the line's end.
-                    at += bytes[at..].iter().take_while(|&&byte| byte != b'\n').count();
+                    let text = bytes[at..].split(|byte| *byte == b'\n').next().unwrap_or_default();
+                    self.fragment |= !self.fields && text.contains(&b'#');
+                    at += text.len();
                     self.line = Line::Text;
                     continue;
                 }

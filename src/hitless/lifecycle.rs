@@ -18,7 +18,7 @@ use super::sibling::{self, Door, Siblings};
 use super::systemd;
 
 /// How long connections that are paused wait for a request that nothing bounds but its client.
-const UNBOUNDED: Duration = Duration::from_millis(300);
+const UNBOUNDED: Duration = Duration::from_millis(100);
 
 /// A calm moment is one at which every request in flight began, and ends, within this time.
 const CALM: Duration = Duration::from_millis(100);
@@ -26,6 +26,9 @@ const CALM: Duration = Duration::from_millis(100);
 /// How long a service that leaves waits, at the least, for a new connection's first request, and for HTTP/2 connections
 /// without one to say goodbye.
 const FRESH: Duration = Duration::from_millis(500);
+
+/// How often is looked at what the connections hold, at the least.
+const RELIEVE_PAUSE: Duration = Duration::from_millis(100);
 
 /// How many of the requests that were cut off are told one by one, and how many of those that were left behind.
 const TOLD: usize = 20;
@@ -74,6 +77,11 @@ impl ShutdownTimeout {
     /// everybody waits from then on.
     pub fn last_moment(self) -> Duration {
         self.0 - (self.0 / 30).min(Duration::from_secs(1))
+    }
+
+    /// The same where connections are then paused: not so late that nobody could be told goodbye any more.
+    pub fn last_pause(self) -> Duration {
+        self.last_moment().min(self.0 - (CALM + UNBOUNDED * 2).min(self.0 / 2))
     }
 
     /// From when on a service that has found no calm moment says that it is not ready: T/4, so that whoever asks turns
@@ -400,24 +408,28 @@ impl Lifecycle {
                 return true;
             };
             while !connections.is_empty() {
-                let Some(fewest) = (0..takers.len()).min_by_key(|taker| takers[*taker]) else {
+                takers.sort_unstable();
+                let Some(&(has, pid)) = takers.first() else {
                     gate.put(connections);
                     gate.open();
                     return false;
                 };
-                let (has, pid) = takers[fewest];
-                // So many that it would have as many as each of them in the end.
-                let all = connections.len() + takers.iter().map(|(has, _)| has).sum::<usize>();
-                let lot = (all.div_ceil(takers.len()) - has).min(connections.len());
+                // So many that it would have as many as each of those that get any in the end.
+                let mut all = connections.len();
+                let shares = takers.iter().zip(1..).map(|((has, _), count)| {
+                    all += has;
+                    all.div_ceil(count)
+                });
+                let lot = shares.min().map_or(0, |fewest| fewest - has).min(connections.len());
                 match hand_in(pid, &connections[..lot]).await {
                     Ok(taken) => {
                         connections.drain(..taken.count);
                         *given += taken.count;
-                        takers[fewest].0 = taken.has.unwrap_or(has + taken.count);
+                        takers[0].0 = taken.has.unwrap_or(has + taken.count);
                     }
                     // What it has refused, for want of descriptors perhaps, it would refuse again.
                     Err(_) => {
-                        takers.swap_remove(fewest);
+                        takers.swap_remove(0);
                     }
                 }
             }
@@ -455,11 +467,15 @@ impl Lifecycle {
             }
             let bounded = obstacle == Obstacle::Bounded;
             self.set_ready(!bounded || start.elapsed() < timeout.turn_away());
-            let patience = if obstacle == Obstacle::Unbounded { timeout.last_moment() } else { timeout.calm() };
+            let patience = if obstacle == Obstacle::Unbounded { timeout.last_pause() } else { timeout.calm() };
             let last = start.elapsed() >= patience;
             if obstacle == Obstacle::None || last {
                 if !last {
                     gate.thin_out(timeout.total() / 30).await;
+                    if gate.obstacle(CALM) != Obstacle::None {
+                        gate.open();
+                        continue;
+                    }
                 }
                 tracing::debug!("the gate closes");
                 let paused = Instant::now();
@@ -586,6 +602,14 @@ pub async fn expire(gate: Arc<Gate>) {
     }
 }
 
+/// Keeps what the connections hold within its limit.
+pub async fn relieve(gate: Arc<Gate>) {
+    loop {
+        gate.taken_in(RELIEVE_PAUSE).await;
+        gate.relieve();
+    }
+}
+
 /// Keeps telling the service manager how the service is, for `systemctl status` and scripts: "serving 12 connections;
 /// 3456 requests, 2 failed".
 pub async fn report(gate: Arc<Gate>, handle: Handle) {
@@ -600,3 +624,7 @@ pub async fn report(gate: Arc<Gate>, handle: Handle) {
         let _ = tokio::time::timeout(Duration::from_secs(1), phase.changed()).await;
     }
 }
+
+#[cfg(test)]
+#[path = "../../tests/unit/lifecycle.rs"]
+mod tests;

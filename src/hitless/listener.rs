@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -26,6 +27,9 @@ pub const SURPLUS: usize = 64;
 
 /// How many connections that were put aside are let in at a time.
 const BATCH: usize = 64;
+
+/// How long to wait for a connection to go before looking again whether one may be told to.
+const FULL: Duration = Duration::from_millis(20);
 
 /// Descriptors that the process needs apart from its connections.
 pub const SPARE_DESCRIPTORS: usize = 192;
@@ -73,10 +77,9 @@ impl Listener {
 
     /// Lets in connections that were put aside: those who wait are answered before thousands of idle ones are looked at.
     fn let_in(&mut self, connections: Vec<Clean>) {
-        for Clean { socket, rest, guest } in connections {
+        for Clean { socket, rest, origin } in connections {
             match register(socket) {
                 Ok((socket, peer)) => {
-                    let origin = if guest { Origin::Guest } else { Origin::Adopted };
                     self.adopted.push_back((self.gate.admit(socket, peer, rest, origin), peer));
                 }
                 // Most often its client has gone in the meantime.
@@ -137,19 +140,23 @@ impl Listener {
 
     async fn accept_new(&self) -> (Io, Peer) {
         loop {
+            let mut gone = std::pin::pin!(self.gate.gone().notified());
+            gone.as_mut().enable();
             let (open, most) = (self.gate.len_without(self.guests), self.max_connections + SURPLUS);
-            if open >= most {
-                // Beyond that, which another process may have handed over, one that goes is not room for another yet.
-                if open == most && self.is_awaited() {
-                    self.gate.make_room();
+            if open < most {
+                match self.next().await {
+                    Ok(admitted) => return admitted,
+                    Err(error) if is_gone(&error) => continue,
+                    // No descriptors, or no memory: a connection that ends may free what is missing.
+                    Err(error) => {
+                        tracing::error!("cannot accept connections, with {} open: {error}", self.gate.len());
+                    }
                 }
-                self.gate.one_gone().await;
-                continue;
+            } else if self.gate.yielding() == 0 && self.is_awaited() {
+                // Beyond that, which another process may have handed over, one that goes is not room for another yet.
+                self.gate.make_room(false, open > most);
             }
-            match self.next().await {
-                Ok(admitted) => return admitted,
-                Err(error) => self.recover(&error).await,
-            }
+            let _ = tokio::time::timeout(FULL, gone).await;
         }
     }
 
@@ -192,19 +199,6 @@ impl Listener {
             }
         }
         self.gate.set_deaf();
-    }
-
-    /// Waits as long as `error` makes sense of.
-    async fn recover(&self, error: &io::Error) {
-        match error.raw_os_error().map(Errno::from_raw_os_error) {
-            // The client has gone in the meantime (accept(2)).
-            Some(Errno::CONNABORTED | Errno::CONNRESET | Errno::INTR) => {}
-            // No descriptors, or no memory: a connection that ends may free what is missing.
-            _ => {
-                tracing::error!("cannot accept connections, with {} open: {error}", self.gate.len());
-                self.gate.one_gone().await;
-            }
-        }
     }
 }
 
@@ -261,6 +255,12 @@ impl axum::serve::Listener for Listener {
             None => Err(io::ErrorKind::NotConnected.into()),
         }
     }
+}
+
+/// Whether the client has gone before its connection was accepted (accept(2)).
+fn is_gone(error: &io::Error) -> bool {
+    let error = error.raw_os_error().map(Errno::from_raw_os_error);
+    matches!(error, Some(Errno::CONNABORTED | Errno::CONNRESET | Errno::INTR))
 }
 
 /// Registers a socket of the previous process with this one's runtime.

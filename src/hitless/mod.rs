@@ -16,7 +16,7 @@
 //! 6. At T, whatever is left is cut, counted and logged.
 //!
 //! What a connection may take is bounded ([`Limits`]), and a request that waits for its own client is told apart from a
-//! handler at work (`upload`).
+//! handler at work (`upload`). So is what all of them hold together (`held`).
 //!
 //! Where another instance of the service serves on, it gets each connection at once, as soon as it is clean ([`sibling`]):
 //! nobody waits, neither for a calm moment nor for a start.
@@ -30,6 +30,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 pub mod connection;
 mod frames;
 pub mod gate;
+mod held;
 pub mod ledger;
 pub mod lifecycle;
 pub mod listener;
@@ -41,7 +42,7 @@ pub mod systemd;
 pub mod track;
 mod upload;
 
-pub use connection::{Connection, Peer};
+pub use connection::{Connection, Fragment, Peer};
 pub use gate::{Gate, Limits};
 pub use lifecycle::{Handle, Lifecycle, Outcome, Phase, Reason, ShutdownTimeout, Succession};
 pub use listener::Listener;

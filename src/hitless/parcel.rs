@@ -23,6 +23,7 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair, sockopt,
 };
 
+use super::connection::Origin;
 use super::gate::Gate;
 use super::{ledger, systemd};
 
@@ -31,11 +32,13 @@ pub const NAME: &str = "parcel";
 
 /// How long systemd 257 may take to close a descriptor that it does not keep, after it has said that it is done.
 const SECOND_THOUGHTS: Duration = Duration::from_millis(50);
-/// The format's version, the first byte of every message. A message of another version is not opened.
+/// The format's version, the first byte of every message, and that of a message with connections on which nothing was asked
+/// yet. A message of another version is not opened: who opens the first alone closes nothing that was ever used.
 ///
 /// After it stands the length of each connection's rest, in four bytes. The descriptors are the connections, then, where
 /// there is any rest, the memory with all of them.
-const VERSION: u8 = 2;
+pub(super) const VERSION: u8 = 2;
+const UNASKED_VERSION: u8 = 3;
 /// The most descriptors that one message can carry (`SCM_MAX_FD`, unix(7)).
 const MESSAGE_DESCRIPTORS: usize = 253;
 /// The most connections in a message.
@@ -48,8 +51,8 @@ const MESSAGE_LIMIT: usize = 1 + MESSAGE_SOCKETS * size_of::<u32>();
 pub struct Clean {
     pub socket: OwnedFd,
     pub rest: Vec<u8>,
-    /// A sibling has handed it in.
-    pub guest: bool,
+    /// How it comes to whoever takes it.
+    pub origin: Origin,
 }
 
 /// The sending end of a parcel whose receiving end the service manager keeps.
@@ -93,10 +96,12 @@ impl Parcel {
         // Those taken last were busy until the last moment, and are likeliest to wait for an answer. And should there be
         // no memory for what was read, then only those that it belongs to are lost.
         connections.reverse();
-        connections.sort_by_key(|clean| clean.rest.len());
+        connections.sort_by_key(|clean| (clean.origin == Origin::Unasked, clean.rest.len()));
+        let asked = connections.partition_point(|clean| clean.origin != Origin::Unasked);
         let mut packed = 0;
         while packed < connections.len() {
-            packed += send(&self.0, &connections[packed..]).map_err(|error| (packed, error))?;
+            let (version, until) = if packed < asked { (VERSION, asked) } else { (UNASKED_VERSION, connections.len()) };
+            packed += send(&self.0, version, &connections[packed..until]).map_err(|error| (packed, error))?;
         }
         Ok(packed)
     }
@@ -115,9 +120,9 @@ fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
 ///
 /// # Errors
 /// When the kernel does not take the message, as it is, at once.
-pub(super) fn send(to: impl AsFd, connections: &[Clean]) -> io::Result<usize> {
+pub(super) fn send(to: impl AsFd, version: u8, connections: &[Clean]) -> io::Result<usize> {
     let connections = &connections[..connections.len().min(MESSAGE_SOCKETS)];
-    let mut message = vec![VERSION];
+    let mut message = vec![version];
     // A rest is at most 64 KiB (the ledger's limit).
     message.extend(connections.iter().flat_map(|clean| (clean.rest.len() as u32).to_le_bytes()));
     let rests = rests(connections)?;
@@ -260,16 +265,20 @@ pub(super) fn receive(from: impl AsFd) -> io::Result<Option<Message>> {
 fn decompose(message: &[u8], mut descriptors: Vec<OwnedFd>) -> io::Result<Vec<Clean>> {
     let malformed = || io::Error::new(io::ErrorKind::InvalidData, "a message of the parcel is malformed");
     let (&version, lengths) = message.split_first().ok_or_else(malformed)?;
-    if version != VERSION {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            format!(
-                "the parcel has format {version}, this release opens format {VERSION}: its connections are closed \
-                 ({} descriptors)",
-                descriptors.len()
-            ),
-        ));
-    }
+    let origin = match version {
+        VERSION => Origin::Adopted,
+        UNASKED_VERSION => Origin::Unasked,
+        _ => {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!(
+                    "the parcel has format {version}, this release opens format {VERSION}: its connections are closed \
+                     ({} descriptors)",
+                    descriptors.len()
+                ),
+            ));
+        }
+    };
     let (lengths, cut) = lengths.as_chunks();
     let memory = if descriptors.len() > lengths.len() { descriptors.pop().map(File::from) } else { None };
     if !cut.is_empty() || descriptors.len() != lengths.len() {
@@ -286,7 +295,7 @@ fn decompose(message: &[u8], mut descriptors: Vec<OwnedFd>) -> io::Result<Vec<Cl
             memory.as_ref().ok_or_else(malformed)?.read_exact_at(&mut rest, read)?;
             read += rest.len() as u64;
         }
-        Ok(Clean { socket, rest, guest: false })
+        Ok(Clean { socket, rest, origin })
     });
     connections.collect()
 }

@@ -93,3 +93,7 @@ where
         Poll::Ready(if waits { too_slow() } else { Ok(StatusCode::SERVICE_UNAVAILABLE.into_response()) })
     }
 }
+
+#[cfg(test)]
+#[path = "../../tests/unit/request_timeout.rs"]
+mod tests;

@@ -26,6 +26,7 @@ use tokio::io::Interest;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::{JoinError, JoinHandle};
 
+use super::connection::Origin;
 use super::gate::Gate;
 use super::parcel::{self, Clean};
 
@@ -106,7 +107,7 @@ pub async fn hand_in(door: &Path, connections: &[Clean], patience: Duration) -> 
     let socket = seqpacket()?;
     connect(&socket, &SocketAddrUnix::new(door)?)?;
     let socket = UnixStream::from_std(socket.into())?;
-    let count = parcel::send(&socket, connections)?;
+    let count = parcel::send(&socket, parcel::VERSION, connections)?;
     // Readable when it has answered or is gone; or it is stuck.
     let _ = tokio::time::timeout(patience.min(PATIENCE), socket.readable()).await;
     // What it has not said by now it can no longer say.
@@ -180,12 +181,12 @@ async fn attend(door: UnixListener, gate: Arc<Gate>) {
 
 async fn take_in(giver: &UnixStream, gate: &Gate) -> io::Result<()> {
     let user = giver.peer_cred()?.uid();
-    if user != 0 && user != rustix::process::geteuid().as_raw() {
+    if !may_hand_in(user, rustix::process::geteuid().as_raw()) {
         return Err(io::Error::other(format!("user {user} is a stranger")));
     }
     let message = giver.async_io(Interest::READABLE, || parcel::receive(giver)).await?;
     let mut connections = message.ok_or(Errno::CONNRESET)?.open()?;
-    connections.iter_mut().for_each(|clean| clean.guest = true);
+    connections.iter_mut().for_each(|clean| clean.origin = Origin::Guest);
     let has = u32::try_from(gate.len() + gate.put_aside() + connections.len()).unwrap_or(u32::MAX);
     let [a, b, c, d] = has.to_le_bytes();
     // Said first: a giver that is no longer there to hear it keeps them.
@@ -194,8 +195,17 @@ async fn take_in(giver: &UnixStream, gate: &Gate) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether who runs as `user` may hand connections in to one that runs as `own`: root and the service itself may.
+fn may_hand_in(user: u32, own: u32) -> bool {
+    user == 0 || user == own
+}
+
 /// A socket that keeps messages apart. std and tokio have no type for it, and theirs for streams do all that is needed.
 fn seqpacket() -> io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     Ok(socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?)
 }
+
+#[cfg(test)]
+#[path = "../../tests/unit/sibling.rs"]
+mod tests;

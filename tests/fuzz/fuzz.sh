@@ -1,12 +1,13 @@
 #!/bin/sh
-# Looks for what breaks a connection that is handed over: random requests, then libFuzzer, then orders of threads.
+# Looks for what breaks a connection that is handed over: random requests, then libFuzzer, then orders of threads; at last
+# clients that say and do anything, against the service itself.
 #
 #   tests/fuzz/fuzz.sh [SECONDS]
 #
-# Each takes a third of SECONDS (600). What libFuzzer finds is kept in regressions/: `cargo test` tries that first.
+# Each takes a quarter of SECONDS (600). What libFuzzer finds is kept in regressions/: `cargo test` tries that first.
 set -eu
 cd "$(dirname "$0")"
-share=$((${1:-600} / 3))
+share=$((${1:-600} / 4))
 target=${CARGO_TARGET_DIR:-../../target/fuzz}
 host=$(rustc --print host-tuple)
 
@@ -40,3 +41,6 @@ mkdir -p "$corpus"
 
 cargo test --quiet --features shuttle --no-run
 repeat 8000 "orders of threads" env ORDERS=1000 cargo test --quiet --features shuttle --test gate
+
+cd ../..
+cargo run --quiet --package lab -- storm --seconds $share

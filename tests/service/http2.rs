@@ -2,7 +2,8 @@
 //! take an answer loses it.
 
 use std::convert::Infallible;
-use std::time::Duration;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -11,13 +12,14 @@ use axum::extract::ws::{CloseFrame, Message, WebSocketUpgrade};
 use axum::response::Response;
 use axum::routing::{any, get};
 use futures_util::{StreamExt, stream};
+use rustix::process::Signal;
 use service::hitless::{Handle, Reason};
 use tokio::net::TcpSocket;
 use tokio_util::sync::CancellationToken;
 
 use crate::application::Shared;
 use crate::client::{Client, soon};
-use crate::start::{App, spawn_app};
+use crate::start::{App, Process, managed, spawn_app, variable};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -223,6 +225,64 @@ async fn the_last_answer_arrives_at_a_client_that_opens_its_windows_meanwhile() 
     }
 }
 
+/// A client whose answer, of so many bytes, is in the kernel whole, and of which it has read nothing.
+async fn unread(address: SocketAddr, bytes: usize) -> Http2 {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.set_recv_buffer_size(4096).expect("a small buffer");
+    let client = Client::on(soon("connecting", socket.connect(address)).await.expect("connecting"));
+    let mut client = Http2::on(client, LARGE as u32).await;
+    client.open_window(0, LARGE).await;
+    client.send(HEADERS, END_HEADERS, 1, &echo()).await;
+    for sent in (0..bytes).step_by(PART).map(|at| at + PART) {
+        client.send(DATA, if sent < bytes { 0 } else { END_STREAM }, 1, &[b'x'; PART]).await;
+    }
+    // As far as it can be known: the service takes no notice of it any more.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    client
+}
+
+const PART: usize = 10_000;
+
+/// The head of a `POST` to `/echo`.
+fn echo() -> Vec<u8> {
+    [&[0x83, 0x86, 4, 5], &b"/echo"[..], b"\x01\x04test"].concat()
+}
+
+/// The process ends while the kernel has the rest, and the client goes on to say how much it has taken.
+#[tokio::test]
+async fn an_answer_that_is_in_the_kernel_arrives_whole_from_a_process_that_ends() {
+    let process = Process::start(&[]).await;
+    let mut client = unread(process.address, 5 * PART).await;
+    process.signal(Signal::INT);
+    // Longer than a client without a stream is waited for.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let mut left = 5 * PART;
+    while left > 0 {
+        let frame = client.next_of(1).await;
+        if frame.kind == DATA {
+            left -= frame.payload.len();
+            client.open_window(0, PART).await;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    drop(client);
+    let (status, log) = process.ended().await;
+    assert!(status.success() && log.contains("0 left behind"), "{status}: {log}");
+}
+
+/// At a restart everybody waits for it, so not for long.
+#[tokio::test]
+async fn an_answer_that_is_in_the_kernel_at_a_restart_and_is_not_read_is_left_behind_and_told() {
+    let mut service = managed().start().await.unwrap();
+    let client = unread(service.address(), 5 * PART).await;
+    let began = Instant::now();
+    assert!(service.restart().await.unwrap().success());
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    let log = service.log();
+    assert!(log.contains("1 left behind"), "{log}");
+    drop(client);
+}
+
 #[tokio::test]
 async fn an_answer_that_is_not_read_to_its_end_is_cut_at_t_and_counted() {
     let mut app = spawn_app("shutdown_timeout = '2s'", large()).await;
@@ -323,6 +383,27 @@ async fn one_connection_too_many_that_does_not_take_what_it_is_told_is_not_kept(
     assert_eq!(frames.last().expect("a goodbye").goodbye(), (1, 0));
 }
 
+/// Also where there is little time left when the service stops waiting for what stands still.
+#[tokio::test]
+async fn goodbye_is_said_before_t_beside_an_upload_that_stands_still() {
+    for timeout in ["1s", "2s", "6s"] {
+        let manager = managed().env(variable("shutdown_timeout"), timeout);
+        let mut service = manager.env(variable("limits.body_timeout"), "1h").start().await.unwrap();
+        let mut upload = Client::connect(service.address()).await;
+        upload.send("POST /echo HTTP/1.1\r\nHost: test\r\nContent-Length: 2\r\n\r\nx").await;
+        assert_eq!(upload.head().await.status, 200);
+        let mut client = Http2::on(Client::connect(service.address()).await, 65_535).await;
+        client.ask(1, "/livez").await;
+        while !client.next_of(1).await.ends_stream() {}
+
+        let (frames, status) = tokio::join!(client.rest(), service.restart());
+
+        assert!(frames.iter().any(|frame| frame.kind == GOAWAY), "{timeout}: {frames:?}");
+        assert!(status.unwrap().success(), "{timeout}");
+        drop(upload);
+    }
+}
+
 /// What each client has done before it falls silent, and the last stream that GOAWAY names.
 #[tokio::test]
 async fn who_is_silent_is_told_goodbye() {
@@ -342,6 +423,16 @@ async fn who_is_silent_is_told_goodbye() {
         client.0.send(&before).await;
         let frames = client.rest().await;
         assert_eq!(frames.last().expect("a frame").goodbye(), (last, 0), "{frames:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_preface_that_stops_has_the_time_of_a_head() {
+    let app = spawn_app("[limits]\nheader_timeout = '200ms'\nidle_timeout = '1h'", Router::new()).await;
+    for length in 1..PREFACE.len() {
+        let mut client = app.client().await;
+        client.send(&PREFACE[..length]).await;
+        assert!(client.until_end().await.starts_with(b"HTTP/1.1 408"), "{length}");
     }
 }
 

@@ -139,7 +139,7 @@ async fn what_clients_send_steers_nobody_who_reads_the_log_and_has_a_bound() {
         });
         assert_eq!(steering, None, "{log}");
         assert!(log.lines().all(|line| line.len() < 20_000), "{:?}", log.lines().map(str::len).max());
-        let requests: Vec<_> = log.lines().filter(|line| line.contains("404")).collect();
+        let requests: Vec<_> = log.lines().filter(|line| line.contains(": 404")).collect();
         assert_eq!(requests.len(), asked.len(), "{log}");
         if format == "json" {
             for (line, (_, path)) in requests.iter().zip(&asked) {

@@ -14,6 +14,7 @@ mod limits;
 mod listening;
 mod live;
 mod log;
+mod memory;
 mod own_routes;
 mod readiness;
 mod routes;

@@ -179,6 +179,11 @@ async fn a_request_that_does_not_say_whom_it_is_for_is_refused() {
         ("GET http://test/seen HTTP/1.1\r\nHost: other\r\n", 200),
         ("GET http://test/seen HTTP/1.1\r\n", 400),
         ("GET http://user:word@test/seen HTTP/1.1\r\nHost: test\r\n", 400),
+        ("GET /livez#part HTTP/1.1\r\nHost: test\r\n", 400),
+        ("GET /livez?a#b HTTP/1.0\r\n", 400),
+        ("GET http://test/seen#part HTTP/1.1\r\nHost: test\r\n", 400),
+        ("\r\nGET /livez HTTP/1.1\r\nHost: test\r\nX: #\r\n", 200),
+        ("GET /livez HTTP/1.1\nHost: test\nX: #\r\n", 200),
     ] {
         let mut client = app.client().await;
         client.send(format!("{request}\r\n")).await;
@@ -190,6 +195,22 @@ async fn a_request_that_does_not_say_whom_it_is_for_is_refused() {
         }
         if request.contains("/seen") && status == 200 {
             assert_eq!(answer.text(), "test", "{request}");
+        }
+    }
+}
+
+/// hyper passes on what is chunked at last, whatever it is encoded with beside.
+#[tokio::test]
+async fn a_body_that_was_encoded_for_the_transfer_in_other_ways_is_refused() {
+    let app = spawn_app("", Router::new()).await;
+    let chunks = "5\r\nhello\r\n0\r\n\r\n";
+    for (coding, status) in [("chunked", 200), ("chunked, chunked", 400), ("gzip, chunked", 400)] {
+        let mut client = app.client().await;
+        client.send(format!("POST /echo HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: {coding}\r\n\r\n{chunks}")).await;
+        let answer = client.answer().await;
+        match status {
+            200 => assert_eq!((answer.status, answer.text()), (200, "hello")),
+            _ => assert_problem(&answer, status),
         }
     }
 }

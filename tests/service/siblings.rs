@@ -321,6 +321,7 @@ async fn a_sibling_without_descriptors_costs_no_connection() {
 
     restart(&mut old).await;
 
+    full.logged("too few descriptors (LimitNOFILE=)", 1).await.unwrap();
     for client in &mut clients {
         assert_good(&client.get("/livez").await);
     }

@@ -82,6 +82,7 @@ async fn spawn<A: Application>(
     let listener = Listener::new(vec![Activated::Tcp(socket)], Arc::clone(&gate), config.limits.max_connections)
         .expect("a listener");
     machinery.spawn(lifecycle::expire(Arc::clone(&gate)));
+    machinery.spawn(lifecycle::relieve(Arc::clone(&gate)));
 
     let app = make(Arc::new(config), handle.clone()).await.expect("an application");
     let (tell, told) = oneshot::channel();
@@ -189,6 +190,14 @@ impl Process {
     pub fn signal(&self, signal: Signal) {
         let pid = self.child.id().and_then(|pid| Pid::from_raw(pid.cast_signed())).expect("a process that runs");
         kill_process(pid, signal).expect("sending a signal");
+    }
+
+    /// The most memory that it had so far, in bytes.
+    pub fn peak_memory(&self) -> usize {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id().expect("a process that runs")));
+        let status = status.expect("what is known of it");
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"));
+        peak.and_then(|peak| peak.parse::<usize>().ok()).expect("VmHWM") << 10
     }
 
     /// Its log, line by line. Nobody else reads it until the end.

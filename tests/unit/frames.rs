@@ -87,6 +87,15 @@ impl Random {
 }
 
 #[test]
+fn what_has_come_of_a_body_is_counted_without_its_padding() {
+    let mut fed = Fed::new();
+    fed.read(&flagged(HEADERS, END_HEADERS, 1, b"head"));
+    fed.read(&flagged(DATA, 0, 1, b"12345"));
+    fed.read(&flagged(DATA, PADDED, 1, &[3, b'6', b'7', 0, 0, 0]));
+    assert_eq!((fed.frames.received(1), fed.frames.received(3)), (7 + 2 * PART, 0));
+}
+
+#[test]
 fn whatever_the_bytes_and_their_pieces_the_same_is_left_behind() {
     let mut random = Random(1);
     let mut open = 0;
@@ -152,6 +161,8 @@ fn a_stream_is_open_until_its_last_frame_has_left_or_it_is_reset() {
 #[test]
 fn a_stream_begins_when_its_head_has_been_read_whole() {
     let mut fed = Fed::new();
+    fed.read(&setting(INITIAL_WINDOW_SIZE, 0));
+    assert!(!fed.frames.has_asked());
     fed.read(&flagged(HEADERS, END_STREAM, 5, b"he"));
     assert_eq!((fed.frames.open(), fed.frames.unfinished()), (0, Some(fed.now)));
     let began = fed.now;
@@ -160,11 +171,16 @@ fn a_stream_begins_when_its_head_has_been_read_whole() {
     assert_eq!((fed.frames.open(), fed.frames.unfinished()), (0, Some(began)));
     fed.read(&flagged(CONTINUATION, END_HEADERS, 5, b"d"));
     assert_eq!((fed.frames.open(), fed.frames.unfinished()), (1, None));
+    assert!(fed.frames.has_asked());
     // Trailers, numbers that were passed by, and those of a server.
     for id in [5, 3, 6] {
         fed.read(&flagged(HEADERS, END_HEADERS | END_STREAM, id, b"head"));
     }
     assert_eq!(fed.frames.open(), 1);
+    fed.read(&frame(RST_STREAM, 5, &CANCEL.to_be_bytes())[..HEAD]);
+    assert!(!fed.frames.has_asked(), "it is within a frame");
+    fed.read(&CANCEL.to_be_bytes());
+    assert!(fed.frames.has_asked() && fed.frames.open() == 0);
 }
 
 #[test]
@@ -191,13 +207,16 @@ fn requests_get_the_numbers_of_their_streams_in_order() {
 #[test]
 fn who_blocks_an_answer_by_its_windows_is_told_from_who_has_nothing_to_get() {
     let update = |id, more: u32| frame(WINDOW_UPDATE, id, &more.to_be_bytes());
-    let cases: [(Vec<u8>, usize); 8] = [
+    let cases: [(Vec<u8>, usize); 10] = [
         // The connection's window is nearly used up by one answer of 60,000 bytes, and by two altogether.
         (vec![], 2),
         (update(0, 60_000), 0),
+        // A stream that there is not.
+        (update(5, 60_000), 2),
         (setting(INITIAL_WINDOW_SIZE, 60_000), 2),
         ([setting(INITIAL_WINDOW_SIZE, 60_000), update(0, 100_000)].concat(), 2),
         ([setting(INITIAL_WINDOW_SIZE, 60_000), update(0, 100_000), update(1, 1)].concat(), 1),
+        ([setting(INITIAL_WINDOW_SIZE, 59_000), update(0, 100_000), update(1, 1_000), update(3, 1_001)].concat(), 1),
         ([setting(INITIAL_WINDOW_SIZE, 0), update(0, 100_000), setting(INITIAL_WINDOW_SIZE, 70_000)].concat(), 0),
         ([update(0, 100_000), setting(INITIAL_WINDOW_SIZE, 0)].concat(), 2),
         ([update(0, 100_000), setting(1, 0), flagged(SETTINGS, ACK, 0, &[0, 4, 0, 0, 0, 0])].concat(), 0),
@@ -221,6 +240,21 @@ fn who_blocks_an_answer_by_its_windows_is_told_from_who_has_nothing_to_get() {
         fed.read(&resets);
         assert_eq!((fed.frames.open(), fed.frames.resets().len()), (2 - blocked, 0));
     }
+}
+
+#[test]
+fn an_answer_of_which_another_part_has_just_left_is_not_blocked() {
+    let mut fed = Fed::new();
+    fed.read(&setting(INITIAL_WINDOW_SIZE, 100));
+    fed.read(&flagged(HEADERS, END_HEADERS | END_STREAM, 1, b"head"));
+    fed.written(&flagged(HEADERS, END_HEADERS, 1, b"head"));
+    for part in flagged(DATA, 0, 1, &[0; 100]).chunks(20) {
+        fed.later(SECOND * 2);
+        fed.written(part);
+        assert_eq!(fed.frames.give_up(SECOND, fed.now), 0);
+    }
+    fed.later(SECOND * 2);
+    assert_eq!(fed.frames.give_up(SECOND, fed.now), 1);
 }
 
 #[test]

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use axum::routing::{get, post};
 use axum::{Router, ServiceExt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 
-use super::connection::QUIET;
+use super::connection::{Io, Origin, Peer, QUIET, Socket};
 use super::gate::Obstacle;
 use super::systemd::Activated;
 use super::{Connection, Gate, Listener, Track};
@@ -95,4 +95,67 @@ async fn an_http2_client_that_stands_still_is_in_the_way_and_a_handler_at_work_i
         tokio::time::sleep(Duration::from_millis(500)).await;
         assert_eq!(gate.obstacle(Duration::from_millis(100)), expected, "{}", request.escape_ascii());
     }
+}
+
+/// The connections of a service that is full, each older than the next, in the order in which they make room.
+#[tokio::test]
+async fn who_has_been_idle_longest_makes_room_first_and_who_has_asked_nothing_before_the_others() {
+    const YIELDS: Duration = Duration::from_millis(1050);
+    // Those on which something was asked (another process has handed them over), how long after them the others came
+    // on which nothing was asked, and who is to make room after that time once more.
+    let full = async |asked: usize, silent: usize, between: Duration, after: Duration| {
+        let gate = Arc::new(Gate::default());
+        let mut connections = Vec::new();
+        for number in 0..asked + silent {
+            if number == asked {
+                tokio::time::sleep(between).await;
+            }
+            let (here, there) = UnixStream::pair().unwrap();
+            let origin = if number < asked { Origin::Adopted } else { Origin::Accepted };
+            connections.push((gate.admit(Socket::Right(here), Peer::Unix, Vec::new(), origin), there));
+        }
+        let came = Instant::now();
+        assert!(!gate.make_room() || came.elapsed() + between > YIELDS, "nobody has been idle for long");
+        tokio::time::sleep(after).await;
+        let mut order = Vec::new();
+        while gate.make_room() {
+            let left =
+                |(number, (io, _)): (usize, &(Io, UnixStream))| io.connection().idle().is_none().then_some(number);
+            let gone = connections.iter().enumerate().filter_map(left).filter(|number| !order.contains(number));
+            order.extend(gone.collect::<Vec<_>>());
+        }
+        (order, came.elapsed())
+    };
+    let zero = Duration::ZERO;
+    let little = Duration::from_millis(300);
+    let (few, many, none, others, flood, no_flood) = tokio::join!(
+        full(3, 2, zero, YIELDS),
+        full(10, 0, zero, YIELDS),
+        full(0, 0, zero, zero),
+        full(3, 2, YIELDS, zero),
+        full(1, 65, zero, little),
+        full(1, 64, zero, little),
+    );
+    assert_eq!(few.0, [3, 4, 0, 1, 2]);
+    assert_eq!(many.0, Vec::from_iter(0..10));
+    assert!(none.0.is_empty());
+    assert_eq!(others.0[..3], [0, 1, 2]);
+    assert_eq!(flood.0[..64], Vec::from_iter(1..65));
+    // Unless this machine took so long that they are idle for long all the same.
+    assert!(no_flood.0.is_empty() || no_flood.1 > YIELDS / 2, "{no_flood:?}");
+}
+
+#[tokio::test]
+async fn guests_are_counted_apart_as_far_as_there_is_room_for_them() {
+    let gate = Arc::new(Gate::default());
+    let admit = |origin| gate.admit(Socket::Right(UnixStream::pair().unwrap().0), Peer::Unix, Vec::new(), origin);
+    let others = [Origin::Accepted, Origin::Adopted].map(admit);
+    let guests = [Origin::Guest; 3].map(admit);
+    let without = || [0, 2, 3, 9].map(|room| gate.len_without(room));
+    assert_eq!(without(), [5, 3, 2, 2]);
+    let [one, _two, _three] = guests;
+    drop(one);
+    assert_eq!(without(), [4, 2, 2, 2]);
+    drop(others);
+    assert_eq!(without(), [2, 0, 0, 0]);
 }

@@ -25,6 +25,28 @@ fn an_unfinished_head_travels_with_the_connection() {
 }
 
 #[test]
+fn a_fragment_is_noticed_in_the_target_alone() {
+    let cases = [
+        ("GET /a#b HTTP/1.1\r\nHost: x\r\n\r\n", true),
+        ("\r\n\nGET /#\n\n", true),
+        ("GET /a HTTP/1.1\r\nHost: #\r\n\r\n", false),
+        ("\r\nGET /a HTTP/1.1\nHost: #\n\n", false),
+        ("GET /a HTTP/1.1\r\nHost: x\r\n\r\nGET /#b HTTP/1.1\r\n\r\n", false),
+    ];
+    for (head, has) in cases {
+        for size in 1..=head.len() {
+            assert_eq!(told(head.as_bytes(), size).has_fragment(), has, "{head:?} by {size}");
+        }
+    }
+    // Of the next request only once it is its turn.
+    let mut ledger = told(b"GET /a HTTP/1.1\r\n\r\nGET /#b HTTP/1.1\r\n\r\n", 7);
+    ledger.dispatched(Body::Length(0));
+    assert!(!ledger.has_fragment());
+    ledger.answered();
+    assert!(ledger.has_fragment());
+}
+
+#[test]
 fn an_answered_request_leaves_nothing_behind_however_it_is_split() {
     let cases: [(&[u8], Body); 5] = [
         (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", Body::Length(0)),

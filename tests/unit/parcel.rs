@@ -2,17 +2,22 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::task::{Context, Waker};
+
+use rustix::io::{FdFlags, fcntl_getfd};
 
 use super::*;
 
 fn clean(rest: &[u8]) -> (Clean, UnixStream) {
     let (here, there) = UnixStream::pair().unwrap();
-    (Clean { socket: here.into(), rest: rest.to_vec(), guest: false }, there)
+    (Clean { socket: here.into(), rest: rest.to_vec(), origin: Origin::Adopted }, there)
 }
 
 #[test]
 fn a_thousand_connections_arrive_each_with_its_own_rest() {
     let (sender, receiver) = pair().unwrap();
+    let inherited = |fd: &OwnedFd| !fcntl_getfd(fd).unwrap().contains(FdFlags::CLOEXEC);
+    assert!(!inherited(&sender) && !inherited(&receiver));
     let (mut connections, mut peers): (Vec<_>, Vec<_>) =
         (0..1000).map(|n| clean(format!("GET /{n}").repeat(n % 7).as_bytes())).unzip();
     assert_eq!(Parcel(sender).pack(&mut connections).unwrap(), 1000);
@@ -21,6 +26,7 @@ fn a_thousand_connections_arrive_each_with_its_own_rest() {
     let arrived: Vec<_> = unpack(vec![receiver]).flat_map(Result::unwrap).collect();
     assert_eq!(arrived.len(), 1000);
     for Clean { socket, rest, .. } in arrived {
+        assert!(!inherited(&socket));
         UnixStream::from(socket).write_all(&[&rest[..], b"."].concat()).unwrap();
     }
     for (n, peer) in peers.iter_mut().enumerate() {
@@ -28,6 +34,14 @@ fn a_thousand_connections_arrive_each_with_its_own_rest() {
         peer.read_to_string(&mut rest).unwrap();
         assert_eq!(rest, format!("GET /{n}").repeat(n % 7) + ".");
     }
+}
+
+#[test]
+fn connections_of_which_nothing_was_read_travel_alone() {
+    let (sender, receiver) = pair().unwrap();
+    let (mut connections, _peers): (Vec<_>, Vec<_>) = (0..3).map(|_| clean(b"")).unzip();
+    assert_eq!(Parcel(sender).pack(&mut connections).unwrap(), 3);
+    assert_eq!(unpack(vec![receiver]).map(Result::unwrap).map(|message| message.len()).collect::<Vec<_>>(), [3]);
 }
 
 #[test]
@@ -66,4 +80,40 @@ fn a_parcel_that_nobody_keeps_is_noticed() {
     parcel.is_kept().unwrap();
     drop(receiver);
     parcel.is_kept().unwrap_err();
+}
+
+/// How many connections a parcel has, and how many of them are taken over before others are served.
+#[test]
+fn who_was_busy_to_the_last_is_taken_over_at_once_and_the_others_lot_by_lot() {
+    let cx = &mut Context::from_waker(Waker::noop());
+    for (count, at_once) in [(0, 0), (1, 1), (MESSAGE_SOCKETS, MESSAGE_SOCKETS), (600, MESSAGE_SOCKETS)] {
+        let (sender, receiver) = pair().unwrap();
+        let (mut connections, _peers): (Vec<_>, Vec<_>) = (0..count).map(|n| clean(&n.to_be_bytes())).unzip();
+        assert_eq!(Parcel(sender).pack(&mut connections).unwrap(), count);
+        let gate = Arc::new(Gate::default());
+
+        let mut others = std::pin::pin!(take_over(vec![receiver], Arc::clone(&gate)));
+        let mut more = true;
+        for _ in 0..3 {
+            more = more && others.as_mut().poll(cx).is_pending();
+            assert_eq!(gate.put_aside(), at_once, "none comes before the others are let in");
+        }
+        let mut rests = Vec::new();
+        while gate.put_aside() > 0 || more {
+            // The listener begins with the last.
+            rests.extend(gate.take().into_iter().rev().map(|clean| clean.rest));
+            more = more && others.as_mut().poll(cx).is_pending();
+        }
+        let expected: Vec<_> = (0..count).rev().map(|n| n.to_be_bytes()).collect();
+        assert_eq!(rests, expected, "who was taken last comes first");
+    }
+}
+
+#[test]
+fn a_parcel_that_is_still_being_packed_is_no_error_and_what_is_none_is_one() {
+    let (_sender, receiver) = pair().unwrap();
+    assert_eq!(unpack(vec![receiver]).count(), 0);
+    let (_reader, writer) = io::pipe().unwrap();
+    let opened: Vec<_> = unpack(vec![writer.into()]).collect();
+    assert!(matches!(opened[..], [Err(_)]), "{opened:?}");
 }

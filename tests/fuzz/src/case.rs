@@ -5,6 +5,7 @@ use std::fmt;
 use world::Client;
 
 use crate::application;
+use crate::hitless::connection::Origin;
 use crate::hitless::parcel::Clean;
 use crate::hitless::process::Process;
 
@@ -271,7 +272,7 @@ impl Restartable {
     pub fn new() -> Self {
         let client = Client::default();
         let process = Process::default();
-        process.adopt(Clean { socket: client.socket(), rest: Vec::new(), guest: false });
+        process.adopt(Clean { socket: client.socket(), rest: Vec::new(), origin: Origin::Adopted });
         process.settle();
         Self { client, process, leaving: false, handed_over: 0, waiting: Vec::new() }
     }

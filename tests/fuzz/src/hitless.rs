@@ -9,6 +9,8 @@ pub mod connection;
 mod frames;
 #[path = "../../../src/hitless/gate.rs"]
 pub mod gate;
+#[path = "../../../src/hitless/held.rs"]
+mod held;
 #[path = "../../../src/hitless/ledger.rs"]
 pub mod ledger;
 #[path = "../../../src/hitless/listener.rs"]
@@ -35,7 +37,7 @@ pub mod parcel {
     pub struct Clean {
         pub socket: std::os::fd::OwnedFd,
         pub rest: Vec<u8>,
-        pub guest: bool,
+        pub origin: super::connection::Origin,
     }
 }
 

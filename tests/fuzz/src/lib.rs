@@ -6,6 +6,7 @@
 
 // What the code of `src/hitless` calls by these names.
 extern crate world as rustix;
+extern crate world as socket2;
 extern crate world as std;
 extern crate world as tokio;
 

@@ -41,10 +41,10 @@ pub struct Options {
 }
 
 /// T, short too.
-const T: Duration = Duration::from_secs(6);
+pub(crate) const T: Duration = Duration::from_secs(6);
 
 /// What the service is run with. Nothing else bounds a row.
-const SHORT: &[(&str, &str)] = &[
+pub(crate) const SHORT: &[(&str, &str)] = &[
     ("shutdown_timeout", "6s"),
     ("limits.max_connections", "500"),
     ("limits.header_timeout", "1s"),
@@ -64,7 +64,8 @@ const LINGER: Duration = Duration::from_secs(1);
 const LATE: Duration = Duration::from_millis(1_500);
 
 /// With as many connections as are allowed unless told otherwise, and time to open them.
-const DEFAULTS: &[(&str, &str)] = &[("limits.idle_timeout", "3s")];
+const DEFAULTS: &[(&str, &str)] =
+    &[("shutdown_timeout", "6s"), ("limits.header_timeout", "5s"), ("limits.idle_timeout", "3s")];
 
 /// Almost all of those.
 const ALL: usize = 9_800;
@@ -74,13 +75,13 @@ const DEFAULT_HEADER: Duration = Duration::from_secs(5);
 const DEFAULT_SEND: Duration = Duration::from_secs(30);
 
 /// `unit.memory_high` by default, in MB.
-const MEMORY_HIGH: u64 = 384;
+const MEMORY_HIGH: u64 = 768;
 
 /// How many times as long as without an attack an answer may take.
 const TIMES: f64 = 5.0;
 
 /// How much longer than without an attack a restart may take.
-const DELAY: Duration = Duration::from_millis(300);
+const DELAY: Duration = Duration::from_millis(500);
 
 /// How many more lines there may be in the log in a second than without an attack.
 const LINES: f64 = 3.0;
@@ -198,13 +199,13 @@ fn http1() -> Vec<Row> {
     vec![
         // Heads.
         attack("slow heads", 400, || format!("{HEAD}X-Slow: ").into()).then(100, |_| b"x".into()).gets("408").quick(),
-        attack("heads that stop, 32,000 bytes", 400, || fat_head(32_000)).gets("408").ends_by(HEADER + LINGER),
+        attack("heads that stop, 15,000 bytes", 400, || fat_head(15_000)).gets("408").ends_by(HEADER + LINGER),
         attack("endless heads", 100, || HEAD.into())
             .then(1, |round| format!("X-{round}: {}\r\n", "x".repeat(1_000)).into())
             .gets("431")
             .ends_by(HEADER + LINGER)
             .quick(),
-        attack("heads that stop, as many as there may be", ALL, || fat_head(32_000))
+        attack("heads that stop, as many as there may be", ALL, || fat_head(15_000))
             .many()
             .ends_by(DEFAULT_HEADER + DEFAULT_HEADER),
         // Silence.
@@ -263,6 +264,7 @@ fn http1() -> Vec<Row> {
             .ends_by(SEND + LINGER),
         attack("answers that are not read, as many as there may be", ALL, || upload("/echo", 2_000_000, 2_000_000))
             .many()
+            .lasting()
             .reads(Reads::Nothing)
             .ends_by(DEFAULT_SEND),
         attack("requests without end whose answers are not read", 50, Vec::new)
@@ -370,7 +372,17 @@ fn http2() -> Vec<Row> {
             .lasting()
             .ends_by(BODY + IDLE),
         attack("HTTP/2: windows of 0", 200, zero_window).ends_by(SEND + IDLE).quick(),
-        attack("HTTP/2: windows of 0, as many as there may be", ALL, zero_window).many().ends_by(DEFAULT_SEND + IDLE),
+        attack("HTTP/2: windows of 0, as many as there may be", ALL, zero_window)
+            .many()
+            .lasting()
+            .ends_by(DEFAULT_SEND + IDLE),
+        attack("HTTP/2: bodies that nobody takes, as many as there may be", ALL, || {
+            let echoes = streams(0, 200)
+                .flat_map(|number| [post(number, "/echo"), frame(DATA, 0, number, &[0; 5_000])].concat());
+            [hello(&[(INITIAL_WINDOW, 0)]), echoes.collect()].concat()
+        })
+        .many()
+        .ends_by(DEFAULT_SEND + IDLE),
         attack("HTTP/2: windows that open byte by byte", 100, zero_window)
             .then(200, |_| {
                 streams(0, 100).flat_map(|number| frame(WINDOW_UPDATE, 0, number, &1_u32.to_be_bytes())).collect()

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use lab::rehearse::{self, Options, Outcome};
-use lab::{attack, attacker, browser, chaos, deploy, faults, floor, measure, rolling, stuff};
+use lab::{attack, attacker, browser, chaos, deploy, faults, floor, measure, rolling, storm, stuff};
 use tokio::signal::unix::{SignalKind, signal};
 
 #[derive(Parser)]
@@ -28,6 +28,8 @@ enum Command {
     Chaos(chaos::Options),
     /// Attack a service, and see what that costs clients who behave.
     Attack(attack::Options),
+    /// Restart a service among clients that say and do anything, and see that nothing is left of them.
+    Storm(storm::Options),
     /// Compare the throughput with bare axum's.
     Bench,
     /// Be an attack.
@@ -67,6 +69,7 @@ async fn work(command: Command) -> ExitCode {
             Command::Browser(options) => browser::browser(&options).await,
             Command::Chaos(options) => chaos::chaos(&options).await,
             Command::Attack(options) => attack::attacks(&options).await,
+            Command::Storm(options) => storm::storm(&options).await,
             Command::Attacker(options) => attacker::attacker(&options).await.map(|()| Outcome::Kept),
             Command::Bench => lab::bench::bench().await.map(|()| Outcome::Kept),
             Command::Floor(_) => unreachable!("it needs no runtime"),

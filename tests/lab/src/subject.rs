@@ -120,19 +120,26 @@ impl Subject {
 
     /// Builds it the way `make deploy` does, and returns the program.
     pub async fn build(&self) -> anyhow::Result<PathBuf> {
-        self.cargo_build(&["--bin", &self.name]).await?;
+        self.cargo_build(&["--release", "--bin", &self.name]).await?;
         Ok(self.target.join("release").join(&self.name))
+    }
+
+    /// Builds it and one of its examples so that they notice what they assume, and that numbers overflow.
+    pub async fn build_checked(&self, example: &str) -> anyhow::Result<[PathBuf; 2]> {
+        self.cargo_build(&["--bin", &self.name, "--example", example]).await?;
+        let debug = self.target.join("debug");
+        Ok([debug.join(&self.name), debug.join("examples").join(example)])
     }
 
     /// Builds one of its examples.
     pub async fn build_example(&self, name: &str) -> anyhow::Result<PathBuf> {
-        self.cargo_build(&["--example", name]).await?;
+        self.cargo_build(&["--release", "--example", name]).await?;
         Ok(self.target.join("release/examples").join(name))
     }
 
     async fn cargo_build(&self, what: &[&str]) -> anyhow::Result<()> {
         let status = Command::new("cargo")
-            .args(["build", "--release"])
+            .arg("build")
             .args(what)
             .current_dir(&self.directory)
             .env("CARGO_TARGET_DIR", &self.target)

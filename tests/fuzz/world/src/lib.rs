@@ -1,4 +1,4 @@
-//! The `std`, `tokio` and `rustix` that `src/hitless` is compiled against here: the real ones, but for sockets, which
+//! The `std`, `tokio`, `rustix` and `socket2` that `src/hitless` is compiled against here: the real ones, but for sockets, which
 //! are in memory, and for time, which does not pass. With the feature `shuttle`, its scheduler has the locks and atomics.
 //!
 //! So what is tested is the very code that serves, without a line changed and without a kernel below it.
@@ -70,6 +70,21 @@ pub mod event {
     /// Nothing happens that is not told of at once.
     pub fn poll(_: &mut [PollFd], _: Option<&Timespec>) -> crate::io::Result<usize> {
         Ok(0)
+    }
+}
+
+pub struct SockRef;
+
+impl From<&Socket> for SockRef {
+    fn from(_: &Socket) -> Self {
+        Self
+    }
+}
+
+impl SockRef {
+    /// There are no options. What is written is with the client.
+    pub fn set_tcp_notsent_lowat(&self, _: u32) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
     }
 }
 

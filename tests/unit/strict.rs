@@ -1,4 +1,4 @@
-//! Which requests are refused for what they say of their host.
+//! Which requests are refused for what they say of their host, and of their transfer coding.
 
 use axum::body::Body;
 
@@ -113,5 +113,31 @@ fn a_target_that_has_a_host_is_right() {
         // A name that only looks like the host, for who does not look closely (RFC 9110, section 4.2.4).
         assert!(outcome(version, "http://test@other/", &["test"]).is_err(), "{version:?}");
         assert!(outcome(version, "http://test/", &["a b"]).is_err(), "{version:?}");
+    }
+}
+
+#[test]
+fn only_what_is_chunked_once_is_taken() {
+    let is_taken = |codings: &[&str]| {
+        let add = |request: axum::http::request::Builder, coding: &&str| request.header("transfer-encoding", *coding);
+        let request = codings.iter().fold(Request::builder(), add);
+        understood(&request.body(Body::empty()).unwrap()).is_ok()
+    };
+    for codings in [&[][..], &["chunked"], &["Chunked"]] {
+        assert!(is_taken(codings), "{codings:?}");
+    }
+    for codings in [
+        &["chunked, chunked"][..],
+        &["chunked", "chunked"],
+        &["gzip, chunked"],
+        &["gzip", "chunked"],
+        &["identity"],
+        &["chunked, identity"],
+        &["chunked;q=1"],
+        &["chunked,"],
+        &[", chunked"],
+        &[""],
+    ] {
+        assert!(!is_taken(codings), "{codings:?}");
     }
 }

@@ -1,5 +1,6 @@
-//! Whom a request is for: those that do not say so, or say two things, are refused (RFC 9112, section 3.2; RFC 9113,
-//! section 8.3.1). A cache or a proxy in front may have understood them otherwise.
+//! Whom and what a request is for, and how its body was encoded to be transferred: those that do not say so, or say two
+//! things, are refused (RFC 9112, sections 3.2 and 6.1; RFC 9113, section 8.3.1). A cache or a proxy in front may have
+//! understood them otherwise.
 
 use std::convert::Infallible;
 use std::future::{Ready, ready};
@@ -13,9 +14,10 @@ use axum::response::{IntoResponse, Response};
 use tokio_util::either::Either;
 use tower::{Layer, Service};
 
+use crate::hitless::Fragment;
 use crate::problem::Problem;
 
-/// Refuses requests whose host is unclear with 400. For the others, `Host` is the host of the request's target where
+/// Refuses requests whose host, target or transfer coding is unclear with 400. For the others, `Host` is the host of the request's target where
 /// that has one.
 #[derive(Clone, Copy, Debug)]
 pub struct Check;
@@ -28,7 +30,7 @@ impl<S> Layer<S> for Check {
     }
 }
 
-/// A service whose requests have a clear host.
+/// A service whose requests are clear.
 #[derive(Clone, Debug)]
 pub struct Checked<S>(S);
 
@@ -45,11 +47,22 @@ where
     }
 
     fn call(&mut self, mut request: Request) -> Self::Future {
-        match settle(&mut request) {
+        match understood(&request).and_then(|()| settle(&mut request)) {
             Ok(()) => Either::Right(self.0.call(request)),
             Err(fault) => Either::Left(ready(Ok(Problem::new(StatusCode::BAD_REQUEST, fault).into_response()))),
         }
     }
+}
+
+/// Refuses a target of which hyper has dropped a part, and what has been encoded more than once, or otherwise than hyper
+/// decodes it: handlers would take the code for the body.
+fn understood(request: &Request) -> Result<(), &'static str> {
+    if request.extensions().get::<Fragment>().is_some() {
+        return Err("there is a fragment in the target");
+    }
+    let mut codings = request.headers().get_all(header::TRANSFER_ENCODING).iter();
+    let chunked = codings.next().is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"));
+    if chunked && codings.next().is_none() { Ok(()) } else { Err("Transfer-Encoding is not \"chunked\"") }
 }
 
 /// Settles whom a request is for, or says why that cannot be.
@@ -132,5 +145,5 @@ fn is_name(mut text: &[u8]) -> bool {
 }
 
 #[cfg(test)]
-#[path = "../tests/unit/host.rs"]
+#[path = "../tests/unit/strict.rs"]
 mod tests;

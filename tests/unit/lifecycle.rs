@@ -1,0 +1,288 @@
+//! What follows from T, what is told of the process' life, and how the connections are divided among those that serve on.
+
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
+
+use axum::routing::get;
+use axum::{Router, ServiceExt};
+use futures_util::future::poll_immediate;
+use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, bind, listen, send, socket_with};
+use tempfile::TempDir;
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpStream, UnixListener};
+
+use super::super::connection::Peer;
+use super::super::{Connection, Listener, Track, parcel};
+use super::*;
+
+fn lifecycle(timeout: u64) -> Lifecycle {
+    Lifecycle::new(ShutdownTimeout::new(Duration::from_secs(timeout)).unwrap())
+}
+
+fn connections(count: usize) -> Vec<Clean> {
+    let clean = |_| Clean { socket: UnixStream::pair().unwrap().0.into(), rest: Vec::new(), guest: false };
+    (0..count).map(clean).collect()
+}
+
+#[test]
+fn all_times_follow_from_t() {
+    for (total, request, calm, last_moment, turn_away, sixth, unit_stop) in
+        [(30., 15., 10., 29., 7.5, 5., 33.), (6., 3., 2., 5.8, 1.5, 1., 9.), (60., 30., 20., 59., 15., 10., 63.)]
+    {
+        let times = [total, request, calm, last_moment, turn_away, sixth, unit_stop].map(Duration::from_secs_f64);
+        let t = ShutdownTimeout::new(times[0]).unwrap();
+        let follow = [t.total(), t.request(), t.calm(), t.last_moment(), t.turn_away(), t.sixth(), t.unit_stop()];
+        assert_eq!(follow, times);
+    }
+    let (least, most, a_little) = (ShutdownTimeout::MIN, ShutdownTimeout::MAX, Duration::from_nanos(1));
+    for (timeout, is_one) in [(least - a_little, false), (least, true), (most, true), (most + a_little, false)] {
+        assert_eq!(ShutdownTimeout::new(timeout).is_some(), is_one, "{timeout:?}");
+    }
+}
+
+#[test]
+fn the_status_tells_whether_anything_was_lost() {
+    let cut = || vec![Cut { peer: Peer::Unix, request: None, age: Duration::ZERO, at_work: true }];
+    for (outcome, is_good) in [
+        (Outcome::default(), true),
+        (Outcome { handed_over: 1, ..Outcome::default() }, true),
+        (Outcome { left_behind: cut(), ..Outcome::default() }, true),
+        (Outcome { cut: cut(), ..Outcome::default() }, false),
+        (Outcome { unfinished: 1, ..Outcome::default() }, false),
+        (Outcome { lost: 1, ..Outcome::default() }, false),
+        (Outcome { failed: true, ..Outcome::default() }, false),
+    ] {
+        assert_eq!(ExitCode::from(&outcome) == ExitCode::SUCCESS, is_good, "{outcome:?}");
+    }
+}
+
+#[tokio::test]
+async fn handlers_and_probes_see_where_the_process_is_in_its_life() {
+    let lifecycle = lifecycle(30);
+    let handle = lifecycle.handle();
+    let sees = async || {
+        let draining = poll_immediate(handle.draining()).await.is_some();
+        (handle.phase().to_string(), handle.is_ready(), draining, handle.remaining().is_some())
+    };
+    assert_eq!(sees().await, ("starting".to_owned(), false, false, false));
+    assert!(lifecycle.serving(&Arc::default()).is_none(), "it has no siblings, and no door");
+    assert_eq!(sees().await, ("serving".to_owned(), true, false, false));
+    lifecycle.set_ready(false);
+    assert!(handle.is_ready());
+
+    let since = Instant::now().checked_sub(Duration::from_secs(10)).unwrap();
+    lifecycle.phase.send_replace(Phase::Leaving { since, ready: true });
+    let mut told = handle.0.phase.clone();
+    // Those who wait for a change hear of each, and of nothing else.
+    for (ready, is_news) in [(true, false), (false, true), (false, false), (true, true)] {
+        told.mark_unchanged();
+        lifecycle.set_ready(ready);
+        assert_eq!(told.has_changed().unwrap(), is_news);
+        assert_eq!(sees().await, ("leaving".to_owned(), ready, true, true));
+    }
+    let remaining = handle.remaining().unwrap();
+    assert!(remaining > Duration::from_secs(10) && remaining <= Duration::from_secs(20), "{remaining:?}");
+}
+
+#[tokio::test]
+async fn an_instance_among_siblings_has_a_door_while_it_serves() {
+    let directory = TempDir::new().unwrap();
+    let siblings = Siblings::within(directory.path());
+    let door = lifecycle(30).among(Some(siblings.clone())).serving(&Arc::default()).expect("a door");
+    assert!(siblings.door(std::process::id()).exists());
+    door.close().await;
+}
+
+#[test]
+fn nobody_follows_a_stop_where_a_restart_is_told_apart_nor_where_the_sockets_are_the_processs_own() {
+    use Reason::{Failure, Hangup, Interrupt, Terminate};
+    for (succession, follows) in [
+        (Succession::None, [false; 4]),
+        (Succession::Always, [true; 4]),
+        (Succession::AfterRestart, [false, true, true, true]),
+    ] {
+        let lifecycle = lifecycle(30).followed(succession);
+        let is_followed = [Terminate, Interrupt, Hangup, Failure].map(|reason| lifecycle.successor(reason).is_ok());
+        assert_eq!(is_followed, follows, "{succession:?}");
+    }
+}
+
+#[tokio::test]
+async fn it_leaves_as_soon_as_it_can_and_waits_for_what_must_end_until_t() {
+    for (reason, work, failed) in
+        [(Reason::Interrupt, false, false), (Reason::Failure, false, true), (Reason::Interrupt, true, false)]
+    {
+        let lifecycle = lifecycle(2);
+        let handle = lifecycle.handle();
+        if work {
+            handle.spawn(std::future::pending::<()>());
+        }
+        let server = tokio::spawn(std::future::pending::<()>());
+        let began = Instant::now();
+        let outcome = lifecycle.leave(&Gate::default(), None, reason, server.abort_handle()).await;
+        assert_eq!(began.elapsed() >= Duration::from_secs(2), work, "{outcome:?}");
+        assert_eq!((outcome.failed, outcome.unfinished), (failed, usize::from(work)));
+        assert!(server.await.unwrap_err().is_cancelled());
+    }
+}
+
+/// How many connections each of those has that serve on, how many one that leaves has, and how they are divided.
+#[tokio::test]
+async fn those_that_serve_on_have_as_many_in_the_end() {
+    let cases: [(&[usize], usize, &[usize]); 7] = [
+        (&[0], 3, &[3]),
+        (&[0, 0], 10, &[5, 5]),
+        (&[0, 10], 30, &[20, 20]),
+        (&[9, 1, 5], 6, &[9, 6, 6]),
+        (&[40, 0], 10, &[40, 10]),
+        (&[40, 0, 0], 10, &[40, 5, 5]),
+        // More than there are in a message.
+        (&[10, 0], 310, &[160, 160]),
+    ];
+    for (had, given, have) in cases {
+        let directory = TempDir::new().unwrap();
+        let siblings = Siblings::within(directory.path());
+        let mut living = Vec::new();
+        for (number, had) in had.iter().enumerate() {
+            let gate = Arc::new(Gate::default());
+            gate.put(connections(*had));
+            let door = siblings.open_door(Arc::clone(&gate)).unwrap();
+            // As if each were a process of its own.
+            std::fs::rename(siblings.door(std::process::id()), siblings.door(number as u32 + 1)).unwrap();
+            living.push((gate, door));
+        }
+        let gate = Gate::default();
+        gate.put(connections(given));
+        let mut counted = 0;
+        let leaving = lifecycle(30).among(Some(siblings));
+
+        assert!(leaving.give(&gate, Instant::now(), &mut counted).await);
+
+        let mut has: Vec<_> = living.iter().map(|(gate, _)| gate.put_aside()).collect();
+        has.sort_unstable();
+        let mut have = have.to_vec();
+        have.sort_unstable();
+        assert_eq!((has, counted), (have, given), "{had:?}");
+    }
+}
+
+/// Behind a door like an instance of an earlier release, which does not say how many connections it has.
+fn earlier_release(door: &Path) -> Arc<AtomicUsize> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+    bind(&socket, &SocketAddrUnix::new(door).unwrap()).unwrap();
+    listen(&socket, 64).unwrap();
+    let socket = UnixListener::from_std(socket.into()).unwrap();
+    let has = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&has);
+    tokio::spawn(async move {
+        while let Ok((giver, _)) = socket.accept().await {
+            giver.readable().await.unwrap();
+            let connections = parcel::receive(&giver).unwrap().unwrap().open().unwrap();
+            counted.fetch_add(connections.len(), Relaxed);
+            send(&giver, &[6], SendFlags::empty()).unwrap();
+        }
+    });
+    has
+}
+
+#[tokio::test]
+async fn instances_of_an_earlier_release_get_as_many_each() {
+    let directory = TempDir::new().unwrap();
+    let siblings = Siblings::within(directory.path());
+    let living = [1, 2, 3].map(|pid| earlier_release(&siblings.door(pid)));
+    let gate = Gate::default();
+    gate.put(connections(12));
+    let mut counted = 0;
+    assert!(lifecycle(30).among(Some(siblings)).give(&gate, Instant::now(), &mut counted).await);
+    assert_eq!((living.map(|has| has.load(Relaxed)), counted), ([4; 3], 12));
+}
+
+#[tokio::test]
+async fn what_no_sibling_takes_stays_here() {
+    let directory = TempDir::new().unwrap();
+    let siblings = Siblings::within(directory.path());
+    let leaving = lifecycle(30).among(Some(siblings.clone()));
+    let gate = Gate::default();
+    gate.put(connections(3));
+    let mut counted = 0;
+    assert!(!leaving.give(&gate, Instant::now(), &mut counted).await, "there is none");
+    let door = siblings.open_door(Arc::default()).unwrap();
+    std::fs::rename(siblings.door(std::process::id()), siblings.door(1)).unwrap();
+    // It says that it takes connections, and then takes none.
+    let (given, ()) = tokio::join!(leaving.give(&gate, Instant::now(), &mut counted), async {
+        while !gate.is_closed() {
+            tokio::task::yield_now().await;
+        }
+        door.close().await;
+    });
+    assert!(!given);
+    assert_eq!((counted, gate.put_aside(), gate.is_closed()), (0, 3, false));
+}
+
+/// What goes on when the service is told to leave.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum GoesOn {
+    Nothing,
+    /// A handler works, and its client waits.
+    Work,
+    /// A client sends a part of its request's body, and no more.
+    Upload,
+    /// What the process has to wait for, beside its requests.
+    Task,
+}
+
+/// Serves, leaves while that goes on, and gives when nobody is served any more, and whether it was ready shortly after the
+/// beginning and at the end.
+async fn pauses(goes_on: GoesOn) -> (Duration, bool, bool) {
+    let lifecycle = lifecycle(6);
+    let handle = lifecycle.handle();
+    let gate = Arc::new(Gate::default());
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    let listener = Listener::new(vec![systemd::Activated::Tcp(socket)], Arc::clone(&gate), 10).unwrap();
+    let app = Router::new().route("/", get(std::future::pending::<()>).post(|_: axum::body::Bytes| async {}));
+    let app = Track(app).into_make_service_with_connect_info::<Connection>();
+    let server = tokio::spawn(axum::serve(listener, app).into_future());
+    lifecycle.serving(&gate);
+    let mut client = TcpStream::connect(address).await.unwrap();
+    let sent = match goes_on {
+        GoesOn::Nothing => "",
+        GoesOn::Work => "GET / HTTP/1.1\r\nHost: test\r\n\r\n",
+        GoesOn::Upload => "POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 9\r\n\r\npart",
+        GoesOn::Task => {
+            handle.spawn(std::future::pending::<()>());
+            ""
+        }
+    };
+    client.write_all(sent.as_bytes()).await.unwrap();
+    tokio::time::sleep(CALM * 2).await;
+
+    let since = Instant::now();
+    lifecycle.phase.send_replace(Phase::Leaving { since, ready: true });
+    let (is_ready, _) = tokio::join!(
+        async {
+            tokio::time::sleep(CALM * 2).await;
+            handle.is_ready()
+        },
+        lifecycle.take_all(&gate, since)
+    );
+    server.abort();
+    (since.elapsed(), is_ready, handle.is_ready())
+}
+
+#[tokio::test]
+async fn a_moment_is_waited_for_at_which_nobody_waits_long_and_who_would_is_told_to_turn_elsewhere() {
+    let timeout = lifecycle(6).handle.0.timeout;
+    let work_ends = timeout.calm() + timeout.request();
+    let (nothing, work, upload, task) =
+        tokio::join!(pauses(GoesOn::Nothing), pauses(GoesOn::Work), pauses(GoesOn::Upload), pauses(GoesOn::Task));
+    assert!(nothing.0 < timeout.turn_away() && (nothing.1, nothing.2) == (true, true), "{nothing:?}");
+    assert!(work.0 >= work_ends && (work.1, work.2) == (true, false), "{work:?}");
+    for unbounded in [upload, task] {
+        let (took, early, late) = unbounded;
+        assert!(took >= timeout.last_moment() && (early, late) == (true, true), "{unbounded:?}");
+    }
+}

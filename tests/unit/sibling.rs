@@ -1,0 +1,124 @@
+//! Who is found, let in and counted at a door, from inside.
+
+use std::os::unix::net::UnixStream;
+
+use futures_util::future::poll_immediate;
+use rustix::io::{FdFlags, fcntl_getfd};
+use tempfile::TempDir;
+
+use super::super::connection::{Origin, Peer, Socket};
+use super::*;
+
+/// Connections with what was read of them.
+fn connections(count: usize) -> Vec<Clean> {
+    let clean = |_| Clean { socket: UnixStream::pair().unwrap().0.into(), rest: b"GET ".to_vec(), guest: false };
+    (0..count).map(clean).collect()
+}
+
+#[tokio::test]
+async fn the_living_are_found_but_for_oneself_and_the_doors_of_the_dead_are_removed() {
+    let directory = TempDir::new().unwrap();
+    let siblings = Siblings::within(directory.path());
+    let own = siblings.open_door(Arc::default()).unwrap();
+    let behind = |pid| {
+        let socket = seqpacket().unwrap();
+        bind(&socket, &SocketAddrUnix::new(siblings.door(pid)).unwrap()).unwrap();
+        listen(&socket, 1).unwrap();
+        socket
+    };
+    let living = [behind(7), behind(1)];
+    drop(behind(3));
+    std::fs::write(directory.path().join("no number"), "").unwrap();
+
+    assert_eq!(siblings.pids().unwrap(), [1, 7]);
+
+    assert!(!siblings.door(3).exists());
+    assert!(siblings.door(1).exists() && own.path.exists());
+    for socket in living {
+        assert_eq!(fcntl_getfd(&socket).unwrap(), FdFlags::CLOEXEC);
+        assert!(rustix::net::accept(&socket).is_err(), "who lives is not disturbed");
+    }
+    let door = own.path.clone();
+    own.close().await;
+    assert!(!door.exists());
+}
+
+#[tokio::test]
+async fn what_is_handed_in_is_put_aside_as_a_guest_and_counted_with_all_others() {
+    let directory = TempDir::new().unwrap();
+    let siblings = Siblings::within(directory.path());
+    let gate = Arc::new(Gate::default());
+    let door = siblings.open_door(Arc::clone(&gate)).unwrap();
+    let admit = |_| {
+        let socket = tokio::net::UnixStream::pair().unwrap().0;
+        gate.admit(Socket::Right(socket), Peer::Unix, Vec::new(), Origin::Accepted)
+    };
+    let live: Vec<_> = (0..2).map(admit).collect();
+    gate.put(connections(3));
+
+    let taken = hand_in(&door.path, &connections(4), PATIENCE).await.unwrap();
+
+    assert_eq!(taken, Taken { count: 4, has: Some(live.len() + 3 + 4) });
+    let aside = gate.take();
+    assert!(aside.iter().all(|clean| clean.rest == b"GET "));
+    assert!(aside.iter().all(|clean| fcntl_getfd(&clean.socket).unwrap() == FdFlags::CLOEXEC));
+    assert_eq!(aside.iter().filter(|clean| clean.guest).count(), 4);
+    door.close().await;
+}
+
+/// What is behind a door may say so many bytes, or nothing, and go.
+#[tokio::test]
+async fn an_answer_is_taken_for_what_it_says_and_for_nothing_else() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("1");
+    let socket = seqpacket().unwrap();
+    bind(&socket, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+    listen(&socket, 64).unwrap();
+    let door = UnixListener::from_std(socket.into()).unwrap();
+    let cases: [(&[u8], Option<Option<usize>>); 7] = [
+        (&[TAKEN], Some(None)),
+        (&[TAKEN, 3, 1, 0, 0], Some(Some(259))),
+        (&[TAKEN, 3], None),
+        (&[TAKEN, 3, 1, 0, 0, 0], Some(Some(259))),
+        (b"?", None),
+        (b"?\x03\x01\0\0", None),
+        (&[], None),
+    ];
+    for (answer, has) in cases {
+        let connections = connections(2);
+        let (taken, ()) = tokio::join!(hand_in(&path, &connections, PATIENCE), async {
+            let (giver, _) = door.accept().await.unwrap();
+            giver.readable().await.unwrap();
+            // Whether or not it reads what it gets.
+            if answer.len() % 2 == 1 {
+                parcel::receive(&giver).unwrap();
+            }
+            if !answer.is_empty() {
+                send(&giver, answer, SendFlags::empty()).unwrap();
+            }
+        });
+        assert_eq!(taken.ok(), has.map(|has| Taken { count: 2, has }), "{answer:?}");
+    }
+}
+
+#[test]
+fn the_service_and_root_may_hand_connections_in_and_nobody_else() {
+    for (user, own, is_one) in [(0, 0, true), (0, 7, true), (7, 7, true), (7, 0, false), (7, 8, false)] {
+        assert_eq!(may_hand_in(user, own), is_one, "{user} {own}");
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_taken_in_behind_a_door_that_is_closed_even_where_its_task_has_ended_before() {
+    let directory = TempDir::new().unwrap();
+    let gate = Arc::new(Gate::default());
+    let mut door = Siblings::within(directory.path()).open_door(Arc::clone(&gate)).unwrap();
+    assert!(poll_immediate(door.ended()).await.is_none());
+    tokio::task::yield_now().await;
+    door.close().await;
+    assert_eq!(Arc::strong_count(&gate), 1, "the task has gone");
+
+    let mut door = Door { path: directory.path().join("1"), task: tokio::spawn(async {}) };
+    door.ended().await.unwrap();
+    door.close().await;
+}
