@@ -240,7 +240,19 @@ async fn pieces_make_the_same_request() {
 }
 
 fn traffic() -> Traffic {
-    Traffic::parse(include_str!("../traffic.toml")).unwrap()
+    let routes = r#"
+        [[fast]]
+        path = "/livez"
+        status = 200
+        [[slow]]
+        path = "/ping"
+        status = 200
+        body = '{"message":"pong"}'
+        [[upload]]
+        path = "/echo"
+        status = 200
+    "#;
+    Traffic::parse(routes).unwrap()
 }
 
 fn only_fast() -> Traffic {
