@@ -23,7 +23,7 @@ use tokio::task::JoinSet;
 
 use crate::client::{Client, soon};
 use crate::handover::{assert_good, begin, client, finish, restart, start};
-use crate::start::{command, config, managed, managed_by, variable};
+use crate::start::{application, command, config, managed, managed_by, variable};
 
 /// An instance among those of `directory`.
 async fn instance(directory: &TempDir) -> Service {
@@ -371,7 +371,7 @@ async fn an_answer_that_streams_until_shortly_before_t_keeps_its_connection() {
 #[tokio::test]
 async fn an_instance_with_a_socket_of_its_own_is_nobodys_sibling() {
     let directory = TempDir::new().unwrap();
-    let mut command = command();
+    let mut command = application();
     command.env("RUNTIME_DIRECTORY", directory.path()).env(variable("listen"), "127.0.0.1:0");
     let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
     let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
