@@ -63,7 +63,7 @@ memory() {
 # Clients that say and do anything, while the service is restarted.
 storm() { cargo run --quiet --package lab -- storm; }
 
-template() { tests/template.sh; }
+template() { needs git && tests/template.sh; }
 
 # Hosts, that is Debians booted for it, and what happens to the service there.
 lab() {

@@ -26,7 +26,7 @@ use crate::manager::{Manager, Service, describe};
 use crate::rehearse::Outcome;
 use crate::stage::setting;
 use crate::subject::Subject;
-use crate::traffic::Traffic;
+use crate::traffic::{Traffic, flat};
 use crate::verdict::{aligned, millis};
 
 /// Which attacks to try.
@@ -638,6 +638,10 @@ impl Bench<'_> {
                 .args([self.binary]),
             None => Manager::new(self.binary).args(["run"]),
         };
+        // Those of the row go first.
+        for (key, value) in flat(&self.traffic.settings) {
+            manager = manager.env(setting(self.name, &key), value);
+        }
         for (key, value) in row.settings {
             manager = manager.env(setting(self.name, key), value);
         }

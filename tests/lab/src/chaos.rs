@@ -53,7 +53,6 @@ pub struct Options {
 /// that is idle is so all the time.
 const SETTINGS: &str = r#"
 shutdown_timeout = "9s"
-ping_delay = "1s"
 [limits]
 idle_timeout = "1h"
 [unit]

@@ -20,6 +20,7 @@ use crate::load::{Findings, Kind, Load};
 use crate::record::Failure;
 use crate::release::{self, Release};
 use crate::scene::Scene;
+use crate::traffic::Request;
 
 type Hurts<'a> = LocalBoxFuture<'a, anyhow::Result<Seen>>;
 
@@ -583,7 +584,7 @@ pub fn journal_hangs(scene: &mut Scene) -> Hurts<'_> {
         run(scene, [&with(&give_up), "\n", RESTART]).await?;
         let route = scene.traffic.slow.first().context("no slow route")?;
         // Each of them is logged.
-        let fails = Ask::get(&route.path, 503, None);
+        let fails = Ask::of(Request { status: 503, body: None, ..route.request() });
         let mut logged = 0;
         let happens = async {
             run(scene, [JOURNAL, "kill -STOP $JOURNAL"]).await?;
@@ -756,8 +757,7 @@ fn prefix(scene: &Scene) -> String {
 
 /// A fast request.
 pub fn fast(scene: &Scene) -> Ask {
-    let route = &scene.traffic.fast[0];
-    Ask::get(&route.path, route.status, route.body.as_deref())
+    Ask::of(scene.traffic.fast[0].request())
 }
 
 /// A request's head but for its end.
