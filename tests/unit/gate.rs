@@ -115,10 +115,10 @@ async fn who_has_been_idle_longest_makes_room_first_and_who_has_asked_nothing_be
             connections.push((gate.admit(Socket::Right(here), Peer::Unix, Vec::new(), origin), there));
         }
         let came = Instant::now();
-        assert!(!gate.make_room() || came.elapsed() + between > YIELDS, "nobody has been idle for long");
+        assert!(!gate.make_room(false, false) || came.elapsed() + between > YIELDS, "nobody has been idle for long");
         tokio::time::sleep(after).await;
         let mut order = Vec::new();
-        while gate.make_room() {
+        while gate.make_room(false, false) {
             let left =
                 |(number, (io, _)): (usize, &(Io, UnixStream))| io.connection().idle().is_none().then_some(number);
             let gone = connections.iter().enumerate().filter_map(left).filter(|number| !order.contains(number));
@@ -158,4 +158,24 @@ async fn guests_are_counted_apart_as_far_as_there_is_room_for_them() {
     assert_eq!(without(), [4, 2, 2, 2]);
     drop(others);
     assert_eq!(without(), [2, 0, 0, 0]);
+}
+
+#[tokio::test]
+async fn a_flood_makes_room_at_once_for_who_asks_and_where_only_a_flood_is_to_nobody_else_does() {
+    let full = |count, origin| {
+        let gate = Arc::new(Gate::default());
+        let admit = |_| gate.admit(Socket::Right(UnixStream::pair().unwrap().0), Peer::Unix, Vec::new(), origin);
+        let connections: Vec<_> = (0..count).map(admit).collect();
+        (gate, connections)
+    };
+    let (flood, _new) = full(65, Origin::Accepted);
+    let (asked, _adopted) = full(3, Origin::Adopted);
+    let (unasked, _unasked) = full(3, Origin::Unasked);
+    assert!(flood.make_room(true, false));
+    assert!(!asked.make_room(true, false) && !unasked.make_room(true, false), "they are no flood, and new");
+    tokio::time::sleep(Duration::from_millis(1050)).await;
+    assert!(!asked.make_room(false, true) && !unasked.make_room(false, true));
+    assert!(asked.make_room(false, false) && unasked.make_room(false, false));
+    assert!(flood.make_room(false, true));
+    assert_eq!([flood, asked, unasked].map(|gate| gate.yielding()), [2, 1, 1]);
 }

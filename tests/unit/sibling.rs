@@ -11,7 +11,8 @@ use super::*;
 
 /// Connections with what was read of them.
 fn connections(count: usize) -> Vec<Clean> {
-    let clean = |_| Clean { socket: UnixStream::pair().unwrap().0.into(), rest: b"GET ".to_vec(), guest: false };
+    let clean =
+        |_| Clean { socket: UnixStream::pair().unwrap().0.into(), rest: b"GET ".to_vec(), origin: Origin::Adopted };
     (0..count).map(clean).collect()
 }
 
@@ -62,7 +63,7 @@ async fn what_is_handed_in_is_put_aside_as_a_guest_and_counted_with_all_others()
     let aside = gate.take();
     assert!(aside.iter().all(|clean| clean.rest == b"GET "));
     assert!(aside.iter().all(|clean| fcntl_getfd(&clean.socket).unwrap() == FdFlags::CLOEXEC));
-    assert_eq!(aside.iter().filter(|clean| clean.guest).count(), 4);
+    assert_eq!(aside.iter().filter(|clean| clean.origin == Origin::Guest).count(), 4);
     door.close().await;
 }
 
