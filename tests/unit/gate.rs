@@ -168,14 +168,17 @@ async fn a_flood_makes_room_at_once_for_who_asks_and_where_only_a_flood_is_to_no
         let connections: Vec<_> = (0..count).map(admit).collect();
         (gate, connections)
     };
-    let (flood, _new) = full(65, Origin::Accepted);
-    let (asked, _adopted) = full(3, Origin::Adopted);
-    let (unasked, _unasked) = full(3, Origin::Unasked);
+    let (flood, new) = full(65, Origin::Accepted);
+    let (asked, adopted) = full(3, Origin::Adopted);
+    let (unasked, silent) = full(3, Origin::Unasked);
     assert!(flood.make_room(true, false));
     assert!(!asked.make_room(true, false) && !unasked.make_room(true, false), "they are no flood, and new");
     tokio::time::sleep(Duration::from_millis(1050)).await;
     assert!(!asked.make_room(false, true) && !unasked.make_room(false, true));
     assert!(asked.make_room(false, false) && unasked.make_room(false, false));
     assert!(flood.make_room(false, true));
-    assert_eq!([flood, asked, unasked].map(|gate| gate.yielding()), [2, 1, 1]);
+    let yielding = || [&flood, &asked, &unasked].map(|gate| gate.yielding());
+    assert_eq!(yielding(), [2, 1, 1]);
+    drop((new, adopted, silent));
+    assert_eq!(yielding(), [0; 3], "they have gone");
 }
