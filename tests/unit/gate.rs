@@ -7,6 +7,7 @@ use axum::routing::{get, post};
 use axum::{Router, ServiceExt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::Notify;
 
 use super::connection::{Io, Origin, Peer, QUIET, Socket};
 use super::gate::Obstacle;
@@ -62,6 +63,50 @@ async fn who_is_quiet_is_taken_before_the_gate_closes_and_is_back_when_it_stays_
         ask(client).await;
     }
     assert_eq!((gate.len(), gate.put_aside()), (4, 0));
+}
+
+/// Who is between requests, or says that its connection ends, is not waited for; who waits for its answer is, and no longer.
+#[tokio::test]
+async fn a_closed_gate_waits_for_answers_and_for_nothing_else() {
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    let gate = Arc::new(Gate::default());
+    let listener = Listener::new(vec![Activated::Tcp(socket)], Arc::clone(&gate), 10).unwrap();
+    let go_on = Arc::new(Notify::new());
+    let goes_on = Arc::clone(&go_on);
+    let work = || async move { goes_on.notified().await };
+    let app = Track(Router::new().route("/", get(|| async {})).route("/work", get(work)));
+    tokio::spawn(axum::serve(listener, app.into_make_service_with_connect_info::<Connection>()).into_future());
+    let mut clients = Vec::new();
+    for (before, then) in [(0, ""), (1, ""), (2, HEAD.0), (1, "GET /work HTTP/1.1\r\nHost: test\r\n\r\n")] {
+        let mut client = TcpStream::connect(address).await.unwrap();
+        for _ in 0..before {
+            ask(&mut client).await;
+        }
+        send(&mut client, then).await;
+        clients.push(client);
+    }
+    let mut ending = TcpStream::connect(address).await.unwrap();
+    send(&mut ending, "GET / HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").await;
+    is_answered(&mut ending).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+
+    let began = Instant::now();
+    gate.close();
+    let waits = tokio::time::timeout(Duration::from_millis(300), gate.taken(None));
+    assert!(waits.await.is_err(), "a client waits for its answer");
+    assert_eq!(gate.put_aside(), 3);
+    go_on.notify_one();
+    tokio::time::timeout(Duration::from_secs(30), gate.taken(None)).await.unwrap();
+    assert!(began.elapsed() < Duration::from_secs(15), "it waits for others as well");
+    is_answered(&mut clients[3]).await;
+
+    gate.open();
+    send(&mut clients[2], HEAD.1).await;
+    is_answered(&mut clients[2]).await;
+    for client in &mut clients {
+        ask(client).await;
+    }
 }
 
 /// Clients of HTTP/2, what each sends after its preface, and what it is to a service that would like a calm moment.
