@@ -124,6 +124,7 @@ async fn an_http2_client_that_stands_still_is_in_the_way_and_a_handler_at_work_i
         (posted(b'b'), Obstacle::Unbounded),
     ];
     for (request, expected) in cases {
+        let began = Instant::now();
         let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = socket.local_addr().unwrap();
         let gate = Arc::new(Gate::default());
@@ -139,6 +140,11 @@ async fn an_http2_client_that_stands_still_is_in_the_way_and_a_handler_at_work_i
         client.write_all(&[HELLO, &request].concat()).await.unwrap();
         tokio::time::sleep(Duration::from_millis(500)).await;
         assert_eq!(gate.obstacle(Duration::from_millis(100)), expected, "{}", request.escape_ascii());
+        // Of HTTP/2 those requests are waited for that began before.
+        let is_awaited =
+            async |before| tokio::time::timeout(Duration::from_millis(100), gate.taken(before)).await.is_err();
+        assert_eq!(is_awaited(Some(Instant::now())).await, expected != Obstacle::None, "{}", request.escape_ascii());
+        assert!(!is_awaited(Some(began)).await && !is_awaited(None).await);
     }
 }
 
