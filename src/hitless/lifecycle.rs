@@ -81,7 +81,7 @@ impl ShutdownTimeout {
 
     /// The same where connections are then paused: not so late that nobody could be told goodbye any more.
     pub fn last_pause(self) -> Duration {
-        self.last_moment().min(self.0 - (CALM + UNBOUNDED * 2).min(self.0 / 2))
+        self.last_moment().min(self.0 - (CALM + UNBOUNDED * 2))
     }
 
     /// From when on a service that has found no calm moment says that it is not ready: T/4, so that whoever asks turns

@@ -7,6 +7,7 @@ use axum::routing::{get, post};
 use axum::{Router, ServiceExt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::Notify;
 
 use super::connection::{Io, Origin, Peer, QUIET, Socket};
 use super::gate::{Obstacle, YIELDS_AFTER};
@@ -64,6 +65,50 @@ async fn who_is_quiet_is_taken_before_the_gate_closes_and_is_back_when_it_stays_
     assert_eq!((gate.len(), gate.put_aside()), (4, 0));
 }
 
+/// Who is between requests, or says that its connection ends, is not waited for; who waits for its answer is, and no longer.
+#[tokio::test]
+async fn a_closed_gate_waits_for_answers_and_for_nothing_else() {
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    let gate = Arc::new(Gate::default());
+    let listener = Listener::new(vec![Activated::Tcp(socket)], Arc::clone(&gate), 10).unwrap();
+    let go_on = Arc::new(Notify::new());
+    let goes_on = Arc::clone(&go_on);
+    let work = || async move { goes_on.notified().await };
+    let app = Track(Router::new().route("/", get(|| async {})).route("/work", get(work)));
+    tokio::spawn(axum::serve(listener, app.into_make_service_with_connect_info::<Connection>()).into_future());
+    let mut clients = Vec::new();
+    for (before, then) in [(0, ""), (1, ""), (2, HEAD.0), (1, "GET /work HTTP/1.1\r\nHost: test\r\n\r\n")] {
+        let mut client = TcpStream::connect(address).await.unwrap();
+        for _ in 0..before {
+            ask(&mut client).await;
+        }
+        send(&mut client, then).await;
+        clients.push(client);
+    }
+    let mut ending = TcpStream::connect(address).await.unwrap();
+    send(&mut ending, "GET / HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").await;
+    is_answered(&mut ending).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+
+    let began = Instant::now();
+    gate.close();
+    let waits = tokio::time::timeout(Duration::from_millis(300), gate.taken(None));
+    assert!(waits.await.is_err(), "a client waits for its answer");
+    assert_eq!(gate.put_aside(), 3);
+    go_on.notify_one();
+    tokio::time::timeout(Duration::from_secs(30), gate.taken(None)).await.unwrap();
+    assert!(began.elapsed() < Duration::from_secs(15), "it waits for others as well");
+    is_answered(&mut clients[3]).await;
+
+    gate.open();
+    send(&mut clients[2], HEAD.1).await;
+    is_answered(&mut clients[2]).await;
+    for client in &mut clients {
+        ask(client).await;
+    }
+}
+
 /// Clients of HTTP/2, what each sends after its preface, and what it is to a service that would like a calm moment.
 #[tokio::test]
 async fn an_http2_client_that_stands_still_is_in_the_way_and_a_handler_at_work_is_waited_for() {
@@ -79,6 +124,7 @@ async fn an_http2_client_that_stands_still_is_in_the_way_and_a_handler_at_work_i
         (posted(b'b'), Obstacle::Unbounded),
     ];
     for (request, expected) in cases {
+        let began = Instant::now();
         let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = socket.local_addr().unwrap();
         let gate = Arc::new(Gate::default());
@@ -94,6 +140,11 @@ async fn an_http2_client_that_stands_still_is_in_the_way_and_a_handler_at_work_i
         client.write_all(&[HELLO, &request].concat()).await.unwrap();
         tokio::time::sleep(Duration::from_millis(500)).await;
         assert_eq!(gate.obstacle(Duration::from_millis(100)), expected, "{}", request.escape_ascii());
+        // Of HTTP/2 those requests are waited for that began before.
+        let is_awaited =
+            async |before| tokio::time::timeout(Duration::from_millis(100), gate.taken(before)).await.is_err();
+        assert_eq!(is_awaited(Some(Instant::now())).await, expected != Obstacle::None, "{}", request.escape_ascii());
+        assert!(!is_awaited(Some(began)).await && !is_awaited(None).await);
     }
 }
 
@@ -192,4 +243,27 @@ async fn guests_are_counted_apart_as_far_as_there_is_room_for_them() {
     assert_eq!(without(), [4, 2, 2, 2]);
     drop(others);
     assert_eq!(without(), [2, 0, 0, 0]);
+}
+
+#[tokio::test]
+async fn a_flood_makes_room_at_once_for_who_asks_and_where_only_a_flood_is_to_nobody_else_does() {
+    let full = |count, origin| {
+        let gate = Arc::new(Gate::default());
+        let admit = |_| gate.admit(Socket::Right(UnixStream::pair().unwrap().0), Peer::Unix, Vec::new(), origin);
+        let connections: Vec<_> = (0..count).map(admit).collect();
+        (gate, connections)
+    };
+    let (flood, new) = full(65, Origin::Accepted);
+    let (asked, adopted) = full(3, Origin::Adopted);
+    let (unasked, silent) = full(3, Origin::Unasked);
+    assert!(flood.make_room(true, false));
+    assert!(!asked.make_room(true, false) && !unasked.make_room(true, false), "they are no flood, and new");
+    tokio::time::sleep(Duration::from_millis(1050)).await;
+    assert!(!asked.make_room(false, true) && !unasked.make_room(false, true));
+    assert!(asked.make_room(false, false) && unasked.make_room(false, false));
+    assert!(flood.make_room(false, true));
+    let yielding = || [&flood, &asked, &unasked].map(|gate| gate.yielding());
+    assert_eq!(yielding(), [2, 1, 1]);
+    drop((new, adopted, silent));
+    assert_eq!(yielding(), [0; 3], "they have gone");
 }

@@ -28,12 +28,25 @@ fn connections(count: usize) -> Vec<Clean> {
 
 #[test]
 fn all_times_follow_from_t() {
-    for (total, request, calm, last_moment, turn_away, sixth, unit_stop) in
-        [(30., 15., 10., 29., 7.5, 5., 33.), (6., 3., 2., 5.8, 1.5, 1., 9.), (60., 30., 20., 59., 15., 10., 63.)]
-    {
-        let times = [total, request, calm, last_moment, turn_away, sixth, unit_stop].map(Duration::from_secs_f64);
+    for (total, request, calm, last_moment, last_pause, turn_away, sixth, unit_stop) in [
+        (30., 15., 10., 29., 29., 7.5, 5., 33.),
+        (6., 3., 2., 5.8, 5.7, 1.5, 1., 9.),
+        (60., 30., 20., 59., 59., 15., 10., 63.),
+        (1.2, 0.6, 0.4, 1.16, 0.9, 0.3, 0.2, 4.2),
+    ] {
+        let times =
+            [total, request, calm, last_moment, last_pause, turn_away, sixth, unit_stop].map(Duration::from_secs_f64);
         let t = ShutdownTimeout::new(times[0]).unwrap();
-        let follow = [t.total(), t.request(), t.calm(), t.last_moment(), t.turn_away(), t.sixth(), t.unit_stop()];
+        let follow = [
+            t.total(),
+            t.request(),
+            t.calm(),
+            t.last_moment(),
+            t.last_pause(),
+            t.turn_away(),
+            t.sixth(),
+            t.unit_stop(),
+        ];
         assert_eq!(follow, times);
     }
     let (least, most, a_little) = (ShutdownTimeout::MIN, ShutdownTimeout::MAX, Duration::from_nanos(1));

@@ -19,6 +19,7 @@ use crate::http1::{Ask, Connection, Fault};
 use crate::load::{Findings, Kind, Load};
 use crate::rehearse::{Outcome, settle};
 use crate::scene::{Props, Scene};
+use crate::traffic::Request;
 
 /// What to try, on what.
 #[derive(Debug, Clone, clap::Args)]
@@ -317,9 +318,12 @@ async fn act(act: &Act, scene: &mut Scene, balancer: &Balancer<'_>) -> anyhow::R
 async fn uploads(scene: &Scene, balancer: &Balancer<'_>) -> anyhow::Result<()> {
     const TOO_LARGE: (usize, usize, u16) = (4, 30_000_000, 413);
     const NOWHERE: (usize, usize, u16) = (30, 1_000_000, 404);
-    let route = &scene.traffic.upload.first().context("no route takes uploads")?.path;
-    for (path, (times, size, status)) in [(route.as_str(), TOO_LARGE), ("/none", NOWHERE)] {
-        let ask = Ask { body: None, ..Ask::echo(path, status, &vec![0; size]) };
+    let route = scene.traffic.upload.first().context("no route takes uploads")?;
+    for (request, (times, size, status)) in [
+        (route.upload(vec![0; TOO_LARGE.1]), TOO_LARGE),
+        (Request::echo("/none", NOWHERE.2, vec![0; NOWHERE.1]), NOWHERE),
+    ] {
+        let ask = Ask::of(Request { status, body: None, ..request });
         for _ in 0..times {
             let mut connection = Connection::open(balancer.place(), None).await.map_err(as_error)?;
             connection.exchange(&ask).await.map_err(as_error).with_context(|| format!("{size} bytes"))?;
@@ -348,20 +352,19 @@ impl Flight {
             endless: Load::start(address, &scene.traffic, endless),
         };
         let route = scene.traffic.slow.first().context("no slow route")?;
-        let slow = Ask::get(&route.path, route.status, route.body.as_deref());
         let upload = scene.traffic.upload.first().context("no route takes uploads")?;
         for kind in kinds.iter().flat_map(|kind| [*kind; Self::EACH as usize]) {
             match kind {
                 Slow => {
-                    let ask = slow.clone();
+                    let ask = Ask::of(route.request());
                     flight.slow.spawn(async move {
                         let mut connection = Connection::open(address, None).await?;
                         connection.exchange(&ask).await.map(drop)
                     });
                 }
-                Stalled => drop(flight.uploads.spawn(upload_half(address, upload.path.clone(), Duration::MAX))),
+                Stalled => drop(flight.uploads.spawn(upload_half(address, upload.request().path, Duration::MAX))),
                 Trickling => {
-                    drop(flight.uploads.spawn(upload_half(address, upload.path.clone(), Duration::from_secs(1))))
+                    drop(flight.uploads.spawn(upload_half(address, upload.request().path, Duration::from_secs(1))))
                 }
                 Endless => {}
             }
