@@ -92,7 +92,7 @@ deploys_on() {
 delays() { delays_on bookworm && delays_on trixie; }
 delays_on() { lab measure --as-is --quick --bound 2.5 --debian "$1"; }
 
-# Clients that do what none should, one of each kind. Not among the others yet: tests/README.md says which do not hold.
+# Clients that do what none should, one of each kind.
 attacks() { cargo run --quiet --release --package lab -- attack --quick; }
 
 # All that can go wrong with a deploy; where that is the same at each of its steps, at every third.
@@ -179,7 +179,7 @@ case "$*" in
     lane format scripts lints service units storm memory
     [ ! -x tests/template.sh ] || lane template
     wait
-    lane bookworm trixie browser deploys delays
+    lane bookworm trixie browser deploys delays attacks
     wait
     # They wait most of the time.
     lane faults_12 chaos_12 balance_12
@@ -187,7 +187,7 @@ case "$*" in
     wait
     ;;
 chaos)
-    lane crowd_12 crowd_13 costs_12 costs_13 updates_12 updates_13
+    lane crowd_12 crowd_13 costs_12 costs_13 updates_12 updates_13 siege
     wait
     # As above.
     lane hurts_12 steps_12 pools_12

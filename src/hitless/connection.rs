@@ -46,7 +46,7 @@ const LINGER_READS: usize = 16;
 /// How long a connection has to have been quiet to be taken before the gate closes.
 pub(super) const QUIET: Duration = Duration::from_millis(500);
 
-/// How much an HTTP/2 connection may say before others are served: 16 KiB may be a thousand frames to be answered.
+/// How much a connection may say before others are served: 16 KiB may be thousands of frames, or of chunks.
 const FAIR_BYTES: usize = 16 << 10;
 
 /// How long a client that is told to go has until it is taken for one that does not hear.
@@ -349,17 +349,18 @@ impl Connection {
         self.lock().fate == Fate::Taken
     }
 
-    /// Whether the connection, as it was at `now`, is to be taken before the gate closes and not put aside yet; or to go,
-    /// and its client has not heard.
-    pub(super) fn leaves_early(&self, now: Instant) -> bool {
+    /// Whether the connection, quiet since `before`, is to be taken before the gate closes and not put aside yet.
+    pub(super) fn leaves_early(&self, before: Instant) -> bool {
         let state = self.lock();
-        if state.frames.is_http2() && state.fate == Fate::Open {
-            let waited_for = state.frames.told().is_none_or(|told| told >= now);
-            return waited_for && (state.is_quiet() || !state.frames.has_heard());
-        }
-        // Those that become quiet meanwhile are not woken.
-        let quiet = now.saturating_duration_since(state.since) >= QUIET;
-        state.fate == Fate::Taken || (state.may_leave_early() && quiet)
+        state.fate == Fate::Taken || (state.may_leave_early() && state.since < before)
+    }
+
+    /// Whether a client of HTTP/2 is told to go since `began`, and has not heard, or not gone.
+    pub(super) fn is_told(&self, began: Instant) -> bool {
+        let state = self.lock();
+        let is_told = state.frames.is_http2() && state.fate == Fate::Open && !state.is_deaf();
+        let lately = state.frames.told().is_none_or(|told| told >= began);
+        is_told && lately && (state.is_quiet() || !state.frames.has_heard())
     }
 
     /// Whether something would be lost with the connection.
@@ -376,10 +377,20 @@ impl Connection {
         is_sending
     }
 
+    /// Has a connection that has ended look whether the last of its answer was sent: nothing else tells.
+    pub(super) fn look_at_unsent(&self) {
+        let state = self.lock();
+        if state.lingering.is_some() && state.unsent {
+            state.wake();
+        }
+    }
+
     /// Whether what goes on here ends by itself, whatever the client does.
     pub(super) fn is_bounded(&self) -> bool {
-        let is_sending = self.lock().is_sending();
-        !is_sending && self.obstacle(Duration::ZERO) != Obstacle::Unbounded
+        let state = self.lock();
+        let is_only_sending = state.is_sending() && state.leaves_by_itself();
+        drop(state);
+        !is_only_sending && self.obstacle(Duration::ZERO) != Obstacle::Unbounded
     }
 
     /// Whether a request may well be on its way: the first one, or one whose head has begun.
@@ -642,6 +653,13 @@ impl State {
             || ((paused || self.half_closed) && self.unflushed)
     }
 
+    /// Enters that the connection, if it was to make room, need not be waited for: it has gone, lingers, or asks after all.
+    fn has_yielded(&mut self, gate: &Gate) {
+        if std::mem::take(&mut self.yielding) {
+            gate.yielded();
+        }
+    }
+
     /// Has hyper read, if that was withheld: each step of a request may have taken away the reason for it.
     fn read_again(&mut self) {
         if std::mem::take(&mut self.withheld) {
@@ -688,9 +706,19 @@ impl State {
         self.requests.is_empty() && self.frames.open() == 0 && !self.unflushed
     }
 
-    /// Whether the client of HTTP/2 was told to go and has heard, or has had the time to, once everybody else waits.
+    /// Whether the client of HTTP/2 was told to go and has heard, or once everybody else waits, has had the time to.
     fn is_to_go(&self, paused: bool) -> bool {
-        self.frames.has_heard() || (paused && self.frames.told().is_some_and(|told| told.elapsed() >= HEARS_WITHIN))
+        self.frames.has_heard() || (paused && (self.is_deaf() || has_passed(self.frames.told())))
+    }
+
+    /// Whether the client of HTTP/2 neither asks nor reads while everybody else waits.
+    fn is_given_up(&self, paused: bool) -> bool {
+        paused && self.frames.is_http2() && self.is_quiet() && self.is_deaf()
+    }
+
+    /// Whether nothing can be told to the client, as it does not read.
+    fn is_deaf(&self) -> bool {
+        has_passed(self.stalled)
     }
 
     /// Enters that HTTP/2 streams have ended.
@@ -797,6 +825,11 @@ impl State {
         cx.waker().wake_by_ref();
         Poll::Pending
     }
+}
+
+/// Whether a client has had the time to hear since then.
+fn has_passed(since: Option<Instant>) -> bool {
+    since.is_some_and(|since| since.elapsed() >= HEARS_WITHIN)
 }
 
 /// The socket of a connection, as hyper reads and writes it.
@@ -937,7 +970,8 @@ impl AsyncRead for Io {
         if state.shed {
             return state.say_goodbye(socket, cx);
         }
-        if connection.0.gate.is_thinning()
+        if connection.0.gate.is_telling()
+            && state.stalled.is_none()
             && let Some(notice) = state.frames.notice_to_leave()
         {
             // Where there is no room for it the client is told later, by hyper.
@@ -976,7 +1010,7 @@ impl AsyncRead for Io {
             let count = unread.len().min(buf.remaining());
             buf.put_slice(&unread[..count]);
             unread.drain(..count);
-        } else if state.streak >= FAIR_BYTES && state.frames.is_http2() {
+        } else if state.streak >= FAIR_BYTES {
             state.streak = 0;
             cx.waker().wake_by_ref();
             return Poll::Pending;
@@ -1024,9 +1058,7 @@ impl AsyncRead for Io {
             state.since = now;
         }
         state.expired = false;
-        if std::mem::take(&mut state.yielding) {
-            connection.0.gate.yielded();
-        }
+        state.has_yielded(&connection.0.gate);
         state.ledger.read(read);
         if !state.ledger.is_lost() && state.ledger.head_bytes() > connection.0.gate.limits().max_head_bytes {
             let refused = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
@@ -1069,6 +1101,7 @@ impl Connection {
         state.ledger.lose();
         state.expired = false;
         state.lingering = Some((Instant::now(), 0));
+        state.has_yielded(gate);
         state.unsent = socket.poll_write(cx, answer.as_bytes()).is_ready();
     }
 }
@@ -1122,7 +1155,7 @@ impl AsyncWrite for Io {
                     cx.waker().wake_by_ref();
                 }
             }
-        } else if state.expired && state.stalled.is_some() {
+        } else if (state.expired && state.stalled.is_some()) || state.is_given_up(connection.0.gate.is_closed()) {
             state.fate = Fate::Closing;
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         } else {
@@ -1162,6 +1195,7 @@ impl AsyncWrite for Io {
         state.fate = Fate::Closing;
         if state.is_to_linger() && !state.shed {
             state.lingering.get_or_insert_with(|| (Instant::now(), 0));
+            state.has_yielded(&connection.0.gate);
             return state.poll_linger(socket, cx, leaves).map(Ok);
         }
         drop(state);
@@ -1192,9 +1226,7 @@ impl Drop for Io {
         state.fate = Fate::Closing;
         // What has gone makes no room.
         state.lingering = None;
-        if std::mem::take(&mut state.yielding) {
-            gate.yielded();
-        }
+        state.has_yielded(gate);
         drop(state);
         gate.forget(self.connection.0.id, self.connection.0.origin);
     }

@@ -253,7 +253,10 @@ impl Http2 {
             Step::End(Head { kind: RST_STREAM, id, .. }, _) => self.end(id),
             Step::End(Head { kind: DATA, id, length, flags }, field) => {
                 let padding = if flags & PADDED != 0 { 1 + (field >> 24) } else { 0 };
-                if let Some(stream) = self.stream(id) {
+                // h2 drops an empty one.
+                if length > 0
+                    && let Some(stream) = self.stream(id)
+                {
                     stream.received += length.saturating_sub(padding) as usize + PART;
                 }
             }

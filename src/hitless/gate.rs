@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use axum::http::Method;
 use tokio::sync::Notify;
 
-use super::connection::{Connection, Idle, Io, Origin, Peer, Socket};
+use super::connection::{Connection, Idle, Io, Origin, Peer, QUIET, Socket};
 use super::notice::{Kind, Notices};
 use super::parcel::Clean;
 
@@ -133,6 +133,8 @@ pub struct Gate {
     closed: AtomicBool,
     /// The gate is about to close: connections that have been quiet for a while are taken already.
     thinning: AtomicBool,
+    /// Clients of HTTP/2 are told to go.
+    telling: AtomicBool,
     /// Held while a connection is accepted and taken in.
     entering: Mutex<()>,
     /// The gate was closed or opened, the mode was set, or a connection was taken that nobody may take any more.
@@ -299,16 +301,30 @@ impl Gate {
         self.wake();
     }
 
-    /// Takes the connections that have been quiet for a while, and says goodbye to those of HTTP/2, before the gate is
-    /// closed; `patience` bounds it.
+    /// Tells the clients of HTTP/2 to go, and waits until they have heard, for `patience` at most. Everybody is served
+    /// meanwhile, by HTTP/2 too: a client has a round trip to make, or never hears.
+    pub(super) async fn tell_http2(&self, patience: Duration) {
+        let began = Instant::now();
+        self.telling.store(true, SeqCst);
+        self.wake();
+        let heard = self.wait_until(|gate| !gate.all().values().any(|connection| connection.is_told(began)));
+        let _ = tokio::time::timeout(patience, heard).await;
+    }
+
+    /// Whether clients of HTTP/2 are to be told to go.
+    pub(super) fn is_telling(&self) -> bool {
+        self.telling.load(SeqCst)
+    }
+
+    /// Takes the connections that have been quiet for a while, before the gate is closed; `patience` bounds it.
     ///
-    /// Thousands of connections are not taken in a moment, and a client that is told goodbye has a round trip to make, or
-    /// makes none. Those who ask all the time are served meanwhile.
+    /// Thousands of connections are not taken in a moment. Those who ask all the time are served meanwhile.
     pub(super) async fn thin_out(&self, patience: Duration) {
-        let now = Instant::now();
+        // Those that become quiet meanwhile are not woken, and not waited for.
+        let Some(before) = Instant::now().checked_sub(QUIET) else { return };
         self.thinning.store(true, SeqCst);
         self.wake();
-        let thinned = self.wait_until(|gate| !gate.all().values().any(|connection| connection.leaves_early(now)));
+        let thinned = self.wait_until(|gate| !gate.all().values().any(|connection| connection.leaves_early(before)));
         let _ = tokio::time::timeout(patience, thinned).await;
     }
 
@@ -318,6 +334,7 @@ impl Gate {
 
     /// Goes on accepting, and gives the connections that were taken back to the listener.
     pub(super) fn open(&self) {
+        self.telling.store(false, SeqCst);
         self.thinning.store(false, SeqCst);
         self.closed.store(false, SeqCst);
         self.wake();
@@ -391,8 +408,8 @@ impl Gate {
         self.wait_until(|gate| gate.deaf.load(SeqCst) && !gate.all().values().any(Connection::is_expected)).await;
     }
 
-    /// Waits until nothing is in flight any more, and for `unbounded` at most for what nothing bounds, or is still to be sent. Connections without
-    /// a request have `goodbye` to end; those that only linger no longer than `unbounded`.
+    /// Waits until nothing is in flight any more, and for `unbounded` at most for what nothing bounds, or is still to be
+    /// sent. Connections without a request have `goodbye` to end; those that only linger no longer than `unbounded`.
     pub(super) async fn all_gone(&self, unbounded: Duration, goodbye: Duration) {
         self.wait_but_for_unbounded(unbounded, Connection::is_busy).await;
         let ended = self.wait_until(|gate| gate.all().values().all(|connection| connection.has_lingered(unbounded)));
@@ -496,8 +513,11 @@ impl Gate {
         if held <= most {
             return;
         }
-        // What it costs to hold something is its size and the time.
-        holders.sort_unstable_by_key(|((bytes, time), _)| Reverse(*bytes as u128 * time.as_millis()));
+        // What it costs to hold something is its size and the time. Who holds less than others on the average is not to
+        // blame, for however long it does.
+        let average = held / holders.len();
+        let cost = |bytes: usize, time: Duration| (bytes > average, bytes as u128 * time.as_millis());
+        holders.sort_unstable_by_key(|((bytes, time), _)| Reverse(cost(*bytes, *time)));
         for ((bytes, _), connection) in holders {
             if held <= most {
                 return;
@@ -524,6 +544,13 @@ impl Gate {
     /// Waits until a good deal has been taken in, or for `pause`.
     pub(super) async fn taken_in(&self, pause: Duration) {
         let _ = tokio::time::timeout(pause, self.to_relieve.notified()).await;
+        if !self.is_flooded() {
+            // To look at thousands of connections takes a millisecond.
+            tokio::time::sleep(pause / 10).await;
+        }
+        if self.mode() != Mode::Open {
+            self.all().values().for_each(Connection::look_at_unsent);
+        }
     }
 
     pub(super) fn is_tight(&self) -> bool {

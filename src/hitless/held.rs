@@ -30,6 +30,9 @@ pub(super) const REQUEST: usize = 6 << 10;
 /// What a part of a request's body takes beside its bytes, which may be one.
 pub(super) const PART: usize = 128;
 
+/// What a part of an answer takes beside its bytes, here and in hyper.
+const ANSWER_PART: usize = 300;
+
 /// The largest answer that is not counted by itself.
 pub(super) const SMALL: usize = 4 << 10;
 
@@ -65,7 +68,7 @@ impl Unread {
     /// The same bytes, which are counted until hyper drops them.
     pub(super) fn count(&self, data: Bytes) -> Bytes {
         // What others hold too, such as a file that is kept in memory, is not there once more for each client.
-        let size = if data.is_unique() { data.len() } else { data.len().min(AHEAD) };
+        let size = if data.is_unique() { data.len() } else { data.len().min(AHEAD) } + ANSWER_PART;
         self.0.bytes.fetch_add(size, Relaxed);
         self.0.connection.unread().fetch_add(size, Relaxed);
         Bytes::from_owner(Part { data, size, answer: Arc::clone(&self.0) })

@@ -20,6 +20,9 @@ use super::systemd;
 /// How long connections that are paused wait for a request that nothing bounds but its client.
 const UNBOUNDED: Duration = Duration::from_millis(100);
 
+/// How long clients of HTTP/2 that are told to go have to hear, before the connections are paused.
+const HEARS_WITHIN: Duration = Duration::from_millis(300);
+
 /// A calm moment is one at which every request in flight began, and ends, within this time.
 const CALM: Duration = Duration::from_millis(100);
 
@@ -81,7 +84,7 @@ impl ShutdownTimeout {
 
     /// The same where connections are then paused: not so late that nobody could be told goodbye any more.
     pub fn last_pause(self) -> Duration {
-        self.last_moment().min(self.0 - (CALM + UNBOUNDED * 2))
+        self.last_moment().min(self.0 - (HEARS_WITHIN + UNBOUNDED * 3))
     }
 
     /// From when on a service that has found no calm moment says that it is not ready: T/4, so that whoever asks turns
@@ -341,7 +344,7 @@ impl Lifecycle {
                 if let Some(error) = refused {
                     parcel = None;
                     gate.open();
-                    self.retire(gate, reason, &error).await;
+                    self.retire(gate, since, reason, &error).await;
                 }
                 self.quiesced.cancel();
             }
@@ -470,17 +473,20 @@ impl Lifecycle {
             let patience = if obstacle == Obstacle::Unbounded { timeout.last_pause() } else { timeout.calm() };
             let last = start.elapsed() >= patience;
             if obstacle == Obstacle::None || last {
+                gate.tell_http2(HEARS_WITHIN).await;
                 if !last {
-                    gate.thin_out(timeout.total() / 30).await;
                     if gate.obstacle(CALM) != Obstacle::None {
                         gate.open();
+                        tokio::time::sleep(CALM).await;
                         continue;
                     }
+                    gate.thin_out(timeout.total() / 30).await;
                 }
                 tracing::debug!("the gate closes");
                 let paused = Instant::now();
                 gate.close();
-                if tokio::time::timeout(CALM, gate.taken(Some(Instant::now()))).await.is_ok() {
+                // The last time there is no way back, and nothing to try.
+                if !last && tokio::time::timeout(CALM, gate.taken(Some(Instant::now()))).await.is_ok() {
                     break paused;
                 }
                 if last {
@@ -507,7 +513,7 @@ impl Lifecycle {
     }
 
     /// Lets connections end: as a lame duck first, so that load balancers and clients can turn away.
-    async fn retire(&self, gate: &Gate, reason: Reason, why: &std::io::Error) {
+    async fn retire(&self, gate: &Gate, since: Instant, reason: Reason, why: &std::io::Error) {
         self.set_ready(false);
         let grace = match reason {
             Reason::Interrupt | Reason::Failure => Duration::ZERO,
@@ -522,13 +528,14 @@ impl Lifecycle {
         tokio::time::sleep(grace / 2).await;
         if !grace.is_zero() {
             // The process is there as long as slow requests are: others need not wait for them in the kernel's queue,
-            // which is thrown away where the socket unit is stopped, too.
+            // which is thrown away where the socket unit is stopped, too. What is asked until T/3, and read until T/2, has
+            // the time that a request may take.
             let calm = async {
                 while gate.obstacle(CALM) == Obstacle::Bounded {
                     tokio::time::sleep(Duration::from_millis(10)).await;
                 }
             };
-            let _ = tokio::time::timeout(self.handle.0.timeout.calm(), calm).await;
+            let _ = tokio::time::timeout(self.handle.0.timeout.calm().saturating_sub(since.elapsed()), calm).await;
         }
         gate.set_mode(Mode::Retired);
         // Who has just connected is still to ask; who never does is not waited for.

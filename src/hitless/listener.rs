@@ -142,6 +142,7 @@ impl Listener {
     }
 
     async fn accept_new(&self) -> (Io, Peer) {
+        let mut told = false;
         loop {
             let mut gone = std::pin::pin!(self.gate.gone().notified());
             gone.as_mut().enable();
@@ -151,6 +152,7 @@ impl Listener {
                     Ok(admitted) => return admitted,
                     Err(error) if is_gone(&error) => continue,
                     // No descriptors, or no memory: a connection that ends may free what is missing.
+                    Err(_) if std::mem::replace(&mut told, true) => {}
                     Err(error) => {
                         tracing::error!("cannot accept connections, with {} open: {error}", self.gate.len());
                     }
