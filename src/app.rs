@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use axum::Router;
 use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, FromRef};
 use axum::routing::{get, post};
+use axum::{BoxError, Router};
 use tower::ServiceBuilder;
 use tower_http::ServiceBuilderExt;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -28,17 +28,27 @@ pub struct AppState {
 
 impl AppState {
     /// The state of a service with this configuration.
-    pub fn new(config: Arc<Config>, handle: Handle) -> Self {
+    ///
+    /// Until it is there the service is not ready, and clients wait: `unit.start_timeout` at most.
+    ///
+    /// # Errors
+    /// When something cannot be had that the service cannot do without. The process ends, with the reason in its log; whoever
+    /// waits is there for the next one.
+    pub async fn new(config: Arc<Config>, handle: Handle) -> Result<Self, BoxError> {
         // A check for each thing that the service cannot do without:
         //     .check("database", move || { let pool = pool.clone(); async move { pool.ping().await } })
         let readiness = Readiness::new(config.readiness_timeout);
-        Self { config, handle, readiness }
+        Ok(Self { config, handle, readiness })
     }
 }
 
-/// The service: its routes behind its layers.
-pub fn app(state: AppState) -> impl Application {
-    layered(routes(), state)
+/// The service: its state, and its routes behind its layers.
+///
+/// # Errors
+/// As for [`AppState::new`].
+pub async fn app(config: Arc<Config>, handle: Handle) -> Result<impl Application, BoxError> {
+    let state = AppState::new(Arc::clone(&config), handle).await?;
+    Ok(layered(routes().with_state(state), &config))
 }
 
 /// The service's routes.
@@ -51,8 +61,8 @@ pub fn routes() -> Router<AppState> {
 }
 
 /// Puts the layers around any routes.
-pub fn layered(routes: Router<AppState>, state: AppState) -> impl Application {
-    let Config { limits, .. } = &*state.config;
+pub fn layered(routes: Router, config: &Config) -> impl Application + use<> {
+    let limits = &config.limits;
     ServiceBuilder::new()
         // Every request has an id, and its outcome is in the log.
         .layer(requests::Observe::default())
@@ -69,6 +79,6 @@ pub fn layered(routes: Router<AppState>, state: AppState) -> impl Application {
         .layer(DefaultBodyLimit::disable())
         .map_request_body(Body::new)
         // No request outlasts half of the drain, so that all of them end before it.
-        .layer(RequestTimeout::new(state.config.request_timeout()))
-        .service(routes.with_state(state))
+        .layer(RequestTimeout::new(config.request_timeout()))
+        .service(routes)
 }

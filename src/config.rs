@@ -12,6 +12,7 @@ use std::{env, fmt, io};
 use figment::error::{Actual, Kind};
 use figment::providers::{Format as _, Toml};
 use figment::{Figment, Metadata, Source};
+use rustix::system::sysinfo;
 use serde::{Deserialize, Deserializer, de};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
@@ -252,7 +253,17 @@ impl Config {
     pub fn connection_limits(&self) -> hitless::Limits {
         let Limits { max_head_bytes, body_timeout, send_timeout, idle_timeout, linger_timeout, .. } = self.limits;
         let header_timeout = self.header_timeout();
-        hitless::Limits { max_head_bytes, header_timeout, body_timeout, send_timeout, idle_timeout, linger_timeout }
+        // As it is counted. What that really takes may be twice as much; the rest is for connections as such, and the service.
+        let held_bytes = memory_bytes(&self.unit.memory_high).map_or(usize::MAX, |bytes| bytes as usize / 4);
+        hitless::Limits {
+            max_head_bytes,
+            header_timeout,
+            body_timeout,
+            send_timeout,
+            idle_timeout,
+            linger_timeout,
+            held_bytes,
+        }
     }
 }
 
@@ -358,22 +369,27 @@ fn filter<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Targets, D::Erro
 fn memory<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     const LEAST: u64 = 16 << 20;
     let text = String::deserialize(deserializer)?;
+    if text == "infinity" || memory_bytes(&text).is_some_and(|bytes| text.ends_with('%') || bytes >= LEAST) {
+        return Ok(text);
+    }
+    Err(de::Error::custom(format!("\"{text}\" is not 512M, 2G, 80% or infinity, or less than the 16M that it needs")))
+}
+
+/// As many bytes as a unit says; `None` where that is all there are, or makes no sense.
+fn memory_bytes(text: &str) -> Option<u64> {
+    if let Some(percent) = text.strip_suffix('%') {
+        let percent = percent.parse::<u64>().ok().filter(|percent| (1..=100).contains(percent))?;
+        let machine = sysinfo();
+        return Some(machine.totalram as u64 * u64::from(machine.mem_unit) / 100 * percent);
+    }
     let (number, shift) = match text.as_bytes().last() {
         Some(b'K') => (&text[..text.len() - 1], 10),
         Some(b'M') => (&text[..text.len() - 1], 20),
         Some(b'G') => (&text[..text.len() - 1], 30),
         Some(b'T') => (&text[..text.len() - 1], 40),
-        _ => (&*text, 0),
+        _ => (text, 0),
     };
-    let bytes = number.parse::<u64>().ok().and_then(|number| number.checked_mul(1 << shift));
-    let percent = text.strip_suffix('%').and_then(|number| number.parse::<u32>().ok());
-    let good = text == "infinity"
-        || percent.is_some_and(|percent| (1..=100).contains(&percent))
-        || bytes.is_some_and(|bytes| bytes >= LEAST);
-    if good {
-        return Ok(text);
-    }
-    Err(de::Error::custom(format!("\"{text}\" is not 512M, 2G, 80% or infinity, or less than the 16M that it needs")))
+    number.parse::<u64>().ok().and_then(|number| number.checked_mul(1 << shift))
 }
 
 /// Key, value and reason where `value` is not in `range`; `end` says what the range ends with.

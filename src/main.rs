@@ -6,10 +6,10 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use axum::BoxError;
 use clap::{Parser, Subcommand, ValueEnum};
 use service::config::Config;
-use service::hitless::systemd;
-use service::{app, probe, server, telemetry, unit};
+use service::{app, probe, server, unit};
 
 /// The layers around a handler allocate some dozen times for each request, which this does in half the time of glibc's.
 #[global_allocator]
@@ -62,7 +62,7 @@ fn main() -> ExitCode {
         Command::Unit { kind: UnitKind::Service } => print(&unit::service(&config)),
         Command::Unit { kind: UnitKind::Socket } => print(&unit::socket(&config)),
         Command::Health { pid } => health(&config, pid),
-        Command::Run => run(config),
+        Command::Run => server::process(config, app::app),
     };
     done.unwrap_or_else(|error| {
         complain(format_args!("{error}"));
@@ -70,7 +70,7 @@ fn main() -> ExitCode {
     })
 }
 
-type Done = Result<ExitCode, Box<dyn std::error::Error>>;
+type Done = Result<ExitCode, BoxError>;
 
 /// Standard output. Whoever closes it has read what it wanted (`| head -1`): the exit status stays what it would be.
 struct Output;
@@ -113,23 +113,4 @@ fn health(config: &Config, pid: Option<u32>) -> Done {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let healthy = runtime.block_on(probe::health(config, pid, &mut Output))?;
     Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-fn run(config: Config) -> Done {
-    // Before there are threads: the one changes the environment, for the other they would have to be waited for.
-    let given = systemd::given();
-    server::make_room(config.limits.max_connections);
-    let _logging = telemetry::init(&config.log)?;
-    tracing::debug!("configured");
-    let runtime = tokio::runtime::Runtime::new()?;
-    let outcome = runtime.block_on(server::run(config, given, app::app));
-    // What was cut at T may block a thread: nobody waits for it.
-    runtime.shutdown_background();
-    Ok(outcome.as_ref().map_or_else(
-        |error| {
-            tracing::error!("{error}");
-            ExitCode::FAILURE
-        },
-        ExitCode::from,
-    ))
 }

@@ -1,33 +1,77 @@
 //! Puts listener, application and lifecycle into `axum::serve`.
 
+use std::fmt::Write as _;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::process::Command;
+use std::pin::pin;
+use std::process::{Command, ExitCode};
 use std::sync::Arc;
 
-use axum::ServiceExt;
+use axum::{BoxError, ServiceExt};
 use rustix::net::{AddressFamily, SocketType, sockopt};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::task::JoinSet;
 
-use crate::app::AppState;
 use crate::config::{Config, Listen};
 use crate::hitless::systemd::{self, Activated, Given};
 use crate::hitless::{
-    Application, Connection, Gate, Lifecycle, Listener, Outcome, Reason, Siblings, Succession, Track, lifecycle,
-    listener, parcel,
+    Application, Connection, Gate, Handle, Lifecycle, Listener, Outcome, Reason, Siblings, Succession, Track,
+    lifecycle, listener, parcel,
 };
-use crate::unit;
+use crate::{telemetry, unit};
 
-/// Runs the service that `app` makes of its state, from the start to the end of the process.
+/// The process of a service, to its exit status: what has to be done before there are threads, then the service itself. Why
+/// it could not start is in its log.
 ///
 /// # Errors
-/// When it cannot listen, or is allowed too few descriptors.
-pub async fn run<A: Application>(config: Config, given: Given, app: impl FnOnce(AppState) -> A) -> io::Result<Outcome> {
-    let told = lifecycle::told_to_leave()?;
+/// When there is no log, or no runtime.
+pub fn process<A: Application>(
+    config: Config,
+    app: impl AsyncFnOnce(Arc<Config>, Handle) -> Result<A, BoxError>,
+) -> Result<ExitCode, BoxError> {
+    // The one changes the environment, for the other the threads would have to be waited for.
+    let given = systemd::given();
+    make_room(config.limits.max_connections);
+    let _logging = telemetry::init(&config.log)?;
+    tracing::debug!("configured");
+    let runtime = tokio::runtime::Runtime::new()?;
+    let outcome = runtime.block_on(run(config, given, app));
+    // What was cut at T may block a thread: nobody waits for it.
+    runtime.shutdown_background();
+    Ok(outcome.as_ref().map_or_else(
+        |error| {
+            tracing::error!("the service does not start: {}", with_causes(&**error));
+            ExitCode::FAILURE
+        },
+        ExitCode::from,
+    ))
+}
+
+/// What an error says, and each of its causes, unless that was said already.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    for cause in std::iter::successors(error.source(), |error| error.source()).map(ToString::to_string) {
+        if !text.ends_with(&cause) {
+            // Writing to a string cannot fail.
+            let _ = write!(text, ": {cause}");
+        }
+    }
+    text
+}
+
+/// Runs the service that `app` makes, from the start to the end of the process.
+///
+/// # Errors
+/// When it cannot listen, or is allowed too few descriptors, or `app` fails.
+async fn run<A: Application>(
+    config: Config,
+    given: Given,
+    app: impl AsyncFnOnce(Arc<Config>, Handle) -> Result<A, BoxError>,
+) -> Result<Outcome, BoxError> {
+    let mut told = pin!(lifecycle::told_to_leave()?);
     // Siblings share the sockets that systemd keeps. What comes to a socket of this process alone is its own.
     let (siblings, succession) = match (given.listeners.is_empty(), systemd::tells_restarts()) {
         (true, _) => (None, Succession::None),
@@ -52,8 +96,17 @@ pub async fn run<A: Application>(config: Config, given: Given, app: impl FnOnce(
     let mut machinery = JoinSet::new();
     machinery.spawn(systemd::feed_watchdog());
     machinery.spawn(lifecycle::report(Arc::clone(&gate), lifecycle.handle()));
-    machinery.spawn(lifecycle::expire(gate));
-    let app = app(AppState::new(Arc::new(config), lifecycle.handle()));
+    machinery.spawn(lifecycle::expire(Arc::clone(&gate)));
+    machinery.spawn(lifecycle::relieve(gate));
+    // It may take its time, and may be told to leave meanwhile.
+    let app = tokio::select! {
+        biased;
+        app = app(Arc::new(config), lifecycle.handle()) => app?,
+        reason = &mut told => {
+            tracing::info!("told to leave before it was ready ({reason:?})");
+            return Ok(Outcome::default());
+        }
+    };
 
     // The last step: up to here a failure costs nobody a connection.
     let others = parcel::take_over(given.parcels, Arc::clone(listener.gate()));
@@ -194,11 +247,11 @@ fn descriptors(connections: usize) -> u64 {
     (connections + listener::SURPLUS + listener::SPARE_DESCRIPTORS) as u64
 }
 
-/// Has the kernel's table of descriptors made large enough for `max_connections`, to be called before there are threads.
+/// Has the kernel's table of descriptors made large enough for `max_connections`.
 ///
 /// It grows by doubling, and where there are threads the kernel first waits for every processor, some 10 ms each time:
 /// clients whose connections are taken over would wait for that, 40 ms where there are a thousand of them.
-pub fn make_room(max_connections: usize) {
+fn make_room(max_connections: usize) {
     let wanted = descriptors(max_connections);
     let most = getrlimit(Resource::Nofile).current.unwrap_or(wanted).min(wanted);
     // A descriptor of that number makes the table as large at once. It is closed again, and nothing depends on it.

@@ -7,7 +7,6 @@
 //! written escaped.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
-use std::error::Error;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
 use std::os::unix::fs::MetadataExt;
@@ -17,6 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
+use axum::BoxError;
 use serde_json::{Map, Value};
 use tracing::Level;
 use tracing::field::{Field, Visit};
@@ -55,7 +55,7 @@ const LONGEST_VALUE: usize = 64 << 10;
 ///
 /// # Errors
 /// When the journal does not answer.
-pub fn init(log: &Log) -> Result<WorkerGuard, Box<dyn Error>> {
+pub fn init(log: &Log) -> Result<WorkerGuard, BoxError> {
     let format = match log.format {
         LogFormat::Auto if stderr_is_journal() => LogFormat::Journal,
         LogFormat::Auto if io::stderr().is_terminal() => LogFormat::Text,

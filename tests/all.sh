@@ -63,7 +63,7 @@ memory() {
 # Clients that say and do anything, while the service is restarted.
 storm() { cargo run --quiet --package lab -- storm; }
 
-template() { tests/template.sh; }
+template() { needs git && tests/template.sh; }
 
 # Hosts, that is Debians booted for it, and what happens to the service there.
 lab() {
@@ -107,6 +107,10 @@ faults_on() {
 chaos_12() { lab chaos --as-is --quick --debian bookworm; }
 chaos_13() { lab chaos --as-is --quick --debian trixie; }
 
+# What clients of a load balancer notice of restarts, stops and reboots; one row of each kind.
+balance_12() { lab balance --as-is --quick --debian bookworm; }
+balance_13() { lab balance --as-is --quick --debian trixie; }
+
 # `make chaos`: nothing left out, and 500 restarts before every kind of client at once.
 crowd_12() { crowd_on bookworm; }
 crowd_13() { crowd_on trixie; }
@@ -117,6 +121,8 @@ crowd_on() {
 siege() { cargo run --quiet --release --package lab -- attack; }
 hurts_12() { lab chaos --as-is --debian bookworm; }
 hurts_13() { lab chaos --as-is --debian trixie; }
+pools_12() { lab balance --as-is --debian bookworm; }
+pools_13() { lab balance --as-is --debian trixie; }
 costs_12() { lab measure --as-is --debian bookworm; }
 costs_13() { lab measure --as-is --debian trixie; }
 updates_12() { updates_on bookworm; }
@@ -176,16 +182,16 @@ case "$*" in
     lane bookworm trixie browser deploys delays
     wait
     # They wait most of the time.
-    lane faults_12 chaos_12
-    lane faults_13 chaos_13
+    lane faults_12 chaos_12 balance_12
+    lane faults_13 chaos_13 balance_13
     wait
     ;;
 chaos)
     lane crowd_12 crowd_13 costs_12 costs_13 updates_12 updates_13
     wait
     # As above.
-    lane hurts_12 steps_12
-    lane hurts_13 steps_13
+    lane hurts_12 steps_12 pools_12
+    lane hurts_13 steps_13 pools_13
     wait
     ;;
 *)

@@ -1,5 +1,6 @@
 #!/bin/sh
-# The template: what cargo-generate makes of it builds, passes its tests and has no trace of the template but a stamp.
+# The template: what cargo-generate makes of it builds, has no trace of the template but a stamp, and passes its tests once
+# it has become a service of one's own.
 #
 #   tests/template.sh                      proves that
 #   tests/template.sh setup                installs cargo-generate, unless it is there
@@ -36,32 +37,97 @@ fail() {
     exit 1
 }
 
-refuses_names() {
-    for name in Bad_Name my_api 1abc 'my service' -dash build lab my-deploy a23456789012345678901234567890123; do
-        if generate "$work" "$name" >"$work/said" 2>&1; then fail "\"$name\" was accepted"; fi
-        grep -q "\"$name\" cannot name a service: " "$work/said" || fail "\"$name\" was refused unclearly: $(cat "$work/said")"
+# Asks for a service of this name, of a template of which nothing but the decision about names is left.
+try_name() { (cd "$work" && cargo generate --no-workspace --path "$names" --name="$1") >"$names/said" 2>&1 </dev/null; }
+
+# The names to be refused, each behind a part of the reason.
+refused() {
+    for name in Bad_Name my_api 1abc 'my service' -dash a a2345678901234567890123456789012; do
+        echo "a small letter first:$name"
     done
-    rm "$work/said"
-    [ -z "$(ls "$work")" ] || fail "a refused name left something behind: $(ls "$work")"
+    echo "another service is deployed:my-deploy"
+    for name in build fn nul self std test; do echo "cargo and Rust have that word:$name"; done
+    for name in hitless service; do echo "a crate of that name:$name"; done
+    for name in backup docker mail postgres www-data; do echo "a user or a group of that name:$name"; done
+    for name in containerd cron getty nginx ssh; do echo "replace the unit of that name:$name"; done
+    for name in apt credentials dpkg private; do echo "which are Debian's:$name"; done
+    for name in dbus-api systemd-api systemd-journald; do echo "one of systemd's own units:$name"; done
+    for name in cargo http kubernetes no rust ssh-auth; do echo ", which others set:$name"; done
+    # Whatever the service itself knows systemd to set: NOTIFY_SOCKET is notify's, TRIGGER_TIMER_USEC also trigger-timer's.
+    sed -n '/^const SYSTEMD/,/;$/p' src/environment.rs | grep -oE '[A-Z]+(_[A-Z]+)+' | tr A-Z_ a-z- |
+        while read -r name; do
+            while [ "${name%-*}" != "$name" ]; do
+                name=${name%-*}
+                echo ":$name"
+            done
+        done
+    # Whatever crates the service, its tests and the laboratory are made of.
+    cargo metadata --quiet --no-deps --format-version 1 | grep -oE '"name":"[^"]*","source":' | cut -d '"' -f 4 |
+        sed 's/_/-/g; s/^/a crate of that name:/'
+    # Whatever users and groups every Debian has, where this is one.
+    cat /usr/share/base-passwd/*.master 2>/dev/null | grep -oE '^[a-z][a-z0-9-]+' | sed 's/^/:/'
 }
 
+# Each refusal says why, and recommends a name that is taken.
+refuses_names() {
+    names=$(mktemp -d)
+    mkdir "$names/tests"
+    cp cargo-generate.toml "$names"
+    cp tests/template-name.rhai "$names/tests"
+    refused | sort -u >"$names/refused"
+    while IFS=: read -r why name; do
+        if try_name "$name"; then fail "\"$name\" was accepted"; fi
+        grep -q "\"$name\" cannot name a service: .*$why" "$names/said" || fail "\"$name\": $(cat "$names/said")"
+        grep -oE 'For example: [a-z0-9-]+' "$names/said" | cut -d ' ' -f 3
+    done <"$names/refused" >"$names/recommended"
+    [ "$(wc -l <"$names/recommended")" -eq "$(wc -l <"$names/refused")" ] || fail "a refusal recommends nothing"
+    [ -z "$(ls "$work")" ] || fail "a refused name left something behind: $(ls "$work")"
+
+    # The longest and the shortest, and some that only look like those that are refused.
+    printf '%s\n' a234567890123456789012345678901 ab mailer notifier orders service-desk sshd2 state-machine |
+        sort -u - "$names/recommended" >"$names/accepted"
+    while read -r name; do
+        try_name "$name" || fail "\"$name\" was refused: $(cat "$names/said")"
+    done <"$names/accepted"
+    rm -rf "$names" "${work:?}"/*
+}
+
+# The README's command, typed in a folder of somebody's workspace, leaves that as it is.
 generates() {
-    # Each is a name that an untaught template trips over: the longest, one of a crate that is used, the library's own.
-    for name in a2345678901234567890123456789012 axum service; do
-        generate "$work" "$name" >/dev/null 2>&1
-        cargo metadata --quiet --format-version 1 --manifest-path "$work/$name/Cargo.toml" >/dev/null
-        rm -rf "${work:?}/$name"
+    mkdir -p "$work/theirs/hitless" "$work/theirs/one/src"
+    template_of "$work/theirs/hitless"
+    touch "$work/theirs/one/src/lib.rs"
+    printf '[package]\nname = "one"\n' >"$work/theirs/one/Cargo.toml"
+    # By a pattern it is theirs to exclude the service, as they are told.
+    for members in 'members = ["one"]' 'members = ["o*", "my*"]
+exclude = ["my-api"]'; do
+        printf '[workspace]\nresolver = "3"\n%s\n' "$members" >"$work/theirs/Cargo.toml"
+        cp "$work/theirs/Cargo.toml" "$work/before"
+        (cd "$work/theirs" && sh -ec "$(grep '^cargo generate ' hitless/README.md)") >"$work/said" 2>&1 || fail "$(cat "$work/said")"
+        grep -q 'add my-api to its "exclude"' "$work/said" || fail "it is not told that it is within a workspace"
+        cmp "$work/before" "$work/theirs/Cargo.toml" || fail "generating a service changed the workspace around it"
+        for folder in . one my-api; do
+            cargo metadata --quiet --format-version 1 --manifest-path "$work/theirs/$folder/Cargo.toml" >/dev/null
+        done
+        rm -rf "$work/theirs/my-api"
     done
-    # A rehearsal generates within this very workspace, and leaves it as it is.
-    before=$(cat Cargo.toml)
-    inside=$PWD/target/inside
-    rm -rf "$inside"
-    mkdir -p "$inside"
-    generate "$inside" my-api >/dev/null 2>&1
-    rm -rf "$inside"
-    [ "$(cat Cargo.toml)" = "$before" ] || fail "generating a service changed the template's Cargo.toml"
+    rm -rf "$work/theirs"
 
     generate "$work" my-api 2>&1
+}
+
+# A checkout by a git that ends lines as Windows does still has scripts that run; in the template and in the service.
+ends_lines() {
+    for folder in "$work/template" "$work/my-api"; do
+        [ -d "$folder" ] || { mkdir "$folder" && template_of "$folder"; }
+        git -c init.defaultBranch=main init --quiet "$folder"
+        git -C "$folder" add --all
+        git -C "$folder" -c user.name=nobody -c user.email=nobody@localhost commit --quiet --message "The first"
+        git clone --quiet --config core.autocrlf=true --config core.eol=crlf "$folder" "$work/clone"
+        diff --recursive --exclude=.git "$folder" "$work/clone" || fail "a clone is not what was committed"
+        rm -rf "$work/clone" "$folder/.git"
+    done
+    rm -rf "$work/template"
 }
 
 has_no_trace() {
@@ -90,17 +156,118 @@ is_stamped() {
 }
 
 # The first build mends the lock file, which still had the template's name: nothing else in it changes.
-builds_and_passes() {
+builds() {
     locked() { grep -v '^name = "\(hitless\|my-api\)"' "$1" | sort; }
     locked Cargo.lock >"$work/before"
     cd "$work/my-api"
     cargo build --quiet --workspace --all-targets
     cargo build --quiet --workspace --all-targets --locked
     locked Cargo.lock | diff "$work/before" - || fail "the lock file changed"
-    cargo test --quiet --workspace
     [ "$("$CARGO_TARGET_DIR/debug/my-api" unit socket | grep ^FileDescriptorName)" = "FileDescriptorName=http" ]
     make check
     cd - >/dev/null
+}
+
+# A service of one's own: the examples are gone, as the README tells how, and it has a route that takes JSON, a state that is
+# waited for, a setting, a line in the log before it serves, connections of its own. It passes its tests, and is rehearsed.
+makes_it_ones_own() {
+    cd "$work/my-api"
+    rm src/routes/ping.rs src/routes/echo.rs
+    sed -i 's/^pub mod echo;/pub mod orders;/; /^pub mod ping;/d' src/routes/mod.rs
+    sed -i 's/{echo, health, ping}/{health, orders}/; s/^    pub readiness: .*/&\n    pub orders: orders::Orders,/
+        s/Ok(Self { config,/Ok(Self { orders: orders::Orders::open(\&config.journal).await?, config,/
+        /"\/ping"/d; s/"\/echo", post(echo::echo)/"\/orders", post(orders::take)/' src/app.rs
+    sed -i '/serde(with = "humantime_serde")/{N;s/.*pub ping_delay: .*/    pub journal: String,/}' src/config.rs
+    sed -i '/^# How long \/ping takes/d; s/^ping_delay = .*/journal = ""/; s/^outbound = false/outbound = true/' config/default.toml
+    cat >src/routes/orders.rs <<'END'
+//! `POST /orders`: takes each order once.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use serde::{Deserialize, Serialize};
+
+use crate::problem::Problem;
+
+/// The orders so far.
+#[derive(Clone, Debug, Default)]
+pub struct Orders(Arc<Mutex<BTreeSet<String>>>);
+
+impl Orders {
+    /// Opens the journal that they are written to.
+    ///
+    /// # Errors
+    /// When it is not that of this service.
+    pub async fn open(journal: &str) -> Result<Self, std::io::Error> {
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        tracing::info!("{journal} is open");
+        if journal == "orders" { Ok(Self::default()) } else { Err(std::io::Error::other("no journal of orders")) }
+    }
+}
+
+/// An order.
+#[derive(Deserialize, Serialize)]
+pub struct Order {
+    order: String,
+}
+
+/// Takes an order.
+pub async fn take(
+    State(Orders(orders)): State<Orders>,
+    headers: HeaderMap,
+    Json(order): Json<Order>,
+) -> Result<(StatusCode, Json<Order>), Problem> {
+    let key = headers.get("idempotency-key").and_then(|key| key.to_str().ok());
+    let new = orders.lock().is_ok_and(|mut orders| orders.insert(order.order.clone()));
+    if key != Some(&order.order) || !new {
+        return Err(Problem::new(StatusCode::CONFLICT, "no order, or one that was taken already"));
+    }
+    Ok((StatusCode::CREATED, Json(order)))
+}
+END
+    sed -i '/^\[settings\]/,$d' tests/lab/traffic.toml
+    cat >>tests/lab/traffic.toml <<'END'
+[settings]
+journal = "orders"
+
+[[fast]]
+method = "POST"
+path = "/orders"
+headers = { Content-Type = "application/json", Idempotency-Key = "{id}" }
+send = '{"order":"{id}"}'
+status = 201
+body = '{"order":"{id}"}'
+END
+    example=$(grep -n 'async fn ping_answers' tests/service/own_routes.rs | cut -d : -f 1)
+    sed -i "$((example - 1)),\$d" tests/service/own_routes.rs
+    cat >>tests/service/own_routes.rs <<'END'
+#[tokio::test]
+async fn what_is_no_order_is_refused() {
+    let mut client = spawn_own("journal = 'orders'").await.client().await;
+    client.send("POST /orders HTTP/1.1\r\nHost: test\r\nContent-Length: 0\r\n\r\n").await;
+    assert_eq!(client.answer().await.status, 415);
+}
+END
+    cargo fmt --all
+    make check
+    cargo test --quiet --workspace
+    cd - >/dev/null
+    # In the template's own folder, where what they have in common is built anyway.
+    cargo build --quiet --release --package lab --target-dir "$built"
+    (cd "$work/my-api" && CARGO_TARGET_DIR=$built "$built/release/lab" rehearse --stand-in --restarts 3 --out "$work")
+}
+
+# The README's first commit holds all of it: nothing is left over, so that the first release is called after it.
+is_committed() {
+    git init --quiet "$work/my-api"
+    git -C "$work/my-api" config user.name nobody
+    git -C "$work/my-api" config user.email nobody@localhost
+    (cd "$work" && sh -ec "$(grep '^git -C ' "$OLDPWD/README.md")") >/dev/null
+    [ -z "$(git -C "$work/my-api" status --porcelain)" ] || fail "the first commit left something out"
+    git -C "$work/my-api" ls-files --error-unmatch Cargo.lock .gitattributes .github/workflows/ci.yml >/dev/null
 }
 
 prove() {
@@ -108,8 +275,9 @@ prove() {
     trap 'rm -rf "$work"' EXIT
     trap 'exit 1' HUP INT TERM
     # The crates that it needs are built once, however often this runs.
-    export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$PWD/target}/template"
-    for step in setup refuses_names generates has_no_trace is_stamped builds_and_passes; do
+    built=${CARGO_TARGET_DIR:-$PWD/target}
+    export CARGO_TARGET_DIR="$built/template"
+    for step in setup refuses_names generates ends_lines has_no_trace is_stamped builds is_committed makes_it_ones_own; do
         echo "template: $step"
         $step
     done

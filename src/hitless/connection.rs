@@ -13,7 +13,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
@@ -30,6 +30,7 @@ use tokio_util::either::Either;
 
 use super::frames::Frames;
 use super::gate::{Cut, Gate, Limits, Mode, Obstacle, YIELDS_AFTER};
+use super::held::{READ, READ_WHEN_TIGHT, REQUEST};
 use super::ledger::{Body, Ledger};
 use super::listener::Listener;
 use super::notice::Kind;
@@ -114,6 +115,8 @@ struct Shared {
     origin: Origin,
     /// Over the limit of connections.
     surplus: AtomicBool,
+    /// Of its answers, what hyper has and the client has not, in bytes.
+    unread: AtomicUsize,
     gate: Arc<Gate>,
     state: Mutex<State>,
 }
@@ -151,6 +154,8 @@ struct State {
     expired: bool,
     /// It is to make room, and counted so.
     yielding: bool,
+    /// It holds too much, and is to end whatever it is at.
+    shed: bool,
     /// Since when what the client still sends is discarded, and how much it was.
     lingering: Option<(Instant, u64)>,
     /// To be asked whether its client has closed its side.
@@ -233,6 +238,7 @@ impl Connection {
             // Such a client waits for the end of file.
             state.last |= state.half_closed || request.version() < Version::HTTP_11 || says_close(request.headers());
         }
+        self.0.gate.take_in(REQUEST);
         state.tickets += 1;
         let ticket = state.tickets;
         state.requests.push(InFlight {
@@ -349,7 +355,7 @@ impl Connection {
         let state = self.lock();
         if state.frames.is_http2() && state.fate == Fate::Open {
             let waited_for = state.frames.told().is_none_or(|told| told >= now);
-            return waited_for && !(state.frames.has_heard() && !state.is_quiet());
+            return waited_for && (state.is_quiet() || !state.frames.has_heard());
         }
         // Those that become quiet meanwhile are not woken.
         let quiet = now.saturating_duration_since(state.since) >= QUIET;
@@ -429,6 +435,53 @@ impl Connection {
             state.doubted = true;
         }
         if state.expired || mute || given_up > 0 {
+            state.wake();
+        }
+    }
+
+    /// Of its answers, what hyper has and the client has not, in bytes.
+    pub(super) fn unread(&self) -> &AtomicUsize {
+        &self.0.unread
+    }
+
+    /// Whether the connections hold so much that each is to hold less.
+    pub(super) fn is_tight(&self) -> bool {
+        self.0.gate.is_tight()
+    }
+
+    /// How much the service holds for the client, in bytes, and for how long it has not got any further; `None` when that is
+    /// nothing. A flood is over with that.
+    pub(super) fn held(&self) -> Option<(usize, Duration)> {
+        let mut state = self.lock();
+        state.read_again();
+        if state.shed {
+            return None;
+        }
+        let uploads = state.requests.iter().filter_map(|request| Some((request.upload.as_ref()?, request.stream?)));
+        let uploads: usize = uploads.map(|(upload, id)| upload.held(state.frames.received(id))).sum();
+        let requests = state.requests.len().max(state.frames.open()) * REQUEST;
+        // hyper has what is read of a head as well.
+        let head = state.ledger.rest().map_or(0, |rest| rest.len() * 2);
+        let since = state.frames.stands_still().or(state.stalled).unwrap_or(state.since);
+        let held = self.unread().load(Relaxed) + uploads + requests + head;
+        (held > 0).then(|| (held, since.elapsed()))
+    }
+
+    /// Ends the connection because of what it holds.
+    pub(super) fn shed(&self) {
+        let mut state = self.lock();
+        state.shed = true;
+        state.expired = true;
+        state.wake();
+        self.0.gate.notice(Kind::Shed, self.peer());
+    }
+
+    /// Ends an HTTP/1.1 connection that has been silent between requests for so long.
+    pub(super) fn expire_idle(&self, silence: Duration) {
+        let mut state = self.lock();
+        let asked = !state.is_at_head() && !state.is_silent();
+        if asked && state.is_idle() && !state.frames.is_http2() && state.since.elapsed() > silence {
+            state.expired = true;
             state.wake();
         }
     }
@@ -514,6 +567,10 @@ impl Ticket {
             Mode::Retiring | Mode::Retired => true,
         };
         state.last
+    }
+
+    pub(super) fn connection(&self) -> Connection {
+        self.connection.clone()
     }
 
     /// Notes that the request is turned away, as its connection is over the limit; gives its id.
@@ -774,6 +831,7 @@ impl Io {
             stalled: None,
             expired: false,
             yielding: false,
+            shed: false,
             lingering: None,
             doubted: false,
             streak: 0,
@@ -781,7 +839,9 @@ impl Io {
             writer: None,
         };
         let surplus = AtomicBool::new(origin == Origin::Surplus);
-        let connection = Connection(Arc::new(Shared { id, peer, origin, surplus, gate, state: Mutex::new(state) }));
+        let unread = AtomicUsize::new(0);
+        let connection =
+            Connection(Arc::new(Shared { id, peer, origin, surplus, unread, gate, state: Mutex::new(state) }));
         Self { socket: Some(socket), unread: rest, connection }
     }
 
@@ -789,6 +849,23 @@ impl Io {
     pub(super) fn connection(&self) -> &Connection {
         &self.connection
     }
+}
+
+/// Reads so many bytes at the `most`.
+fn poll_read_some(
+    socket: Pin<&mut Socket>,
+    cx: &mut Context<'_>,
+    buf: &mut ReadBuf<'_>,
+    most: usize,
+) -> Poll<io::Result<()>> {
+    if buf.remaining() <= most {
+        return socket.poll_read(cx, buf);
+    }
+    let mut part = ReadBuf::new(buf.initialize_unfilled_to(most));
+    ready!(socket.poll_read(cx, &mut part))?;
+    let count = part.filled().len();
+    buf.advance(count);
+    Poll::Ready(Ok(()))
 }
 
 /// Whether something has arrived that the runtime has not told of yet: after a standstill there is a lot to tell.
@@ -853,9 +930,12 @@ impl AsyncRead for Io {
             return Poll::Ready(Ok(()));
         }
         state.look_at_unsent(&socket, leaves);
-        state.withheld = state.withholds(closed);
+        state.withheld = state.withholds(closed) || connection.0.gate.is_flooded();
         if state.withheld {
             return Poll::Pending;
+        }
+        if state.shed {
+            return state.say_goodbye(socket, cx);
         }
         if connection.0.gate.is_thinning()
             && let Some(notice) = state.frames.notice_to_leave()
@@ -901,7 +981,8 @@ impl AsyncRead for Io {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         } else {
-            let read = socket.as_mut().poll_read(cx, buf);
+            let most = if connection.is_tight() { READ_WHEN_TIGHT } else { READ };
+            let read = poll_read_some(socket.as_mut(), cx, buf, most);
             state.streak = if read.is_pending() { 0 } else { state.streak + buf.filled().len() - start };
             match read {
                 Poll::Ready(Ok(())) => {}
@@ -936,6 +1017,7 @@ impl AsyncRead for Io {
             state.fate = Fate::Closing;
             return Poll::Ready(Ok(()));
         }
+        connection.0.gate.take_in(read.len());
         let now = Instant::now();
         // A client of HTTP/2 is as silent as its streams, whatever else it sends.
         if !state.is_at_head() && !state.frames.is_http2() {
@@ -1013,6 +1095,10 @@ impl AsyncWrite for Io {
             // hyper refuses the part of a head that it has. The whole goes to another process.
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
+        if state.shed {
+            state.fate = Fate::Closing;
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
         let mut socket = Pin::new(socket.as_mut().expect(PRESENT));
         if state.protocol == Protocol::Http1 && state.is_quiet() {
             // Not an answer of the application: hyper refuses what it read, and will close. Or it begins with HTTP/2.
@@ -1074,7 +1160,7 @@ impl AsyncWrite for Io {
             return Poll::Ready(Ok(()));
         }
         state.fate = Fate::Closing;
-        if state.is_to_linger() {
+        if state.is_to_linger() && !state.shed {
             state.lingering.get_or_insert_with(|| (Instant::now(), 0));
             return state.poll_linger(socket, cx, leaves).map(Ok);
         }

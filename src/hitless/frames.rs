@@ -7,6 +7,8 @@
 use std::io::IoSlice;
 use std::time::{Duration, Instant};
 
+use super::held::PART;
+
 /// What a client of HTTP/2 says first, before its frames (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -72,6 +74,8 @@ struct Stream {
     dispatched: bool,
     /// It is to be reset, because its client does not take the answer.
     given_up: bool,
+    /// What has come of its request's body, as [`PART`] counts it.
+    received: usize,
 }
 
 impl Default for Frames {
@@ -136,6 +140,16 @@ impl Frames {
     /// Whether there has been a stream, and what was read ends with a frame.
     pub(super) fn has_asked(&self) -> bool {
         self.http2().is_some_and(|http2| http2.latest > 0 && http2.incoming.is_between_frames())
+    }
+
+    /// When something was last written of the answer that its client, or its handler, has held up for longest.
+    pub(super) fn stands_still(&self) -> Option<Instant> {
+        self.http2()?.streams.iter().map(|stream| stream.written).min()
+    }
+
+    /// How much has come of the body of a stream's request.
+    pub(super) fn received(&self, id: u32) -> usize {
+        self.http2().and_then(|http2| Some(http2.streams[http2.find(id).ok()?].received)).unwrap_or_default()
     }
 
     /// When the frame, or the head, began of which a part has been read.
@@ -237,6 +251,12 @@ impl Http2 {
         match step {
             Step::Headers { id, .. } => self.begin(id, now),
             Step::End(Head { kind: RST_STREAM, id, .. }, _) => self.end(id),
+            Step::End(Head { kind: DATA, id, length, flags }, field) => {
+                let padding = if flags & PADDED != 0 { 1 + (field >> 24) } else { 0 };
+                if let Some(stream) = self.stream(id) {
+                    stream.received += length.saturating_sub(padding) as usize + PART;
+                }
+            }
             Step::End(Head { kind: WINDOW_UPDATE, id, .. }, value) => {
                 let more = i64::from(value & MAX_ID);
                 match self.stream(id) {
@@ -304,6 +324,7 @@ impl Http2 {
                 answering: false,
                 dispatched: false,
                 given_up: false,
+                received: 0,
             });
         }
     }
@@ -392,6 +413,7 @@ const CONTINUATION: u8 = 9;
 const END_STREAM: u8 = 1;
 const ACK: u8 = 1;
 const END_HEADERS: u8 = 4;
+const PADDED: u8 = 8;
 
 const INITIAL_WINDOW_SIZE: u16 = 4;
 

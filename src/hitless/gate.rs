@@ -7,6 +7,7 @@
 //! It is closed *first*, then every connection is woken under its lock: a read that saw the gate open has left its waker
 //! there, and a later one sees the gate closed. So none is missed.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
@@ -86,6 +87,8 @@ pub struct Limits {
     pub idle_timeout: Duration,
     /// While what a client still sends is discarded, after an answer that did not wait for it.
     pub linger_timeout: Duration,
+    /// All that the connections hold together for their clients, beside what each takes when it is idle.
+    pub held_bytes: usize,
 }
 
 impl Default for Limits {
@@ -99,6 +102,7 @@ impl Default for Limits {
             send_timeout: long,
             idle_timeout: long,
             linger_timeout: long,
+            held_bytes: usize::MAX,
         }
     }
 }
@@ -110,8 +114,15 @@ pub struct Gate {
     /// Idle connections, the one that is to make room first at the end, as they were found when room was wanted; and whether
     /// they were a flood.
     idle: Mutex<Vec<(Connection, bool)>>,
+    /// When room was last wanted, there were so many on which nothing was asked yet that they are a flood.
+    flood: AtomicBool,
     /// Connections that were told to make room and have not gone yet.
     yielding: AtomicUsize,
+    /// The connections hold so much that each is to hold less.
+    tight: AtomicBool,
+    /// What has been read, and asked for, since that was looked at, in bytes.
+    taken_in: AtomicUsize,
+    to_relieve: Notify,
     notices: Notices,
     refused: AtomicU64,
     connections: Mutex<HashMap<u64, Connection>>,
@@ -165,6 +176,11 @@ impl Gate {
         self.yielding.fetch_sub(1, Relaxed);
     }
 
+    /// Whether there is a flood of connections on which nothing was asked yet, as far as is known.
+    pub(super) fn has_flood(&self) -> bool {
+        self.flood.load(Relaxed)
+    }
+
     /// The number of connections that were told to make room and have not gone yet.
     pub(super) fn yielding(&self) -> usize {
         self.yielding.load(Relaxed)
@@ -207,6 +223,7 @@ impl Gate {
         } else {
             silent..idle.len().min(silent + FLOOD / 8)
         };
+        self.flood.store(silent > FLOOD, Relaxed);
         let few: Vec<_> = idle.drain(few).collect();
         few.into_iter().rev().map(move |(_, connection)| (connection, silent > FLOOD))
     }
@@ -456,6 +473,61 @@ impl Gate {
             connection.expire(&self.limits);
         }
         self.notices.tell_rest();
+    }
+
+    /// Ends each HTTP/1.1 connection that has been silent between requests for so long. Those of HTTP/2 are told goodbye.
+    pub(super) fn expire_idle(&self, silence: Duration) {
+        for connection in self.all().values() {
+            connection.expire_idle(silence);
+        }
+    }
+
+    /// Sees to it that the connections do not hold more than they may. Nothing is looked at until a good deal has been taken
+    /// in: with thousands of connections that would be work in itself.
+    pub(super) fn relieve(&self) {
+        let most = self.limits.held_bytes;
+        if !self.is_tight() && self.taken_in.load(Relaxed) < most / 32 {
+            return;
+        }
+        self.taken_in.store(0, Relaxed);
+        let mut holders: Vec<_> = self.all().values().filter_map(|one| Some((one.held()?, one.clone()))).collect();
+        let mut held: usize = holders.iter().map(|((bytes, _), _)| bytes).sum();
+        self.tight.store(held > most / 4, Relaxed);
+        if held <= most {
+            return;
+        }
+        // What it costs to hold something is its size and the time.
+        holders.sort_unstable_by_key(|((bytes, time), _)| Reverse(*bytes as u128 * time.as_millis()));
+        for ((bytes, _), connection) in holders {
+            if held <= most {
+                return;
+            }
+            connection.shed();
+            held -= bytes;
+        }
+    }
+
+    /// Records that so many bytes more may be held.
+    pub(super) fn take_in(&self, bytes: usize) {
+        let most = self.limits.held_bytes / 32;
+        let before = self.taken_in.fetch_add(bytes, Relaxed);
+        if before < most && before.saturating_add(bytes) >= most {
+            self.to_relieve.notify_one();
+        }
+    }
+
+    /// Whether so much has been taken in that nothing more is read until that has been looked at.
+    pub(super) fn is_flooded(&self) -> bool {
+        self.taken_in.load(Relaxed) > self.limits.held_bytes / 8
+    }
+
+    /// Waits until a good deal has been taken in, or for `pause`.
+    pub(super) async fn taken_in(&self, pause: Duration) {
+        let _ = tokio::time::timeout(pause, self.to_relieve.notified()).await;
+    }
+
+    pub(super) fn is_tight(&self) -> bool {
+        self.tight.load(Relaxed)
     }
 
     fn all(&self) -> MutexGuard<'_, HashMap<u64, Connection>> {

@@ -27,6 +27,9 @@ const CALM: Duration = Duration::from_millis(100);
 /// without one to say goodbye.
 const FRESH: Duration = Duration::from_millis(500);
 
+/// How often is looked at what the connections hold, at the least.
+const RELIEVE_PAUSE: Duration = Duration::from_millis(100);
+
 /// How many of the requests that were cut off are told one by one, and how many of those that were left behind.
 const TOLD: usize = 20;
 
@@ -87,7 +90,7 @@ impl ShutdownTimeout {
         self.0 / 4
     }
 
-    /// How long a service that cannot hand over goes on accepting, the longest that a request's head may take, and how long
+    /// How long a service that cannot hand over goes on accepting at the least, the longest that a request's head may take, and how long
     /// HTTP/2 clients have for their goodbye where a sibling serves the others: T/6.
     pub fn sixth(self) -> Duration {
         self.0 / 6
@@ -512,7 +515,21 @@ impl Lifecycle {
         };
         tracing::info!("connections are not handed over but retired, new ones served for {grace:?}: {why}");
         gate.set_mode(Mode::Retiring);
-        tokio::time::sleep(grace).await;
+        tokio::time::sleep(grace / 2).await;
+        // Whoever has not asked meanwhile is told by the end of its connection, while it can still come back: nobody who
+        // comes at the very end is sure to be served.
+        gate.expire_idle(grace / 2);
+        tokio::time::sleep(grace / 2).await;
+        if !grace.is_zero() {
+            // The process is there as long as slow requests are: others need not wait for them in the kernel's queue,
+            // which is thrown away where the socket unit is stopped, too.
+            let calm = async {
+                while gate.obstacle(CALM) == Obstacle::Bounded {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            };
+            let _ = tokio::time::timeout(self.handle.0.timeout.calm(), calm).await;
+        }
         gate.set_mode(Mode::Retired);
         // Who has just connected is still to ask; who never does is not waited for.
         let _ = tokio::time::timeout(grace.max(FRESH), gate.heads_read()).await;
@@ -596,6 +613,14 @@ pub async fn expire(gate: Arc<Gate>) {
     loop {
         tokio::time::sleep(pause).await;
         gate.expire();
+    }
+}
+
+/// Keeps what the connections hold within its limit.
+pub async fn relieve(gate: Arc<Gate>) {
+    loop {
+        gate.taken_in(RELIEVE_PAUSE).await;
+        gate.relieve();
     }
 }
 

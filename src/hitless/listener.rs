@@ -28,6 +28,9 @@ pub const SURPLUS: usize = 64;
 /// How many connections that were put aside are let in at a time.
 const BATCH: usize = 64;
 
+/// How many more connections of a flood make room at a time.
+const AT_ONCE: usize = 15;
+
 /// How long to wait for a connection to go before looking again whether one may be told to.
 const FULL: Duration = Duration::from_millis(20);
 
@@ -154,7 +157,12 @@ impl Listener {
                 }
             } else if self.gate.yielding() == 0 && self.is_awaited() {
                 // Beyond that, which another process may have handed over, one that goes is not room for another yet.
-                self.gate.make_room(false, open > most);
+                let made = self.gate.make_room(false, open > most);
+                // There are more where those of a flood come from.
+                let mut more = if made && self.gate.has_flood() { AT_ONCE } else { 0 };
+                while more > 0 && self.gate.make_room(false, true) {
+                    more -= 1;
+                }
             }
             let _ = tokio::time::timeout(FULL, gone).await;
         }

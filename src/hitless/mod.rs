@@ -16,13 +16,14 @@
 //! 6. At T, whatever is left is cut, counted and logged.
 //!
 //! What a connection may take is bounded ([`Limits`]), and a request that waits for its own client is told apart from a
-//! handler at work (`upload`).
+//! handler at work (`upload`). So is what all of them hold together (`held`).
 //!
 //! Where another instance of the service serves on, it gets each connection at once, as soon as it is clean ([`sibling`]):
 //! nobody waits, neither for a calm moment nor for a start.
 //!
 //! Where nobody comes for a parcel (a stop, which is `SIGTERM`), or nobody keeps it (a container, a terminal), connections
-//! are *retired*: every answer says `Connection: close`, for T/6 new clients are still served, then the service drains.
+//! are *retired*: every answer says `Connection: close`, for T/6 and while slow requests end new clients are
+//! still served, then the service drains.
 
 use std::sync::LazyLock;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -30,6 +31,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 pub mod connection;
 mod frames;
 pub mod gate;
+mod held;
 pub mod ledger;
 pub mod lifecycle;
 pub mod listener;

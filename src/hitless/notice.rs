@@ -24,10 +24,12 @@ pub(super) enum Kind {
     Yielded,
     /// There are too many connections, and none is idle.
     Full,
+    /// The connections hold too much.
+    Shed,
 }
 
 impl Kind {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Silent,
         Self::HeadTimeout,
         Self::HeadTooLarge,
@@ -36,6 +38,7 @@ impl Kind {
         Self::SendTimeout,
         Self::Yielded,
         Self::Full,
+        Self::Shed,
     ];
 }
 
@@ -52,6 +55,9 @@ impl fmt::Display for Kind {
             Kind::SendTimeout => "an answer was not read (limits.send_timeout), and is given up",
             Kind::Yielded => "there are limits.max_connections, and who was idle longest made room",
             Kind::Full => "there are limits.max_connections and none is idle, which is answered 503",
+            Kind::Shed => {
+                "the connections hold more than a quarter of unit.memory_high, and one that has held much for long is closed"
+            }
         })
     }
 }

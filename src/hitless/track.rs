@@ -16,6 +16,7 @@ use pin_project_lite::pin_project;
 use tower::Service;
 
 use super::connection::{Connection, Ticket, says_close};
+use super::held::{SMALL, Unread};
 
 /// What can be served: a router, or layers around one.
 pub trait Application:
@@ -102,7 +103,7 @@ where
             // hyper goes by the header where the body does not know its length (files, proxied answers).
             let left = http_body::Body::size_hint(&body).exact().or(length);
             let left = if bodiless { Some(0) } else { left };
-            Body::new(Answer { body, ticket, left })
+            Body::new(Answer { body, ticket, left, unread: None })
         })))
     }
 }
@@ -126,6 +127,8 @@ pin_project! {
         ticket: Ticket,
         // The bytes still to come, where that is known. hyper drops a body after the last of them.
         left: Option<u64>,
+        // What hyper has and the client has not, unless that is a small answer at once.
+        unread: Option<Unread>,
     }
 
     impl PinnedDrop for Answer {
@@ -144,7 +147,17 @@ impl http_body::Body for Answer {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let mut this = self.project();
-        let frame = ready!(this.body.as_mut().poll_frame(cx));
+        if let Some(unread) = &this.unread {
+            ready!(unread.poll_ready(cx));
+        }
+        let mut frame = ready!(this.body.as_mut().poll_frame(cx));
+        if let Some(Ok(part)) = &mut frame
+            && let Some(data) = part.data_mut()
+            && (data.len() > SMALL || *this.left != Some(data.len() as u64))
+        {
+            let unread = this.unread.get_or_insert_with(|| Unread::new(this.ticket.connection()));
+            *data = unread.count(std::mem::take(data));
+        }
         match &frame {
             Some(Ok(frame)) => match (frame.data_ref(), &mut *this.left) {
                 (Some(data), Some(left)) => *left = left.saturating_sub(data.len() as u64),

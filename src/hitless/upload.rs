@@ -12,6 +12,8 @@ use axum::body::{Body, Bytes};
 use http_body::{Frame, SizeHint};
 use pin_project_lite::pin_project;
 
+use super::held::PART;
+
 /// What is known of a request's body. Requests that have one carry it as an extension.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Upload(Arc<Shared>);
@@ -29,6 +31,8 @@ struct State {
     given_up: bool,
     /// The handler has let go of the body before its end.
     abandoned: bool,
+    /// How much of the body the handler has got, as [`PART`] counts it.
+    taken: usize,
 }
 
 impl Upload {
@@ -40,6 +44,12 @@ impl Upload {
     /// Whether the handler has let go of the body before its end.
     pub(super) fn is_abandoned(&self) -> bool {
         self.lock().abandoned
+    }
+
+    /// How much is held of the body, of which so much was received.
+    pub(super) fn held(&self, received: usize) -> usize {
+        let state = self.lock();
+        if state.awaited.is_some() || state.abandoned { 0 } else { received.saturating_sub(state.taken) }
     }
 
     /// Ends the body with an error.
@@ -140,6 +150,9 @@ impl http_body::Body for Watched {
             Poll::Pending => {}
             Poll::Ready(frame) => {
                 state.awaited = None;
+                if let Some(Ok(frame)) = frame {
+                    state.taken += frame.data_ref().map_or(0, |data| data.len() + PART);
+                }
                 *this.ended = !matches!(frame, Some(Ok(_)));
             }
         }

@@ -4,35 +4,28 @@
 //! `LAB_BAD_AFTER`: only so many seconds after its start. `LAB_BAD_ONCE`: only once this file exists.
 
 use std::env;
-use std::error::Error;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use axum::BoxError;
 use axum::extract::Request;
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use service::app::{self, AppState};
 use service::config::Config;
-use service::hitless::{Application, systemd};
-use service::{server, telemetry};
-use tokio::runtime::Runtime;
+use service::hitless::{Application, Handle};
+use service::server;
 
 /// As in `src/main.rs`, without its command line.
-pub fn main() -> Result<ExitCode, Box<dyn Error>> {
-    // Before there are threads: it changes the environment.
-    let given = systemd::given();
-    let config = Config::load(None)?;
-    let _logging = telemetry::init(&config.log)?;
-    let runtime = Runtime::new()?;
-    let outcome = runtime.block_on(server::run(config, given, bad));
-    runtime.shutdown_background();
-    Ok(ExitCode::from(&outcome?))
+pub fn main() -> Result<ExitCode, BoxError> {
+    server::process(Config::load(None)?, bad)
 }
 
 /// The service, and what is wrong with it.
-fn bad(state: AppState) -> impl Application {
+async fn bad(config: Arc<Config>, handle: Handle) -> Result<impl Application, BoxError> {
     let after = env::var("LAB_BAD_AFTER").ok().and_then(|seconds| seconds.parse().ok());
     let (begun, after) = (Instant::now(), Duration::from_secs(after.unwrap_or(0)));
     let once = env::var_os("LAB_BAD_ONCE");
@@ -42,7 +35,9 @@ fn bad(state: AppState) -> impl Application {
             && once.as_ref().is_none_or(|file| Path::new(file).exists());
         spoil(request, next, is_bad)
     };
-    app::layered(app::routes().layer(middleware::from_fn(spoil)), state)
+    let state = AppState::new(Arc::clone(&config), handle).await?;
+    let routes = app::routes().layer(middleware::from_fn(spoil)).with_state(state);
+    Ok(app::layered(routes, &config))
 }
 
 /// The right answer under a wrong status: the request has failed, its body was read, its connection stays.

@@ -5,43 +5,46 @@
 //! For a moment they may still reach the process that leaves: it turns nobody away, and tells them the same at once.
 
 use std::convert::Infallible;
-use std::error::Error;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use axum::Router;
-use axum::extract::State;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
+use axum::extract::{FromRef, State};
 use axum::http::HeaderMap;
 use axum::response::sse::{Event, KeepAlive};
 use axum::response::{Html, IntoResponse, Sse};
 use axum::routing::get;
+use axum::{BoxError, Router};
 use futures_util::{StreamExt, stream};
 use service::app::{self, AppState};
 use service::config::Config;
-use service::hitless::{Application, Handle, systemd};
-use service::{server, telemetry};
-use tokio::runtime::Runtime;
+use service::hitless::{Application, Handle};
+use service::server;
 
 /// As in `src/main.rs`, without its command line.
-pub fn main() -> Result<ExitCode, Box<dyn Error>> {
-    // Before there are threads: it changes the environment.
-    let given = systemd::given();
-    let config = Config::load(None)?;
-    let _logging = telemetry::init(&config.log)?;
-    let runtime = Runtime::new()?;
-    let outcome = runtime.block_on(server::run(config, given, live));
-    runtime.shutdown_background();
-    Ok(ExitCode::from(&outcome?))
+pub fn main() -> Result<ExitCode, BoxError> {
+    server::process(Config::load(None)?, live)
 }
 
-/// The service, and what is added to it here.
-fn live(state: AppState) -> impl Application {
-    state.handle.spawn(rounds(state.handle.clone()));
-    app::layered(app::routes().merge(routes()), state)
+/// The service, and what is added to it here, which goes before what it has under the same paths.
+async fn live(config: Arc<Config>, handle: Handle) -> Result<impl Application, BoxError> {
+    begin(&handle);
+    let state = AppState::new(Arc::clone(&config), handle).await?;
+    let service = app::routes().with_state(state.clone());
+    Ok(app::layered(routes().with_state(state).fallback_service(service), &config))
 }
 
-fn routes() -> Router<AppState> {
+/// Begins what goes on in the background.
+pub fn begin(handle: &Handle) {
+    handle.spawn(rounds(handle.clone()));
+}
+
+/// The routes, for any state that has a [`Handle`].
+pub fn routes<S: Clone + Send + Sync + 'static>() -> Router<S>
+where
+    Handle: FromRef<S>,
+{
     let page = Html(include_str!("page.html"));
     Router::new().route("/", get(page)).route("/events", get(events)).route("/socket", get(socket))
 }

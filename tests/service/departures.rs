@@ -81,7 +81,7 @@ fn messages(path: &str) -> Vec<(Vec<u8>, bool)> {
 
 /// Where a handler is when its client leaves: echoing, waiting for the whole body, at work and not looking at it,
 /// streaming an answer that has nothing more to say.
-fn routes() -> Router<service::app::AppState> {
+fn routes() -> Router<crate::application::Shared> {
     let work = async || {
         tokio::time::sleep(Duration::from_millis(50)).await;
         "done"

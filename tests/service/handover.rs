@@ -15,15 +15,16 @@ use std::time::{Duration, Instant};
 use lab::http1::{Ask, Connection, Stays};
 use lab::http2;
 use lab::manager::{Manager, Service};
+use lab::traffic::Request;
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, sendmsg, socketpair,
 };
 use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 use tokio::task::JoinSet;
 
+use crate::application::{self, PING_DELAY};
 use crate::client::{Answer, Client, soon};
-use crate::own_routes;
-use crate::start::{BINARY, managed, variable};
+use crate::start::{managed, managed_by, variable};
 
 pub async fn start(manager: Manager) -> Service {
     soon("the start", manager.start()).await.expect("a service that starts")
@@ -219,7 +220,7 @@ async fn fast_clients_are_served_while_a_slow_request_is_waited_for() {
 
 #[tokio::test]
 async fn where_no_moment_is_calm_clients_wait_for_what_is_in_flight_and_the_log_says_for_what() {
-    let settings = managed().env(variable("shutdown_timeout"), "9s").env(variable("ping_delay"), "4400ms");
+    let settings = managed().env(variable("shutdown_timeout"), "9s").env(PING_DELAY, "4400ms");
     let mut service = start(settings).await;
     let (mut slow, mut fast) = (client(&service).await, client(&service).await);
     let old = fast.get("/livez").await.process().to_owned();
@@ -355,8 +356,7 @@ async fn a_client_that_closes_its_side_is_answered_whole() {
 
 #[tokio::test]
 async fn where_descriptors_are_short_those_who_are_served_are_handed_over_all_the_same() {
-    let few = ["-c", "ulimit -n 300 && exec \"$0\" run", BINARY];
-    let mut service = start(Manager::new("/bin/sh").args(few)).await;
+    let mut service = start(managed_by("ulimit -n 300 && exec \"$@\"")).await;
     let mut served = Vec::new();
     for _ in 0..300 - 256 {
         // None of them is idle, and so nobody makes room for another.
@@ -396,7 +396,7 @@ async fn what_could_not_be_handed_over_is_told_so_long_before_a_restart() {
 
 #[tokio::test]
 async fn a_streamed_answer_whose_header_tells_its_length_leaves_its_connection_open() {
-    let mut service = start(own_routes::managed()).await;
+    let mut service = start(managed()).await;
     let mut client = client(&service).await;
     for _ in 0..2 {
         let answer = client.get("/length").await;
@@ -447,13 +447,13 @@ async fn a_client_that_does_not_read_its_answer_is_left_behind_and_keeps_nobody_
 }
 
 #[tokio::test]
-async fn an_answer_that_has_ended_and_is_not_read_is_left_behind_and_keeps_nobody_waiting() {
+async fn an_answer_that_is_not_read_is_left_behind_and_keeps_nobody_waiting() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("socket");
     let settings = managed().env(variable("shutdown_timeout"), "6s").listen("127.0.0.1:0").listen_unix(&path);
     let mut service = start(settings).await;
     let mut deaf = Client::connect_unix(&path).await;
-    // Half of it gets into the socket, half stays in hyper's buffer: nothing is in flight any more.
+    // A part of it gets into the socket, and another stays in hyper's buffer.
     deaf.send("POST /echo HTTP/1.1\r\nHost: test\r\nContent-Length: 400000\r\n\r\n").await;
     deaf.send(vec![b'x'; 400_000]).await;
     // For longer than a moment has to be calm.
@@ -464,7 +464,7 @@ async fn an_answer_that_has_ended_and_is_not_read_is_left_behind_and_keeps_nobod
     assert!(slowest < Duration::from_secs(2), "{slowest:?}");
     let (status, log) = (status.unwrap(), service.log());
     assert!(status.success(), "{log}");
-    assert!(log.contains("a connection of unix without a request"), "{log}");
+    assert!(log.lines().any(|line| line.contains("left behind") && line.contains(" of unix")), "{log}");
 }
 
 /// However many uploads stand still, before their answer began or after, alone or beside handlers at work.
@@ -475,7 +475,7 @@ async fn uploads_that_stand_still_hold_up_nobody_whatever_t_is() {
 
 /// A restart with three uploads that stand still and as many slow requests without end as there are `pings`.
 async fn restart_beside(t: &str, pings: u64) {
-    let settings = own_routes::managed().env(variable("shutdown_timeout"), t).env(variable("ping_delay"), "300ms");
+    let settings = managed().env(variable("shutdown_timeout"), t).env(PING_DELAY, "300ms");
     let mut service = start(settings.env(variable("limits.body_timeout"), "1h")).await;
     let mut stalled = Vec::new();
     for path in ["/fails/200", "/echo", "/fails/200"] {
@@ -513,18 +513,18 @@ async fn restart_beside(t: &str, pings: u64) {
 
 #[tokio::test]
 async fn work_that_must_end_is_waited_for_and_keeps_nobody_waiting() {
-    let mut service = start(own_routes::managed()).await;
+    let mut service = start(managed()).await;
     assert_good(&client(&service).await.get("/work").await);
 
     let ((), slowest) = slowest_answer(service.address(), restart(&mut service)).await;
 
     assert!(slowest < Duration::from_secs(1), "{slowest:?}");
-    assert!(service.log().contains(own_routes::DONE), "{}", service.log());
+    assert!(service.log().contains(application::DONE), "{}", service.log());
 }
 
 #[tokio::test]
 async fn blocking_work_that_takes_every_thread_costs_nobody_a_connection() {
-    let mut service = start(own_routes::managed().env(variable("shutdown_timeout"), "6s")).await;
+    let mut service = start(managed().env(variable("shutdown_timeout"), "6s")).await;
     let mut client = client(&service).await;
     assert_good(&client.get("/blocking").await);
 
@@ -599,9 +599,9 @@ async fn where_the_service_manager_does_not_read_to_the_end_connections_are_reti
 #[tokio::test]
 async fn http2_ends_with_goaway_and_its_streams_are_finished() {
     // Longer than a client without a stream is waited for.
-    let mut service = start(managed().env(variable("ping_delay"), "1500ms")).await;
+    let mut service = start(managed().env(PING_DELAY, "1500ms")).await;
     let connection = http2::Connection::open(service.address()).await.unwrap();
-    let ask = |path| http2::Ask::get(path, 200, None);
+    let ask = |path| Request::get(path, 200, None);
     let mut streams = JoinSet::new();
     for _ in 0..3 {
         let mut stream = connection.stream();
@@ -622,9 +622,9 @@ async fn http2_ends_with_goaway_and_its_streams_are_finished() {
 
 #[tokio::test]
 async fn an_http2_stream_that_has_just_begun_keeps_nobody_waiting() {
-    let mut service = start(managed().env(variable("ping_delay"), "2s")).await;
+    let mut service = start(managed().env(PING_DELAY, "2s")).await;
     let connection = http2::Connection::open(service.address()).await.unwrap();
-    let ask = http2::Ask::get("/ping", 200, None);
+    let ask = Request::get("/ping", 200, None);
     let mut stream = connection.stream();
     let slow = tokio::spawn(async move { http2::exchange(&mut stream, &ask).await });
     tokio::task::yield_now().await;
@@ -710,7 +710,7 @@ async fn ask(answered: Arc<AtomicUsize>, over: Arc<AtomicBool>, address: SocketA
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_lost_in_thirty_restarts_under_load() {
-    let mut service = start(managed().env(variable("ping_delay"), "20ms")).await;
+    let mut service = start(managed().env(PING_DELAY, "20ms")).await;
     let (answered, over) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
     let mut clients = JoinSet::new();
     for number in 0..12 {
@@ -867,9 +867,8 @@ async fn a_process_that_is_told_by_kill_hands_over_too() {
 #[tokio::test]
 async fn told_to_leave_at_any_moment_of_its_start_the_process_loses_nothing() {
     // A shell tells its process to leave so many seconds after it has become the service.
-    let script = r#"[ -z "$LEAVE_AFTER" ] || { sleep "$LEAVE_AFTER"; kill -HUP $$; } & exec "$0""#;
-    let manager = Manager::new("/bin/sh").args(["-c", script, BINARY]).env(variable("log.format"), "json");
-    let mut service = start(manager).await;
+    let script = r#"[ -z "$LEAVE_AFTER" ] || { sleep "$LEAVE_AFTER"; kill -HUP $$; } & exec "$@""#;
+    let mut service = start(managed_by(script)).await;
     let mut client = client(&service).await;
     assert_good(&client.get("/livez").await);
 
@@ -886,6 +885,38 @@ async fn told_to_leave_at_any_moment_of_its_start_the_process_loses_nothing() {
         soon("the start", service.start()).await.unwrap();
         assert_good(&client.answer().await);
     }
+}
+
+#[tokio::test]
+async fn a_state_that_fails_hangs_or_takes_its_time_costs_nobody_a_connection() {
+    let mut service = start(managed().exec()).await;
+    let mut client = client(&service).await;
+    assert_good(&client.get("/livez").await);
+    let ready = |service: &Service| service.messages().iter().filter(|message| message.says("READY=1")).count();
+    service.signal(Signal::HUP).unwrap();
+    assert!(soon("the end", service.exited()).await.unwrap().success());
+    client.ask("/livez").await;
+
+    service.set_env("STATE", "fails");
+    service.start().await.unwrap();
+    assert_eq!(soon("the end", service.exited()).await.unwrap().code(), Some(1));
+    let log = service.log();
+    assert_eq!(log.matches("the service does not start: no database: nobody listens").count(), 1, "{log}");
+
+    // Who stops a service that does not get ready need not kill it.
+    service.set_env("STATE", "hangs");
+    for (times, signal) in [(1, Signal::HUP), (2, Signal::TERM), (3, Signal::INT)] {
+        service.start().await.unwrap();
+        service.logged(application::HANGS, times).await.unwrap();
+        service.signal(signal).unwrap();
+        assert!(soon("the end", service.exited()).await.unwrap().success(), "{}", service.log());
+    }
+
+    assert_eq!(ready(&service), 1);
+    service.set_env("STATE", "waits");
+    service.start().await.unwrap();
+    assert_good(&client.answer().await);
+    assert_eq!(ready(&service), 2);
 }
 
 #[tokio::test]

@@ -13,11 +13,11 @@ use axum::response::Response;
 use axum::routing::{any, get};
 use futures_util::{StreamExt, stream};
 use rustix::process::Signal;
-use service::app::AppState;
 use service::hitless::{Handle, Reason};
 use tokio::net::TcpSocket;
 use tokio_util::sync::CancellationToken;
 
+use crate::application::Shared;
 use crate::client::{Client, soon};
 use crate::start::{App, Process, managed, spawn_app, variable};
 
@@ -158,12 +158,12 @@ fn head(path: &str) -> Vec<u8> {
 }
 
 /// An answer of a megabyte, which hyper gets whole.
-fn large() -> Router<AppState> {
+fn large() -> Router<Shared> {
     Router::new().route("/large", get(async || vec![b'x'; LARGE]))
 }
 
 /// An answer of which nothing comes after the first byte; what is returned tells when the service has given it up.
-fn quiet() -> (Router<AppState>, CancellationToken) {
+fn quiet() -> (Router<Shared>, CancellationToken) {
     let left = CancellationToken::new();
     let leaving = left.clone();
     let quiet = async move || {

@@ -10,19 +10,18 @@ use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::routing::get;
 use http_body_util::StreamBody;
-use lab::manager::{Manager, Service};
+use lab::manager::Service;
 use rustix::process::Signal;
-use service::app::AppState;
 use service::hitless::gate::Cut;
 use service::hitless::{Handle, Outcome, Reason};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
+use crate::application::{self, Shared};
 use crate::client::{Client, soon};
 use crate::handover::{assert_good, start};
-use crate::own_routes;
-use crate::start::{BINARY, Process, managed, spawn_app, spawn_app_with, variable};
+use crate::start::{Process, managed, managed_as, managed_by, spawn_app, spawn_app_with, variable};
 
 /// A body that sends something and then nothing more until `end`.
 fn until(end: impl Future<Output = ()> + Send + 'static) -> Body {
@@ -35,7 +34,7 @@ fn until(end: impl Future<Output = ()> + Send + 'static) -> Body {
 }
 
 /// A route that streams until the service is told to leave, and one that never stops.
-fn streams() -> Router<AppState> {
+fn streams() -> Router<Shared> {
     Router::new()
         .route("/events", get(async |State(handle): State<Handle>| until(async move { handle.draining().await })))
         .route("/forever", get(async || until(std::future::pending())))
@@ -158,6 +157,36 @@ async fn a_lame_duck_accepts_for_a_sixth_of_t_and_asks_its_clients_to_go() {
     assert!(asked_to_go > 0);
     assert!(refused_after >= Duration::from_secs(1), "{refused_after:?}");
     idle.ended().await;
+    let (outcome, took) = app.left().await;
+    assert_eq!(ExitCode::from(&outcome), ExitCode::SUCCESS);
+    assert!(took < Duration::from_secs(5), "{took:?}");
+}
+
+#[tokio::test]
+async fn whose_idle_connection_a_lame_duck_ends_can_come_back() {
+    // It accepts for 3 s.
+    let mut app = spawn_app("shutdown_timeout = '18s'", Router::new()).await;
+    let mut idle = app.client().await;
+    assert!(!idle.get("/livez").await.says_close());
+    app.leave(Reason::Terminate).await;
+    idle.ended().await;
+    let answer = app.client().await.get("/livez").await;
+    assert!(answer.status == 200 && answer.says_close());
+    let (outcome, _) = app.left().await;
+    assert_eq!(ExitCode::from(&outcome), ExitCode::SUCCESS);
+}
+
+#[tokio::test]
+async fn while_slow_requests_end_a_lame_duck_serves_who_comes() {
+    // It accepts for 1 s, and for 2 s more where there are slow requests, whatever comes after them.
+    let mut app = spawn_app("shutdown_timeout = '6s'\nping_delay = '2s'", Router::new()).await;
+    let mut slow = app.client().await;
+    slow.ask("/ping").await;
+    app.leave(Reason::Terminate).await;
+    tokio::time::sleep(Duration::from_millis(1200)).await;
+    assert_eq!(app.client().await.get("/livez").await.status, 200);
+    let answer = slow.answer().await;
+    assert!(answer.status == 200 && answer.says_close());
     let (outcome, took) = app.left().await;
     assert_eq!(ExitCode::from(&outcome), ExitCode::SUCCESS);
     assert!(took < Duration::from_secs(5), "{took:?}");
@@ -368,11 +397,11 @@ enum Kept {
 
 impl Kept {
     async fn start(self) -> Service {
-        let alone = ["-c", "unset LISTEN_PID LISTEN_FDS LISTEN_FDNAMES; exec \"$0\"", BINARY];
+        let alone = "unset LISTEN_PID LISTEN_FDS LISTEN_FDNAMES; exec \"$@\"";
         let manager = match self {
             Kept::Told => managed(),
             Kept::Untold => managed().one_signal(),
-            Kept::Alone => Manager::new("/bin/sh").args(alone).env(variable("listen"), "127.0.0.1:0"),
+            Kept::Alone => managed_by(alone).env(variable("listen"), "127.0.0.1:0"),
         };
         start(manager.env(variable("shutdown_timeout"), "6s")).await
     }
@@ -462,7 +491,7 @@ async fn where_a_task_ends_that_the_service_cannot_do_without_it_leaves_and_has_
 
 #[tokio::test]
 async fn a_service_that_no_longer_accepts_makes_way_for_the_next_process() {
-    let mut service = start(own_routes::process_of("own_routes::serves_until_it_breaks")).await;
+    let mut service = start(managed_as(application::FRAGILE)).await;
     let mut client = Client::connect(service.address()).await;
     assert_good(&client.get("/fragile").await);
     // In whose stead it breaks, this one has been accepted.
@@ -471,7 +500,7 @@ async fn a_service_that_no_longer_accepts_makes_way_for_the_next_process() {
     let status = soon("the end", service.exited()).await.unwrap();
     assert_eq!(status.code(), Some(1), "{}", service.log());
     let log = service.log();
-    assert!(log.contains("cannot go on") && log.contains(own_routes::BROKEN), "{log}");
+    assert!(log.contains("cannot go on") && log.contains(application::BROKEN), "{log}");
     let mut next = Client::connect(service.address()).await;
     next.ask("/livez").await;
     soon("the start", service.start()).await.unwrap();

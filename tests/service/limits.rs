@@ -9,12 +9,12 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use futures_util::{StreamExt, stream};
 use rustix::process::Signal;
-use service::app::AppState;
 use service::hitless::listener;
 use tokio::net::TcpSocket;
 use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 
+use crate::application::Shared;
 use crate::client::{Answer, Client, soon};
 use crate::start::{App, BINARY, Process, spawn_app};
 
@@ -296,7 +296,7 @@ async fn what_hyper_refuses_has_an_id_and_a_problem_document() {
 }
 
 /// A route that waits for the whole body.
-fn take() -> Router<AppState> {
+fn take() -> Router<Shared> {
     Router::new().route("/take", post(async |body: Bytes| body))
 }
 

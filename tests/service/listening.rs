@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::Child;
 
 use crate::client::{Client, soon};
-use crate::start::{Process, command, variable};
+use crate::start::{Process, application, command, variable};
 
 /// Starts the service where it cannot listen; how it ends, and what it says.
 async fn refused(listen: &str) -> (ExitStatus, String) {
@@ -61,7 +61,7 @@ async fn it_listens_on_ipv6() {
 
 /// Starts the service on this address.
 fn listens(address: SocketAddr, reuse_port: &str) -> (SocketAddr, Child) {
-    let mut command = command();
+    let mut command = application();
     command.env(variable("listen"), address.to_string()).env(variable("reuse_port"), reuse_port);
     (address, command.stderr(Stdio::null()).spawn().unwrap())
 }
@@ -79,7 +79,7 @@ async fn answers(address: SocketAddr) {
 
 /// Starts the service on a Unix socket, and waits until it answers there.
 async fn on_path(path: &Path) -> Child {
-    let child = command().env(variable("listen"), path).stderr(Stdio::null()).spawn().unwrap();
+    let child = application().env(variable("listen"), path).stderr(Stdio::null()).spawn().unwrap();
     soon("listening", async {
         while tokio::net::UnixStream::connect(path).await.is_err() {
             tokio::time::sleep(Duration::from_millis(5)).await;

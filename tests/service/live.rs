@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use futures_util::{SinkExt, StreamExt};
 use lab::http2;
 use lab::manager::{Manager, Service};
+use lab::traffic::Request;
 use rustix::process::Signal;
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
@@ -14,25 +15,27 @@ use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::{WebSocketStream, client_async};
 
+use crate::application;
 use crate::client::{Client, soon};
 use crate::handover::{assert_good, client, restart, slowest_answer, start};
-use crate::own_routes;
-use crate::start::variable;
+use crate::start::{managed_as, variable};
 
 #[path = "../live/live.rs"]
+#[expect(dead_code, reason = "its main is that of the example")]
 mod example;
 
 /// The example as a process under the stand-in for systemd.
 fn managed() -> Manager {
-    own_routes::process_of("live::serves").env(variable("log.format"), "json")
+    managed_as("live::serves")
 }
 
 #[test]
 #[ignore = "is a process of another test's"]
 fn serves() {
-    if own_routes::is_managed() {
-        own_routes::exit(example::main().expect("a service that starts"));
-    }
+    application::process(async |config, handle| {
+        example::begin(&handle);
+        Ok(application::app(&config, handle, Duration::ZERO, example::routes()))
+    });
 }
 
 /// The process that answers now, and a connection to it.
@@ -222,7 +225,7 @@ async fn a_background_task_is_told_and_ends_the_round_that_it_has_begun() {
 
 #[tokio::test]
 async fn work_that_does_not_end_is_given_up_at_t_and_told_and_costs_no_connection() {
-    let mut service = start(own_routes::managed().env(variable("shutdown_timeout"), "2s")).await;
+    let mut service = start(crate::start::managed().env(variable("shutdown_timeout"), "2s")).await;
     let (before, mut kept) = process(&service).await;
     assert_good(&kept.get("/endless").await);
 
@@ -241,7 +244,7 @@ async fn work_that_does_not_end_is_given_up_at_t_and_told_and_costs_no_connectio
 async fn http2_streams_that_are_opened_all_the_time_are_all_answered_through_restarts() {
     let mut service = start(managed()).await;
     let address = service.address();
-    let ask = http2::Ask::get("/livez", 200, None);
+    let ask = Request::get("/livez", 200, None);
     let over = std::cell::Cell::new(false);
     let client = async {
         let (mut answered, mut connections) = (0, 0);
@@ -278,7 +281,7 @@ async fn http2_streams_that_are_opened_all_the_time_are_all_answered_through_res
 async fn event_streams_over_http2_end_whole_before_goaway() {
     let mut service = start(managed()).await;
     let connection = http2::Connection::open(service.address()).await.expect("a connection is not refused");
-    let ask = http2::Ask::get("/events", 200, None);
+    let ask = Request::get("/events", 200, None);
     let mut streams = [connection.stream(), connection.stream()];
     let [one, two] = &mut streams;
     let restarted = async {

@@ -7,8 +7,7 @@ use serde_json::Value;
 
 use crate::client::soon;
 use crate::handover::{client, start};
-use crate::own_routes;
-use crate::start::{Process, variable};
+use crate::start::{Process, managed};
 
 #[tokio::test]
 async fn a_request_is_in_the_log_with_its_id_and_its_outcome() {
@@ -50,7 +49,7 @@ async fn what_a_failure_says_is_in_the_log_once_and_not_with_the_client() {
         (404, plain, "gzip", "coded", true, None),
         (200, plain, "gzip", "coded", true, None),
     ];
-    let mut service = start(own_routes::managed().env(variable("log.format"), "json")).await;
+    let mut service = start(managed()).await;
     for (number, (status, media_type, coding, text, seen, _)) in cases.iter().enumerate() {
         let mut client = client(&service).await;
         let coding_header = if coding.is_empty() { String::new() } else { format!("Content-Encoding: {coding}\r\n") };
@@ -90,7 +89,7 @@ async fn what_a_failure_says_is_in_the_log_once_and_not_with_the_client() {
 #[tokio::test]
 async fn a_panic_is_a_line_of_the_log_with_its_request_and_its_place() {
     let long = format!("a secret\nof \u{9b}31m{}", "x".repeat(100_000));
-    let service = own_routes::managed().env(variable("log.format"), "json").env("RUST_BACKTRACE", "0");
+    let service = managed().env("RUST_BACKTRACE", "0");
     let mut service = start(service).await;
     let mut client = client(&service).await;
     client
@@ -109,7 +108,7 @@ async fn a_panic_is_a_line_of_the_log_with_its_request_and_its_place() {
     assert!(!log.contains('\u{9b}') && log.len() < 20_000, "{log}");
     let lines = lines_of(&log, "it");
     assert_eq!(lines.len(), 2, "{lines:?}");
-    assert!(lines[0].starts_with("panicked at tests/service/own_routes.rs:"), "{}", lines[0]);
+    assert!(lines[0].starts_with("panicked at tests/service/application.rs:"), "{}", lines[0]);
     assert!(lines[0].contains("a secret\nof \u{9b}31mxxx"), "{}", lines[0]);
     assert_eq!(lines[1], "POST /fails/0: 500");
 }

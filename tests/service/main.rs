@@ -1,7 +1,7 @@
 //! The service as its clients, its operators and its service manager see it. `tests/README.md` says what proves what.
 
+mod application;
 mod client;
-mod own_routes;
 mod start;
 
 mod command;
@@ -14,6 +14,8 @@ mod limits;
 mod listening;
 mod live;
 mod log;
+mod memory;
+mod own_routes;
 mod readiness;
 mod routes;
 mod siblings;

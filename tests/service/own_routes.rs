@@ -1,154 +1,69 @@
-//! A service with routes that the template has not: `/length`, which streams an answer whose length only the header knows,
-//! `/work`, which answers at once and works on, `/endless`, whose work does not end, `/blocking`, which takes every thread
-//! there is for what blocks, and `/fails/{status}`, which answers with what it was sent.
+//! The tests of the service's own routes and settings. This file is yours; the others prove the machinery, with an
+//! application of their own (`application.rs`).
 
-use std::convert::Infallible;
-use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::task::{Context, Poll};
+use std::path::Path;
 use std::time::Duration;
 
-use axum::Router;
-use axum::body::Body;
-use axum::extract::{Path, Request, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
-use axum::response::IntoResponse;
-use axum::routing::{get, post};
+use lab::load::{Kind, Load};
 use lab::manager::Manager;
-use service::app::{self, AppState};
-use service::config::Config;
-use service::hitless::{Application, Handle, systemd};
-use service::{server, telemetry};
-use tower::Service;
+use lab::traffic::{Traffic, flat};
 
-/// The process under the stand-in for systemd.
-pub fn managed() -> Manager {
-    process_of("own_routes::serves")
-}
+use crate::client::soon;
+use crate::start::{BINARY, spawn_own, variable};
 
-/// A process under the stand-in that is this test binary, started once more for the test `name`.
-pub fn process_of(name: &str) -> Manager {
-    let test = std::env::current_exe().expect("this binary");
-    Manager::new(test).args(["--exact", name, "--ignored", "--nocapture"])
-}
-
-/// Whether this is such a process, and not somebody running all ignored tests.
-pub fn is_managed() -> bool {
-    std::env::var_os("NOTIFY_SOCKET").is_some()
-}
-
-/// Ends such a process as the service's own ends.
-pub fn exit(code: ExitCode) {
-    std::process::exit(i32::from(code != ExitCode::SUCCESS));
-}
-
+/// Restarts cost those nothing who ask for what `tests/lab/traffic.toml` lists. `make rehearse` does the same with more
+/// clients, more often, and on a host.
 #[tokio::test]
-#[ignore = "is a process of another test's"]
-async fn serves() {
-    serve(|state| app::layered(app::routes().merge(routes()), state)).await;
-}
+async fn restarts_lose_nothing() {
+    let traffic = Traffic::load(Path::new("tests/lab/traffic.toml")).expect("what to ask for");
+    let settings = flat(&traffic.settings).into_iter().map(|(key, value)| (variable(&key), value));
+    let manager = settings.fold(Manager::new(BINARY), |manager, (variable, value)| manager.env(variable, value));
+    let mut service = soon("the start", manager.start()).await.expect("a service that gets ready");
 
-/// The same service, but that it can be asked to panic where connections are accepted, by `/fragile`.
-#[tokio::test]
-#[ignore = "is a process of another test's"]
-async fn serves_until_it_breaks() {
-    let fragile = Arc::new(AtomicBool::new(false));
-    let routes = routes().route(
-        "/fragile",
-        get({
-            let fragile = Arc::clone(&fragile);
-            async move || fragile.store(true, Relaxed)
-        }),
-    );
-    serve(|state| Fragile { app: app::layered(app::routes().merge(routes), state), fragile }).await;
-}
-
-async fn serve<A: Application>(app: impl FnOnce(AppState) -> A) {
-    if is_managed() {
-        let given = systemd::given();
-        let config = Config::load(None).expect("a good configuration");
-        let logging = telemetry::init(&config.log).expect("a log");
-        let outcome = server::run(config, given, app).await.expect("sockets to listen on");
-        drop(logging);
-        exit(ExitCode::from(&outcome));
-    }
-}
-
-/// An application of which axum makes a copy for each connection that it accepts.
-struct Fragile<A> {
-    app: A,
-    fragile: Arc<AtomicBool>,
-}
-
-impl<A: Clone> Clone for Fragile<A> {
-    fn clone(&self) -> Self {
-        assert!(!self.fragile.load(Relaxed), "{BROKEN}");
-        Self { app: self.app.clone(), fragile: Arc::clone(&self.fragile) }
-    }
-}
-
-impl<A: Application> Service<Request> for Fragile<A> {
-    type Response = A::Response;
-    type Error = A::Error;
-    type Future = A::Future;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), A::Error>> {
-        self.app.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: Request) -> A::Future {
-        self.app.call(request)
-    }
-}
-
-/// What the panic says.
-pub const BROKEN: &str = "the application broke";
-
-pub fn routes() -> Router<AppState> {
-    Router::new()
-        .route("/length", get(length))
-        .route("/work", get(work))
-        .route("/endless", get(endless))
-        .route("/fails/{status}", post(fails))
-        .route("/blocking", get(blocking))
-}
-
-async fn length() -> impl IntoResponse {
-    let whole = futures_util::stream::once(async { Ok::<_, Infallible>("whole") });
-    ([(header::CONTENT_LENGTH, "5")], Body::from_stream(whole))
-}
-
-/// What `/work` says in the log when it is done.
-pub const DONE: &str = "the work is done";
-
-async fn work(State(handle): State<Handle>) {
-    handle.spawn(async {
-        tokio::time::sleep(Duration::from_secs(2)).await;
-        println!("{DONE}");
-    });
-}
-
-async fn endless(State(handle): State<Handle>) {
-    handle.spawn(std::future::pending::<()>());
-}
-
-async fn blocking() {
-    // The runtime has 512 threads for them.
-    for _ in 0..600 {
-        tokio::task::spawn_blocking(|| std::thread::sleep(Duration::from_secs(60)));
-    }
-}
-
-/// Answers with this status, and the body, its type and its coding that came with the request. Panics at 0.
-async fn fails(Path(status): Path<u16>, headers: HeaderMap, body: String) -> impl IntoResponse {
-    assert!(status != 0, "{body}");
-    let status = StatusCode::from_u16(status).expect("a status");
-    let mut told = HeaderMap::from_iter([(header::ETAG, HeaderValue::from_static("\"of the body\""))]);
-    for name in [header::CONTENT_TYPE, header::CONTENT_ENCODING] {
-        if let Some(value) = headers.get(&name) {
-            told.insert(name, value.clone());
+    let crowd = [(Kind::Pausing, 4), (Kind::Fresh, 2), (Kind::Slow, 2), (Kind::Uploading, 2), (Kind::Http2, 1)];
+    let load = Load::start(service.address(), &traffic, &crowd);
+    soon("answers", async {
+        while !load.is_settled() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
+    })
+    .await;
+    load.restarts_begin();
+    for _ in 0..3 {
+        let status = soon("a restart", service.restart()).await.expect("another process");
+        assert!(status.success(), "{}", service.log());
+        tokio::time::sleep(Duration::from_millis(300)).await;
     }
-    (status, told, Body::from(body))
+    load.finish().await.spotless().unwrap_or_else(|error| panic!("{error:#}\n{}", service.log()));
+}
+
+#[tokio::test]
+async fn ping_answers_after_its_delay() {
+    let mut client = spawn_own("ping_delay = '300ms'").await.client().await;
+    let began = std::time::Instant::now();
+    let answer = client.get("/ping").await;
+    assert_eq!((answer.status, answer.json()), (200, serde_json::json!({ "message": "pong" })));
+    assert!(began.elapsed() >= Duration::from_millis(300));
+}
+
+#[tokio::test]
+async fn echo_sends_a_body_back_as_it_comes() {
+    let mut client = spawn_own("").await.client().await;
+    assert_eq!(client.echo("a body").await.text(), "a body");
+    client.send("POST /echo HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+    assert_eq!(client.head().await.status, 200);
+    for part in ["one", "two", "six"] {
+        client.send(format!("3\r\n{part}\r\n")).await;
+        assert_eq!(client.chunk().await, part.as_bytes());
+    }
+    client.send("0\r\n\r\n").await;
+    assert_eq!(client.chunk().await, b"");
+    assert_eq!(client.get("/livez").await.status, 200);
+}
+
+#[test]
+fn ping_delay_is_a_duration() {
+    for (value, good) in [("'0s'", true), ("'1h'", true), ("1", false), ("'-1s'", false)] {
+        assert_eq!(service::config::Config::with(&format!("ping_delay = {value}")).is_ok(), good, "{value}");
+    }
 }

@@ -8,9 +8,11 @@ use axum::extract::ConnectInfo;
 use axum::http::{HeaderMap, StatusCode};
 use axum::routing::get;
 use lab::http2;
+use lab::traffic::Request;
 use service::problem::Problem;
 use tokio::net::TcpStream;
 
+use crate::application::Shared;
 use crate::client::{Answer, Client};
 use crate::start::spawn_app;
 
@@ -24,17 +26,8 @@ fn assert_problem(answer: &Answer, status: u16) {
 }
 
 /// The service with this setting, and a client of it.
-async fn client_of(overrides: &str, routes: Router<service::app::AppState>) -> Client {
+async fn client_of(overrides: &str, routes: Router<Shared>) -> Client {
     spawn_app(overrides, routes).await.client().await
-}
-
-#[tokio::test]
-async fn ping_answers_after_its_delay() {
-    let mut client = client_of("ping_delay = '300ms'", Router::new()).await;
-    let began = Instant::now();
-    let answer = client.get("/ping").await;
-    assert_eq!((answer.status, answer.json()), (200, serde_json::json!({ "message": "pong" })));
-    assert!(began.elapsed() >= Duration::from_millis(300));
 }
 
 #[tokio::test]
@@ -42,21 +35,6 @@ async fn livez_answers_while_pings_wait() {
     let app = spawn_app("ping_delay = '10s'\nshutdown_timeout = '1h'", Router::new()).await;
     app.client().await.ask("/ping").await;
     assert_eq!(app.client().await.get("/livez").await.status, 200);
-}
-
-#[tokio::test]
-async fn echo_sends_a_body_back_as_it_comes() {
-    let mut client = client_of("", Router::new()).await;
-    assert_eq!(client.echo("a body").await.text(), "a body");
-    client.send("POST /echo HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n").await;
-    assert_eq!(client.head().await.status, 200);
-    for part in ["one", "two", "six"] {
-        client.send(format!("3\r\n{part}\r\n")).await;
-        assert_eq!(client.chunk().await, part.as_bytes());
-    }
-    client.send("0\r\n\r\n").await;
-    assert_eq!(client.chunk().await, b"");
-    assert_eq!(client.get("/livez").await.status, 200);
 }
 
 #[tokio::test]
@@ -182,7 +160,7 @@ async fn a_clients_address_is_known_by_the_name_that_libraries_ask_for() {
     let own = stream.local_addr().unwrap();
     assert_eq!(Client::on(stream).get("/whoami").await.text(), own.to_string());
     let connection = http2::Connection::open(app.address).await.unwrap();
-    let answer = http2::exchange(&mut connection.stream(), &http2::Ask::get("/whoami", 200, None)).await;
+    let answer = http2::exchange(&mut connection.stream(), &Request::get("/whoami", 200, None)).await;
     assert_eq!(answer, http2::Outcome::Answered);
 }
 
@@ -241,17 +219,11 @@ async fn a_body_that_was_encoded_for_the_transfer_in_other_ways_is_refused() {
 async fn http_2_is_served_on_the_same_port_with_prior_knowledge() {
     let app = spawn_app("ping_delay = '50ms'", Router::new()).await;
     let connection = http2::Connection::open(app.address).await.unwrap();
-    let ask = |path: &str, post: Option<&'static str>, status, body: Option<&'static str>| http2::Ask {
-        path: path.into(),
-        post: post.map(Into::into),
-        status,
-        body: body.map(Into::into),
-    };
     let asks = [
-        ask("/livez", None, 200, None),
-        ask("/ping", None, 200, Some("{\"message\":\"pong\"}")),
-        ask("/echo", Some("a body"), 200, Some("a body")),
-        ask("/nowhere", None, 404, None),
+        Request::get("/livez", 200, None),
+        Request::get("/ping", 200, Some("{\"message\":\"pong\"}")),
+        Request::echo("/echo", 200, "a body"),
+        Request::get("/nowhere", 404, None),
     ];
     for ask in &asks {
         assert_eq!(http2::exchange(&mut connection.stream(), ask).await, http2::Outcome::Answered);

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use lab::http1::{Ask, Connection, Stays};
-use lab::manager::{Manager, Service};
+use lab::manager::Service;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept, bind, connect, listen, recv,
     send, socket_with,
@@ -23,7 +23,7 @@ use tokio::task::JoinSet;
 
 use crate::client::{Client, soon};
 use crate::handover::{assert_good, begin, client, finish, restart, start};
-use crate::start::{BINARY, command, config, managed, variable};
+use crate::start::{application, command, config, managed, managed_by, variable};
 
 /// An instance among those of `directory`.
 async fn instance(directory: &TempDir) -> Service {
@@ -334,13 +334,11 @@ async fn full_instances_that_leave_at_once_lose_nothing() {
     let settings = format!("limits.max_connections = {CONNECTIONS}");
     let unit = unit::service(&config(&settings));
     let limit = unit.lines().find_map(|line| line.strip_prefix("LimitNOFILE=")).unwrap();
-    let script = r#"ulimit -n "$0" && case $(id -u) in
-        0) exec setpriv --bounding-set=-sys_resource,-sys_admin "$1" ;; *) exec "$1" ;; esac"#;
+    let script = r#"ulimit -n "$LIMIT" && case $(id -u) in
+        0) exec setpriv --bounding-set=-sys_resource,-sys_admin "$@" ;; *) exec "$@" ;; esac"#;
     // Neither finds the other, as when both have closed their doors.
-    let full = || {
-        let manager = Manager::new("/bin/sh").args(["-c", script, limit, BINARY]);
-        manager.env(variable("limits.max_connections"), CONNECTIONS.to_string())
-    };
+    let full =
+        || managed_by(script).env("LIMIT", limit).env(variable("limits.max_connections"), CONNECTIONS.to_string());
     let (mut one, mut two) = (start(full()).await, start(full()).await);
     let mut clients = Vec::new();
     for _ in 0..CONNECTIONS {
@@ -373,7 +371,7 @@ async fn an_answer_that_streams_until_shortly_before_t_keeps_its_connection() {
 #[tokio::test]
 async fn an_instance_with_a_socket_of_its_own_is_nobodys_sibling() {
     let directory = TempDir::new().unwrap();
-    let mut command = command();
+    let mut command = application();
     command.env("RUNTIME_DIRECTORY", directory.path()).env(variable("listen"), "127.0.0.1:0");
     let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
     let mut log = BufReader::new(child.stderr.take().unwrap()).lines();

@@ -1,24 +1,27 @@
-//! Starts the service: inside the test, as a process on its own, or as one under the stand-in for systemd.
+//! Starts the service: inside the test, as a process on its own, or as one under the stand-in for systemd. What it serves is
+//! the application of the proofs, but where it is the service's own.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::net::{SocketAddr, TcpListener};
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::Router;
+use axum::{BoxError, Router};
+use humantime_serde::re::humantime::parse_duration;
 use lab::manager::Manager;
 use rustix::process::{Pid, Signal, kill_process};
-use service::app::{self, AppState};
+use service::app;
 use service::config::Config;
 use service::hitless::systemd::Activated;
-use service::hitless::{Gate, Handle, Lifecycle, Listener, Outcome, Reason, lifecycle};
+use service::hitless::{Application, Gate, Handle, Lifecycle, Listener, Outcome, Reason, lifecycle};
 use service::server;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStderr, Command};
 use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, JoinSet};
 
+use crate::application::{self, PING_DELAY, PROCESS, Shared, command_line};
 use crate::client::{Client, soon};
 
 /// The service's binary.
@@ -30,10 +33,9 @@ pub fn variable(key: &str) -> String {
     format!("{name}_{}", key.replace('.', "__")).to_uppercase()
 }
 
-/// A configuration in which `/ping` does not take its time; `overrides` are TOML.
+/// The defaults, with `overrides` in TOML.
 pub fn config(overrides: &str) -> Config {
-    let ping_delay = if overrides.contains("ping_delay") { "" } else { "ping_delay = \"10ms\"\n" };
-    Config::with(&format!("{ping_delay}{overrides}")).expect("a good configuration")
+    Config::with(overrides).expect("a good configuration")
 }
 
 /// The service within the test, without a service manager. What is left of it ends with the test.
@@ -45,14 +47,32 @@ pub struct App {
     outcome: JoinHandle<(Outcome, Duration)>,
 }
 
-/// Starts the service on a free port, with `routes` beside its own and behind the same layers.
-pub async fn spawn_app(overrides: &str, routes: Router<AppState>) -> App {
+/// Starts the application of the proofs on a free port, with `routes` beside its own and behind the same layers. `/ping`
+/// takes as long as `ping_delay` among the overrides says.
+pub async fn spawn_app(overrides: &str, routes: Router<Shared>) -> App {
     spawn_app_with(JoinSet::new(), overrides, routes).await
 }
 
 /// The same, with further tasks that the service cannot do without.
-pub async fn spawn_app_with(mut machinery: JoinSet<()>, overrides: &str, routes: Router<AppState>) -> App {
-    let config = config(overrides);
+pub async fn spawn_app_with(machinery: JoinSet<()>, overrides: &str, routes: Router<Shared>) -> App {
+    let mut overrides: toml::Table = overrides.parse().expect("TOML");
+    let ping_delay = overrides.remove("ping_delay").unwrap_or_else(|| "10ms".into());
+    let ping_delay = parse_duration(ping_delay.as_str().expect("a text")).expect("a duration");
+    let make = async |config: Arc<Config>, handle| Ok(application::app(&config, handle, ping_delay, routes));
+    spawn(machinery, config(&overrides.to_string()), make).await
+}
+
+/// Starts the service itself on a free port.
+pub async fn spawn_own(overrides: &str) -> App {
+    spawn(JoinSet::new(), config(overrides), app::app).await
+}
+
+/// Starts what `make` makes on a free port.
+async fn spawn<A: Application>(
+    mut machinery: JoinSet<()>,
+    config: Config,
+    make: impl AsyncFnOnce(Arc<Config>, Handle) -> Result<A, BoxError>,
+) -> App {
     let socket = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = socket.local_addr().expect("the port");
 
@@ -62,9 +82,9 @@ pub async fn spawn_app_with(mut machinery: JoinSet<()>, overrides: &str, routes:
     let listener = Listener::new(vec![Activated::Tcp(socket)], Arc::clone(&gate), config.limits.max_connections)
         .expect("a listener");
     machinery.spawn(lifecycle::expire(Arc::clone(&gate)));
+    machinery.spawn(lifecycle::relieve(Arc::clone(&gate)));
 
-    let state = AppState::new(Arc::new(config), handle.clone());
-    let app = app::layered(app::routes().merge(routes), state);
+    let app = make(Arc::new(config), handle.clone()).await.expect("an application");
     let (tell, told) = oneshot::channel();
     let told = async move {
         // A test that ends without telling leaves the service to its end.
@@ -104,12 +124,25 @@ impl App {
     }
 }
 
-/// The service under the stand-in for systemd; `/ping` takes 200 ms.
+/// The application of the proofs under the stand-in for systemd; `/ping` takes 200 ms.
 pub fn managed() -> Manager {
-    Manager::new(BINARY).env(variable("ping_delay"), "200ms").env(variable("log.format"), "json")
+    managed_as(PROCESS)
 }
 
-/// The service as a process on its own, on a free port.
+/// The process of another test under it.
+pub fn managed_as(test: &str) -> Manager {
+    let [program, arguments @ ..] = command_line(test);
+    Manager::new(program).args(arguments).env(PING_DELAY, "200ms").env(variable("log.format"), "json")
+}
+
+/// The application under it, started by a shell script as `"$@"`.
+pub fn managed_by(script: &str) -> Manager {
+    let script = ["-c", script, "sh"].map(OsString::from);
+    let manager = Manager::new("/bin/sh").args(script).args(command_line(PROCESS));
+    manager.env(PING_DELAY, "200ms").env(variable("log.format"), "json")
+}
+
+/// The application of the proofs as a process on its own, on a free port.
 pub struct Process {
     pub address: SocketAddr,
     child: Child,
@@ -122,8 +155,8 @@ impl Process {
         Self::start_with(&[], settings).await
     }
 
-    /// The same, with arguments.
-    pub async fn start_with(arguments: &[&OsStr], settings: &[(&str, &str)]) -> Self {
+    /// The same, with more in its environment.
+    pub async fn start_with(environment: &[(&str, &OsStr)], settings: &[(&str, &str)]) -> Self {
         // Nobody else gets this port meanwhile: it is shared with a socket that does not listen.
         let port = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM, None);
         let port = port.expect("a socket");
@@ -131,9 +164,9 @@ impl Process {
         rustix::net::bind(&port, &SocketAddr::from(([127, 0, 0, 1], 0))).expect("a free port");
         let address = rustix::net::getsockname(&port).expect("the port").try_into().expect("a TCP address");
         let listen = format!("{address}");
-        let mut child = command()
-            .args(arguments)
-            .envs([(variable("listen"), &*listen), (variable("reuse_port"), "true"), (variable("ping_delay"), "10ms")])
+        let mut child = application()
+            .envs([(variable("listen"), &*listen), (variable("reuse_port"), "true")])
+            .envs(environment.iter().copied())
             .envs(settings.iter().map(|(key, value)| (variable(key), value)))
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
@@ -159,6 +192,14 @@ impl Process {
         kill_process(pid, signal).expect("sending a signal");
     }
 
+    /// The most memory that it had so far, in bytes.
+    pub fn peak_memory(&self) -> usize {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id().expect("a process that runs")));
+        let status = status.expect("what is known of it");
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"));
+        peak.and_then(|peak| peak.parse::<usize>().ok()).expect("VmHWM") << 10
+    }
+
     /// Its log, line by line. Nobody else reads it until the end.
     pub fn log(&mut self) -> Lines<BufReader<&mut ChildStderr>> {
         BufReader::new(&mut self.stderr).lines()
@@ -172,9 +213,22 @@ impl Process {
     }
 }
 
-/// The binary, in an environment without settings and without a service manager; killed at the test's end.
+/// The application of the proofs, as [`command`] has the service.
+pub fn application() -> Command {
+    let [program, arguments @ ..] = command_line(PROCESS);
+    let mut command = alone(&program);
+    // What the test harness says is nothing to the tests.
+    command.args(arguments).env(PING_DELAY, "10ms").stdout(Stdio::null());
+    command
+}
+
+/// The service's binary, in an environment without settings and without a service manager; killed at the test's end.
 pub fn command() -> Command {
-    let mut command = Command::new(BINARY);
+    alone(BINARY.as_ref())
+}
+
+fn alone(program: &OsStr) -> Command {
+    let mut command = Command::new(program);
     let prefix = variable("");
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with(&prefix)) {
         command.env_remove(name);

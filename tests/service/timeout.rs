@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
+use crate::application::{CONFIG, PING_DELAY};
 use crate::client::soon;
 use crate::start::{BINARY, Process};
 
@@ -21,7 +22,8 @@ async fn one_number_governs_the_end() {
     let unit = String::from_utf8(unit.stdout).unwrap();
     assert!(unit.lines().any(|line| line == "TimeoutStopSec=6s"), "{unit}");
 
-    let process = Process::start_with(&arguments, &[("ping_delay", "1h")]).await;
+    let environment = [(CONFIG, file.as_os_str()), (PING_DELAY, "1h".as_ref())];
+    let process = Process::start_with(&environment, &[]).await;
     // A request that never ends is answered 503 at T/2, a head that does not come 408 at T/6.
     let began = Instant::now();
     let mut request = process.client().await;

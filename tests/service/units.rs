@@ -56,7 +56,7 @@ fn the_service_unit_says_what_the_configuration_says() {
 
 #[test]
 fn connections_of_its_own_are_off_unless_they_are_asked_for() {
-    let closed = unit::service(&config(""));
+    let closed = unit::service(&config("[unit]\noutbound = false"));
     assert_says(&closed, &["PrivateNetwork=yes", "RestrictAddressFamilies=AF_UNIX"]);
     let open = unit::service(&config("[unit]\noutbound = true"));
     assert_says(&open, &["RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6"]);

@@ -87,6 +87,15 @@ impl Random {
 }
 
 #[test]
+fn what_has_come_of_a_body_is_counted_without_its_padding() {
+    let mut fed = Fed::new();
+    fed.read(&flagged(HEADERS, END_HEADERS, 1, b"head"));
+    fed.read(&flagged(DATA, 0, 1, b"12345"));
+    fed.read(&flagged(DATA, PADDED, 1, &[3, b'6', b'7', 0, 0, 0]));
+    assert_eq!((fed.frames.received(1), fed.frames.received(3)), (7 + 2 * PART, 0));
+}
+
+#[test]
 fn whatever_the_bytes_and_their_pieces_the_same_is_left_behind() {
     let mut random = Random(1);
     let mut open = 0;

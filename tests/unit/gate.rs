@@ -10,7 +10,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Notify;
 
 use super::connection::{Io, Origin, Peer, QUIET, Socket};
-use super::gate::Obstacle;
+use super::gate::{Obstacle, YIELDS_AFTER};
 use super::systemd::Activated;
 use super::{Connection, Gate, Listener, Track};
 
@@ -171,7 +171,10 @@ async fn who_has_been_idle_longest_makes_room_first_and_who_has_asked_nothing_be
             connections.push((gate.admit(Socket::Right(here), Peer::Unix, Vec::new(), origin), there));
         }
         let came = Instant::now();
-        assert!(!gate.make_room(false, false) || came.elapsed() + between > YIELDS, "nobody has been idle for long");
+        assert!(
+            silent > 64 || !gate.make_room(false, false) || came.elapsed() + between > YIELDS,
+            "nobody has been idle for long"
+        );
         tokio::time::sleep(after).await;
         let mut order = Vec::new();
         while gate.make_room(false, false) {
@@ -199,6 +202,37 @@ async fn who_has_been_idle_longest_makes_room_first_and_who_has_asked_nothing_be
     assert_eq!(flood.0[..64], Vec::from_iter(1..65));
     // Unless this machine took so long that they are idle for long all the same.
     assert!(no_flood.0.is_empty() || no_flood.1 > YIELDS / 2, "{no_flood:?}");
+}
+
+#[tokio::test]
+async fn a_flood_makes_room_at_once_for_who_asks_and_nobody_else_does_where_that_is_no_room_yet() {
+    for (silent, asked, of_flood, expected) in [
+        (65, true, false, true),
+        (65, true, true, true),
+        (64, true, false, false),
+        (64, false, true, false),
+        (0, false, true, false),
+    ] {
+        let gate = Arc::new(Gate::default());
+        let connect = |origin| {
+            let (here, there) = UnixStream::pair().unwrap();
+            (gate.admit(Socket::Right(here), Peer::Unix, Vec::new(), origin), there)
+        };
+        let _others: Vec<_> = (0..10).map(|_| connect(Origin::Adopted)).collect();
+        if !expected && silent == 0 {
+            tokio::time::sleep(YIELDS_AFTER).await;
+            assert!(gate.make_room(false, false), "they have been idle for long");
+        }
+        // Those of the process before, on which nothing was asked there, are no better.
+        let _silent: Vec<_> =
+            (0..silent).map(|n| connect(if n % 2 == 0 { Origin::Accepted } else { Origin::Unasked })).collect();
+        assert_eq!(gate.make_room(asked, of_flood), expected, "{silent} {asked} {of_flood}");
+        assert_eq!(gate.yielding(), usize::from(expected) + usize::from(silent == 0));
+        drop(_silent);
+        drop(_others);
+        assert_eq!(gate.yielding(), 0);
+        assert!(!gate.make_room(true, false), "what has gone makes no room");
+    }
 }
 
 #[tokio::test]

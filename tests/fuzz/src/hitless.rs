@@ -9,6 +9,8 @@ pub mod connection;
 mod frames;
 #[path = "../../../src/hitless/gate.rs"]
 pub mod gate;
+#[path = "../../../src/hitless/held.rs"]
+mod held;
 #[path = "../../../src/hitless/ledger.rs"]
 pub mod ledger;
 #[path = "../../../src/hitless/listener.rs"]

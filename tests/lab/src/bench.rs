@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use anyhow::{Context, ensure};
 use tokio::process::Command;
+use toml::Table;
 
 use crate::measure::median;
 use crate::stage::Stage;
@@ -16,7 +17,7 @@ const ROUNDS: usize = 9;
 /// Has wrk ask both for `/livez`, one after the other, and prints the ratio of what they answered in a second.
 pub async fn bench() -> anyhow::Result<()> {
     let subject = Subject::find(&std::env::current_dir()?).await?;
-    let service = Stage::stand_in(&subject, &[]).await?;
+    let service = Stage::stand_in(&subject, &Table::new()).await?;
     let peer = Stage::stand_in_peer().await?;
     let mut rows = vec![["".to_owned(), "bare axum".into(), subject.name.clone(), "ratio".into()]];
     let mut ratios = vec![];

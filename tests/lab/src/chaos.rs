@@ -41,6 +41,9 @@ pub struct Options {
     /// Only those that take little time.
     #[arg(long)]
     pub quick: bool,
+    /// Only what the README sets side by side: what is hot, a restart and a deploy, and what is cold.
+    #[arg(long, conflicts_with = "quick")]
+    pub cold: bool,
     /// In the template: take the template itself, and do not generate a service.
     #[arg(long)]
     pub as_is: bool,
@@ -50,7 +53,6 @@ pub struct Options {
 /// that is idle is so all the time.
 const SETTINGS: &str = r#"
 shutdown_timeout = "9s"
-ping_delay = "1s"
 [limits]
 idle_timeout = "1h"
 [unit]
@@ -173,7 +175,7 @@ fn table() -> Vec<Fault> {
             .so("no timeout goes wrong, a restart neither")
             .slow(),
         hurt("stop, then start", hurts::stopped_and_started).under(NOBODY).so(
-            "clients are asked to go, and served for T/6; idle connections are closed; the next client starts it again",
+            "clients are asked to go, and served for T/6; idle connections are closed halfway; the next client starts it again",
         ),
         hurt("the host is restarted", hurts::rebooted)
             .under(NOBODY)
@@ -187,11 +189,33 @@ fn table() -> Vec<Fault> {
     ]
 }
 
+/// What is hot, and what is cold, by the same clients.
+fn hot_and_cold() -> Vec<Fault> {
+    vec![
+        act("restart", "systemctl restart $N.service").under(WATCHERS),
+        hurt("deploy", hurts::deployed).under(WATCHERS),
+        hurt("crash (kill -9)", hurts::killed)
+            .under(WATCHERS)
+            .costs(Connections)
+            .so("its connections are gone; who connects waits for the restart"),
+        hurt("stop, then start", hurts::stopped_and_started)
+            .under(NOBODY)
+            .so("clients are asked to go, and served for T/6; idle connections are closed halfway"),
+        hurt("reboot", hurts::rebooted)
+            .under(NOBODY)
+            .so("the same, but who is in the queue when the socket unit closes is turned away; then refused until that is up")
+            .within(90),
+    ]
+}
+
 /// Where a fault brings its own clients, and holds what they paid to what it may cost.
 const NOBODY: &[(Kind, u32)] = &[];
 
 /// Who notices an outage.
 const FAST: [Kind; 2] = [Kind::Pausing, Kind::Fresh];
+
+/// Who is asked to go by a service that nobody takes over from.
+pub const WATCHERS: &[(Kind, u32)] = &[(Kind::Pausing, 8), (Kind::Fresh, 2), (Kind::Slow, 2), (Kind::Idle, 8)];
 
 /// Who sees to it that nothing is left of a fault.
 const AFTERWARDS: &[(Kind, u32)] = &[(Kind::Pausing, 4), (Kind::Fresh, 1), (Kind::Idle, 4)];
@@ -389,7 +413,8 @@ impl Fault {
 pub async fn chaos(options: &Options) -> anyhow::Result<Outcome> {
     let only = options.only.as_deref().unwrap_or_default();
     let wanted = |fault: &Fault| fault.name.contains(only) && !(options.quick && fault.slow);
-    let faults: Vec<_> = table().into_iter().filter(wanted).collect();
+    let table = if options.cold { hot_and_cold() } else { table() };
+    let faults: Vec<_> = table.into_iter().filter(wanted).collect();
     if faults.is_empty() {
         bail!("no fault is called {only:?}");
     }

@@ -6,7 +6,9 @@
 //! made from it. So any number of runs can work side by side, and what a killed run has left behind
 //! is known by its lock being free: the next run removes it.
 
+use std::collections::VecDeque;
 use std::fs::{self, File, TryLockError};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Write};
 use std::net::Ipv4Addr;
 use std::os::unix::fs::symlink;
@@ -39,13 +41,58 @@ impl Image {
     /// which takes a minute or two and tells `progress` about it.
     pub async fn prepare(suite: &str, mut progress: impl FnMut(&str)) -> anyhow::Result<Self> {
         check_tools()?;
+        let make = async |unfinished: &Path| {
+            let mut debootstrap = alone();
+            debootstrap
+                .args(["--mount-proc", "debootstrap", "--variant=minbase", &format!("--include={PACKAGES}"), suite])
+                .arg(unfinished);
+            watch(debootstrap, &mut progress).await.with_context(|| format!("debootstrap of {suite}"))?;
+            for unit in ASLEEP {
+                let masked = unfinished.join("etc/systemd/system").join(unit);
+                symlink("/dev/null", &masked).with_context(|| format!("masking {unit}"))?;
+            }
+            Ok(())
+        };
+        Self::cached(suite, &format!("{suite}-{EDITION}"), make).await
+    }
+
+    /// The same after a shell script was run in it, as root and with the network of this machine. It is not booted: what
+    /// the script starts ends with it. Made once for each text of the script.
+    pub async fn after(&self, script: &str, mut progress: impl FnMut(&str)) -> anyhow::Result<Self> {
+        let mut hasher = DefaultHasher::new();
+        script.hash(&mut hasher);
+        let name = format!("{}-{EDITION}-{:016x}", self.suite, hasher.finish());
+        let make = async |unfinished: &Path| {
+            let mut copy = alone();
+            copy.args(["cp", "--archive", "--reflink=auto"]).args([&self.path, unfinished]);
+            watch(copy, &mut progress).await.context("copying the image")?;
+            let mut run = alone();
+            run.args(["sh", "-c", r#"mount -t proc proc "$0/proc" && exec chroot "$0" sh -ec "$1" 2>&1"#])
+                .arg(unfinished)
+                .arg(script)
+                .env_clear()
+                .envs([
+                    ("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
+                    ("HOME", "/root"),
+                    ("DEBIAN_FRONTEND", "noninteractive"),
+                ]);
+            watch(run, &mut progress).await.context("the script that prepares a host")
+        };
+        Self::cached(&self.suite, &name, make).await
+    }
+
+    /// What is in the cache under this name, or is made by then.
+    async fn cached(
+        suite: &str,
+        name: &str,
+        make: impl AsyncFnOnce(&Path) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Self> {
         let cache = cache()?;
         fs::create_dir_all(&cache).with_context(|| format!("creating {}", cache.display()))?;
-        let name = format!("{suite}-{EDITION}");
-        let image = Self { suite: suite.into(), path: cache.join(&name) };
+        let image = Self { suite: suite.into(), path: cache.join(name) };
         // Another run may be at it: then wait for its image.
         let lock = File::create(cache.join(format!("{name}.lock")))?;
-        tokio::task::spawn_blocking(move || lock.lock().map(|()| lock)).await??;
+        let _lock = tokio::task::spawn_blocking(move || lock.lock().map(|()| lock)).await??;
         if image.path.is_dir() {
             return Ok(image);
         }
@@ -53,34 +100,34 @@ impl Image {
         if unfinished.exists() {
             fs::remove_dir_all(&unfinished).with_context(|| format!("removing {}", unfinished.display()))?;
         }
-        // It mounts /proc there and starts a lot: all of that goes with it, whenever it ends.
-        let mut debootstrap = tokio::process::Command::new("unshare")
-            .args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc"])
-            .args(["debootstrap", "--variant=minbase", &format!("--include={PACKAGES}"), suite])
-            .arg(&unfinished)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::inherit())
-            .kill_on_drop(true)
-            .spawn()
-            .context("starting debootstrap")?;
-        let mut last = String::new();
-        if let Some(output) = debootstrap.stdout.take() {
-            let mut lines = BufReader::new(output).lines();
-            while let Some(line) = lines.next_line().await? {
-                progress(&line);
-                last = line;
-            }
-        }
-        let status = debootstrap.wait().await?;
-        ensure!(status.success(), "debootstrap of {suite} failed ({status}): {last}");
-        for unit in ASLEEP {
-            let masked = unfinished.join("etc/systemd/system").join(unit);
-            symlink("/dev/null", &masked).with_context(|| format!("masking {unit}"))?;
-        }
+        make(&unfinished).await?;
         fs::rename(&unfinished, &image.path)?;
         Ok(image)
     }
+}
+
+/// A command that takes along what it mounts and starts, whenever it ends.
+fn alone() -> tokio::process::Command {
+    let mut unshare = tokio::process::Command::new("unshare");
+    unshare.args(["--mount", "--pid", "--fork", "--kill-child"]).stdin(Stdio::null()).kill_on_drop(true);
+    unshare
+}
+
+/// Runs a command and passes on what it prints, line by line. Fails with the end of that.
+async fn watch(mut command: tokio::process::Command, progress: &mut impl FnMut(&str)) -> anyhow::Result<()> {
+    let mut child = command.stdout(Stdio::piped()).spawn().context("starting unshare")?;
+    let mut last = VecDeque::new();
+    if let Some(output) = child.stdout.take() {
+        let mut lines = BufReader::new(output).lines();
+        while let Some(line) = lines.next_line().await? {
+            progress(&line);
+            last.push_back(line);
+            last.drain(..last.len().saturating_sub(20));
+        }
+    }
+    let status = child.wait().await?;
+    ensure!(status.success(), "{status}:\n{}", Vec::from(last).join("\n"));
+    Ok(())
 }
 
 fn cache() -> anyhow::Result<PathBuf> {
@@ -342,9 +389,18 @@ impl Host {
     }
 
     fn inside(&self, command: &str) -> tokio::process::Command {
+        self.enter("--all", command)
+    }
+
+    /// A shell command that has the host's files, but otherwise belongs to this machine: its network, for one.
+    pub fn outside(&self, command: &str) -> tokio::process::Command {
+        self.enter("--mount", command)
+    }
+
+    fn enter(&self, namespaces: &str, command: &str) -> tokio::process::Command {
         let mut nsenter = tokio::process::Command::new("nsenter");
         nsenter
-            .args(["--target", &self.leader.to_string(), "--all", "--wd=/"])
+            .args(["--target", &self.leader.to_string(), namespaces])
             .args(["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root"])
             .args(["sh", "-c", command])
             .stdin(Stdio::null())

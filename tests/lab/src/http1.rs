@@ -7,15 +7,19 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
+use hyper::Method;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream, UnixStream};
 use tokio::time::{sleep, sleep_until, timeout, timeout_at};
 use tokio_util::either::Either;
+
+use crate::traffic::Request;
 
 /// How long an answer may take before it counts as lost.
 pub const PATIENCE: Duration = Duration::from_secs(40);
@@ -91,46 +95,48 @@ pub struct Ask {
 impl Ask {
     /// `GET path`.
     pub fn get(path: &str, status: u16, body: Option<&str>) -> Self {
-        Self::new(
-            format!("GET {path}"),
-            format!("GET {path} HTTP/1.1\r\nHost: lab\r\n\r\n").into(),
-            status,
-            body.map(|body| Bytes::copy_from_slice(body.as_bytes())),
-        )
+        Self::of(Request::get(path, status, body))
     }
 
     /// `POST path`; the right answer is the body itself.
     pub fn echo(path: &str, status: u16, body: &[u8]) -> Self {
-        let mut bytes = BytesMut::from(
-            format!("POST {path} HTTP/1.1\r\nHost: lab\r\nContent-Length: {}\r\n\r\n", body.len()).as_bytes(),
-        );
-        bytes.extend_from_slice(body);
-        Self::new(format!("POST {path}"), bytes.freeze(), status, Some(Bytes::copy_from_slice(body)))
+        Self::of(Request::echo(path, status, body.to_vec()))
     }
 
-    /// `POST path` with each of `parts` in a chunk of its own, sent `pause` apart.
-    pub fn echo_chunked(path: &str, status: u16, parts: &[Bytes], pause: Duration) -> Self {
-        let head = format!("POST {path} HTTP/1.1\r\nHost: lab\r\nTransfer-Encoding: chunked\r\n\r\n");
-        let chunks =
-            parts.iter().map(|part| [format!("{:x}\r\n", part.len()).as_bytes(), part, b"\r\n"].concat().into());
-        let pieces = std::iter::once(Bytes::from(head))
-            .chain(chunks)
-            .chain(std::iter::once(Bytes::from_static(b"0\r\n\r\n")))
-            .collect();
-        Self { pieces, pause, ..Self::new(format!("POST {path}"), Bytes::new(), status, Some(parts.concat().into())) }
+    /// Any request.
+    pub fn of(request: Request) -> Self {
+        let body = request.send.clone().unwrap_or_default();
+        // A request that usually has a body says so where it has none (RFC 9110, section 8.6).
+        let usual = request.send.is_some() || [Method::POST, Method::PUT, Method::PATCH].contains(&request.method);
+        let framing = if usual { format!("Content-Length: {}\r\n", body.len()) } else { String::new() };
+        Self::framed(request, &framing, [body].into_iter().filter(|body| !body.is_empty()))
     }
 
-    fn new(name: String, bytes: Bytes, status: u16, body: Option<Bytes>) -> Self {
+    /// A request whose body comes in chunks of so many bytes, sent `pause` apart.
+    pub fn chunked(request: Request, size: usize, pause: Duration) -> Self {
+        let body = request.send.clone().unwrap_or_default();
+        let chunk = |part: &[u8]| [format!("{:x}\r\n", part.len()).as_bytes(), part, b"\r\n"].concat().into();
+        let chunks = body.chunks(size).map(chunk).chain([Bytes::from_static(b"0\r\n\r\n")]);
+        let mut ask = Self { pause, ..Self::framed(request, "Transfer-Encoding: chunked\r\n", [].into_iter()) };
+        ask.pieces.extend(chunks);
+        ask
+    }
+
+    /// The request's head, and what follows it at once.
+    fn framed(request: Request, framing: &str, body: impl Iterator<Item = Bytes>) -> Self {
+        let name = format!("{} {}", request.method, request.path);
+        let headers: String = request.headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+        let head = format!("{name} HTTP/1.1\r\nHost: lab\r\n{headers}{framing}\r\n");
         Self {
             name,
-            pieces: vec![bytes],
+            pieces: vec![std::iter::once(Bytes::from(head)).chain(body).collect::<Vec<_>>().concat().into()],
             pause: Duration::ZERO,
             sip: None,
             unread: Duration::ZERO,
             half_closes: false,
-            status,
+            status: request.status,
             may_fail: false,
-            body,
+            body: request.body,
         }
     }
 
@@ -175,15 +181,13 @@ impl Ask {
         Self { pieces, pause, ..self }
     }
 
-    /// The same request, the bytes of its body sent one by one; those of its head, if it has no body.
-    pub fn byte_by_byte(self, pause: Duration) -> Self {
-        const END: &[u8] = b"\r\n\r\n";
+    /// The same request, some of its bytes sent one by one.
+    pub fn byte_by_byte(self, of: Range<usize>, pause: Duration) -> Self {
         let bytes = Bytes::from(self.pieces.concat());
-        let head = bytes.windows(END.len()).position(|window| window == END).map_or(0, |at| at + END.len());
-        let whole = if head < bytes.len() { head } else { 0 };
-        let first = (whole > 0).then(|| bytes.slice(..whole));
-        let single = (whole..bytes.len()).map(|at| bytes.slice(at..=at));
-        Self { pieces: first.into_iter().chain(single).collect(), pause, ..self }
+        let (before, behind) = (bytes.slice(..of.start), bytes.slice(of.end..));
+        let single = of.map(|at| bytes.slice(at..=at));
+        let pieces = std::iter::once(before).chain(single).chain([behind]).filter(|piece| !piece.is_empty()).collect();
+        Self { pieces, pause, ..self }
     }
 
     /// The same request; nothing of its answer is read for a while.
@@ -199,6 +203,13 @@ impl Ask {
     /// The same request, its answer read in sips.
     pub fn in_sips(self, sip: Duration) -> Self {
         Self { sip: Some(sip), ..self }
+    }
+
+    /// How many bytes the request's head has.
+    pub fn head_len(&self) -> usize {
+        const END: &[u8] = b"\r\n\r\n";
+        let bytes = self.pieces.concat();
+        bytes.windows(END.len()).position(|window| window == END).map_or(bytes.len(), |at| at + END.len())
     }
 
     /// How many bytes the request has.

@@ -26,28 +26,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::http1::{Fault, PATIENCE, Place, Socket};
-
-/// A request and the answer it must get.
-#[derive(Debug, Clone)]
-pub struct Ask {
-    pub path: String,
-    /// Posted, and expected back; without one it is a `GET`.
-    pub post: Option<Bytes>,
-    pub status: u16,
-    pub body: Option<Bytes>,
-}
-
-impl Ask {
-    /// `GET path`.
-    pub fn get(path: &str, status: u16, body: Option<&str>) -> Self {
-        Self {
-            path: path.to_owned(),
-            post: None,
-            status,
-            body: body.map(|body| Bytes::copy_from_slice(body.as_bytes())),
-        }
-    }
-}
+use crate::traffic::Request;
 
 /// What came of a request.
 #[derive(Debug, PartialEq, Eq)]
@@ -134,19 +113,19 @@ impl Connection {
 }
 
 /// Sends one request on a stream of its own and reads the answer, whole.
-pub async fn exchange(stream: &mut Stream, ask: &Ask) -> Outcome {
-    let request = hyper::Request::builder()
-        .method(if ask.post.is_some() { "POST" } else { "GET" })
-        .uri(format!("http://lab{}", ask.path))
-        .body(Full::new(ask.post.clone().unwrap_or_default()))
-        .expect("a path from traffic.toml makes a URI");
+pub async fn exchange(stream: &mut Stream, ask: &Request) -> Outcome {
+    let request = hyper::Request::builder().method(&ask.method).uri(format!("http://lab{}", ask.path));
+    let request = ask.headers.iter().fold(request, |request, (name, value)| request.header(name, value));
+    let request = request
+        .body(Full::new(ask.send.clone().unwrap_or_default()))
+        .expect("what traffic.toml asks for was looked at when it was loaded");
     let answer = async {
         stream.ready().await?;
         let response = stream.send_request(request).await?;
         let status = response.status().as_u16();
         Ok::<_, hyper::Error>((status, response.into_body().collect().await?.to_bytes()))
     };
-    let name = format!("HTTP/2 {}", ask.path);
+    let name = format!("HTTP/2 {} {}", ask.method, ask.path);
     match timeout(PATIENCE, answer).await {
         Err(_) => Outcome::Unanswered(format!("{name}: no whole answer within {PATIENCE:?}")),
         Ok(Err(error)) => Outcome::Unanswered(format!("{name}: {}", chain(&error))),

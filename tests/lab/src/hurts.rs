@@ -13,13 +13,14 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::chaos::{Costs, Price, Seen, WITHOUT, answers_again, runs, with};
+use crate::chaos::{Costs, Price, Seen, WATCHERS, WITHOUT, answers_again, runs, with};
 use crate::faults::EVERYBODY;
 use crate::http1::{Ask, Connection, Fault};
 use crate::load::{Findings, Kind, Load};
 use crate::record::Failure;
 use crate::release::{self, Release};
 use crate::scene::Scene;
+use crate::traffic::Request;
 
 type Hurts<'a> = LocalBoxFuture<'a, anyhow::Result<Seen>>;
 
@@ -99,6 +100,14 @@ async fn under(
 fn priced(findings: &Findings, costs: Costs, deaths: u64) -> anyhow::Result<Price> {
     costs.hold(findings, deaths)?;
     Ok(Price::of(findings))
+}
+
+pub fn deployed(scene: &mut Scene) -> Hurts<'_> {
+    async {
+        scene.deploys().await?;
+        Ok(Seen::default())
+    }
+    .boxed_local()
 }
 
 pub fn killed(scene: &mut Scene) -> Hurts<'_> {
@@ -575,7 +584,7 @@ pub fn journal_hangs(scene: &mut Scene) -> Hurts<'_> {
         run(scene, [&with(&give_up), "\n", RESTART]).await?;
         let route = scene.traffic.slow.first().context("no slow route")?;
         // Each of them is logged.
-        let fails = Ask::get(&route.path, 503, None);
+        let fails = Ask::of(Request { status: 503, body: None, ..route.request() });
         let mut logged = 0;
         let happens = async {
             run(scene, [JOURNAL, "kill -STOP $JOURNAL"]).await?;
@@ -658,44 +667,38 @@ async fn year(scene: &Scene) -> anyhow::Result<String> {
 pub fn stopped_and_started(scene: &mut Scene) -> Hurts<'_> {
     const SAYS: &str = "journalctl --quiet --output=cat --unit=$N.service | grep 'starts the service again'";
     async {
-        let crowd = [(Kind::Pausing, 8), (Kind::Fresh, 2), (Kind::Slow, 2), (Kind::Idle, 8)];
         let happens = async { run(scene, [STOP_START]).await.map(drop) };
-        let price = priced(&under(scene, &crowd, happens).await?, Costs::Idle, 1)?;
+        let price = priced(&under(scene, WATCHERS, happens).await?, Costs::Idle, 1)?;
         run(scene, [SAYS]).await.context("nothing is said of the socket unit")?;
         Ok(Seen { what: String::new(), price })
     }
     .boxed_local()
 }
 
+/// Told by clients who try again and again.
 pub fn rebooted(scene: &mut Scene) -> Hurts<'_> {
+    const PATIENCE: Duration = Duration::from_secs(90);
     async {
-        let crowd = [(Kind::Pausing, 4), (Kind::Idle, 4)];
-        let load = scene.watch(&crowd).await?;
-        let began = Instant::now();
+        let load = scene.watch(WATCHERS).await?;
         scene.site.run("systemctl reboot").await?;
-        let address = scene.site.address();
-        let ask = fast(scene).last();
-        // Not before it is down.
-        while load.totals().refused == 0 {
-            ensure!(began.elapsed() < Duration::from_secs(60), "the host does not go down");
-            sleep(Duration::from_millis(10)).await;
-        }
-        let findings = load.finish();
-        let down = Instant::now();
-        let served = async {
-            loop {
-                if let Ok(mut connection) = Connection::open(address, None).await
-                    && connection.exchange(&ask).await.is_ok()
-                {
-                    return down.elapsed();
+        let (began, mut last) = (Instant::now(), Instant::now());
+        let (mut answered, mut out, mut down) = (0, Duration::ZERO, false);
+        loop {
+            ensure!(began.elapsed() < PATIENCE, "the host does not go down, or does not come back");
+            let totals = load.totals();
+            if totals.answered != answered {
+                out = out.max(last.elapsed());
+                (answered, last) = (totals.answered, Instant::now());
+                if down {
+                    break;
                 }
-                sleep(Duration::from_millis(20)).await;
             }
-        };
-        let (findings, out) = tokio::join!(findings, timeout(Duration::from_secs(90), served));
-        let out = out.context("it does not come back")?;
+            down |= totals.refused > 0;
+            sleep(Duration::from_millis(5)).await;
+        }
         scene.site.host.rebooted().await?;
-        let price = Price::of(&findings);
+        answers_again(&load).await?;
+        let price = Price::of(&load.finish().await);
         Ok(Seen { what: String::new(), price: Price { out, ..price } })
     }
     .boxed_local()
@@ -754,8 +757,7 @@ fn prefix(scene: &Scene) -> String {
 
 /// A fast request.
 pub fn fast(scene: &Scene) -> Ask {
-    let route = &scene.traffic.fast[0];
-    Ask::get(&route.path, route.status, route.body.as_deref())
+    Ask::of(scene.traffic.fast[0].request())
 }
 
 /// A request's head but for its end.

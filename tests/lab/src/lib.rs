@@ -11,6 +11,7 @@
 //! - [`rehearse`]: the main job; [`verdict`], [`report`]: its outcome for the terminal and as a page;
 //! - [`deploy`]: updates and rollbacks; [`rolling`]: several instances in turn; [`delays`]: what either costs;
 //! - [`faults`], [`stories`]: all that can go wrong with a deploy;
+//! - [`balance`]: what clients of a [`balancer`] in front notice of a restart, a stop, a reboot;
 //! - [`browser`]: a real browser, driven over WebDriver;
 //! - [`chaos`], [`hurts`]: all that can go wrong with a service that runs; [`stuff`] fills its descriptor store;
 //! - [`attack`]: clients that do what none should; [`attacker`] is them, and [`frames`] what they say in HTTP/2;
@@ -26,6 +27,8 @@ pub mod answers;
 pub mod attack;
 pub mod attacker;
 pub mod babble;
+pub mod balance;
+pub mod balancer;
 pub mod bench;
 pub mod browser;
 pub mod chaos;

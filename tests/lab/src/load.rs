@@ -4,7 +4,6 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -14,7 +13,7 @@ use crate::gate::{Edges, Gap};
 use crate::http1::{Ask, Connection, Fault, Place, Stays};
 use crate::http2::{self, Outcome};
 use crate::record::{self, Totals};
-use crate::traffic::{Route, Traffic};
+use crate::traffic::{Request, Route, Traffic};
 
 /// A kind of client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -439,14 +438,12 @@ impl Client {
             }
             Kind::Uploading => {
                 while self.goes_on() {
-                    let route = self.route(|traffic| &traffic.upload);
-                    let body = unique(20_000);
+                    let (upload, pause) = (self.upload(20_000), Duration::from_millis(50));
                     // Both ways to frame a body in turn.
                     let ask = if fastrand::bool() {
-                        Ask::echo(&route.path, route.status, &body).in_pieces(1_000, Duration::from_millis(50))
+                        Ask::of(upload).in_pieces(1_000, pause)
                     } else {
-                        let parts: Vec<_> = body.chunks(1_000).map(Bytes::copy_from_slice).collect();
-                        Ask::echo_chunked(&route.path, route.status, &parts, Duration::from_millis(50))
+                        Ask::chunked(upload, 1_000, pause)
                     };
                     self.ask(&ask).await;
                     self.rest_until_wave().await;
@@ -454,11 +451,10 @@ impl Client {
             }
             Kind::Sipping => {
                 while self.goes_on() {
-                    let route = self.route(|traffic| &traffic.upload);
                     let ask = if fastrand::bool() {
-                        Ask::echo(&route.path, route.status, &unique(LARGE)).in_sips(Duration::from_millis(10))
+                        self.echo(LARGE).in_sips(Duration::from_millis(10))
                     } else {
-                        Ask::echo(&route.path, route.status, &unique(VERY_LARGE)).unread_for(between(1_000, 2_000))
+                        self.echo(VERY_LARGE).unread_for(between(1_000, 2_000))
                     };
                     self.ask(&ask).await;
                     self.rest_until_wave().await;
@@ -508,12 +504,19 @@ impl Client {
                 self.ask(&ask).await;
                 while self.goes_on() {
                     // A body's last byte is waited for; a head's is not, which may take a sixth of T.
-                    let (ask, longest) = match self.wave_begins() && !self.shared.traffic.upload.is_empty() {
-                        true => (self.echo(64), self.part_of_timeout(15)),
-                        false => (self.get(|traffic| &traffic.fast), self.part_of_timeout(12)),
+                    let (ask, upto, longest) = match self.wave_begins() && !self.shared.traffic.upload.is_empty() {
+                        true => {
+                            let ask = self.echo(64);
+                            let whole = ask.len();
+                            (ask, whole, self.part_of_timeout(15))
+                        }
+                        false => {
+                            let ask = self.get(|traffic| &traffic.fast);
+                            let head = ask.head_len();
+                            (ask, head, self.part_of_timeout(12))
+                        }
                     };
-                    let whole = ask.len();
-                    self.ask(&ask.in_two(whole - 1, between(0, longest.as_millis() as u64))).await;
+                    self.ask(&ask.in_two(upto - 1, between(0, longest.as_millis() as u64))).await;
                     self.rest(between(0, 500)).await;
                 }
             }
@@ -524,11 +527,15 @@ impl Client {
                 while self.goes_on() {
                     // For a body a restart has to wait: it must not be so all the time.
                     let ask = match body && !self.shared.traffic.upload.is_empty() {
-                        true => self.echo(10).byte_by_byte(self.part_of_timeout(30)),
+                        true => {
+                            let ask = self.echo(10);
+                            let body = ask.head_len()..ask.len();
+                            ask.byte_by_byte(body, self.part_of_timeout(30))
+                        }
                         false => {
                             let ask = self.get(|traffic| &traffic.fast);
-                            let pause = self.part_of_timeout(12) / ask.len() as u32;
-                            ask.byte_by_byte(pause)
+                            let head = ask.head_len();
+                            ask.byte_by_byte(0..head, self.part_of_timeout(12) / head as u32)
                         }
                     };
                     if body {
@@ -651,30 +658,21 @@ impl Client {
         if self.may_echo() { self.echo(64) } else { self.get(|traffic| &traffic.fast) }
     }
 
-    /// Posts a body that exists only once.
+    /// Sends a body that exists only once.
     fn echo(&self, length: usize) -> Ask {
-        let route = self.route(|traffic| &traffic.upload);
-        Ask::echo(&route.path, route.status, &unique(length))
+        Ask::of(self.upload(length))
+    }
+
+    fn upload(&self, length: usize) -> Request {
+        self.route(|traffic| &traffic.upload).upload(unique(length))
     }
 
     fn get(&self, of: impl Fn(&Traffic) -> &Vec<Route>) -> Ask {
-        let route = self.route(of);
-        Ask::get(&route.path, route.status, route.body.as_deref())
+        Ask::of(self.route(of).request())
     }
 
-    fn http2_ask(&self) -> http2::Ask {
-        if self.may_echo() {
-            let route = self.route(|traffic| &traffic.upload);
-            let body = Bytes::from(unique(64));
-            return http2::Ask {
-                path: route.path.clone(),
-                post: Some(body.clone()),
-                status: route.status,
-                body: Some(body),
-            };
-        }
-        let route = self.route(|traffic| &traffic.fast);
-        http2::Ask::get(&route.path, route.status, route.body.as_deref())
+    fn http2_ask(&self) -> Request {
+        if self.may_echo() { self.upload(64) } else { self.route(|traffic| &traffic.fast).request() }
     }
 
     /// Makes sure there is a connection that is open as far as one can see; after a refusal there

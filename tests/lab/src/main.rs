@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use lab::rehearse::{self, Options, Outcome};
-use lab::{attack, attacker, browser, chaos, deploy, faults, floor, measure, rolling, storm, stuff};
+use lab::{attack, attacker, balance, browser, chaos, deploy, faults, floor, measure, rolling, storm, stuff};
 use tokio::signal::unix::{SignalKind, signal};
 
 #[derive(Parser)]
@@ -26,6 +26,8 @@ enum Command {
     Browser(browser::Options),
     /// Try all that can go wrong with a service that runs.
     Chaos(chaos::Options),
+    /// Restart, stop and reboot hosts behind a load balancer.
+    Balance(balance::Options),
     /// Attack a service, and see what that costs clients who behave.
     Attack(attack::Options),
     /// Restart a service among clients that say and do anything, and see that nothing is left of them.
@@ -68,6 +70,7 @@ async fn work(command: Command) -> ExitCode {
             Command::Faults(options) => faults::faults(&options).await,
             Command::Browser(options) => browser::browser(&options).await,
             Command::Chaos(options) => chaos::chaos(&options).await,
+            Command::Balance(options) => balance::balance(&options).await,
             Command::Attack(options) => attack::attacks(&options).await,
             Command::Storm(options) => storm::storm(&options).await,
             Command::Attacker(options) => attacker::attacker(&options).await.map(|()| Outcome::Kept),

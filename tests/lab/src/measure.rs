@@ -49,9 +49,8 @@ const FAST: (Kind, u32) = (Kind::Pausing, 50);
 /// descriptors shows: there it is one that holds as many.
 const FEW: u32 = 1_000;
 
-/// What a slow request takes. T is short, so that the wait for a calm moment, T/3, is.
-const SETTINGS: [(&str, &str); 3] =
-    [("shutdown_timeout", "6s"), ("ping_delay", "1s"), ("limits.max_connections", "21000")];
+/// T is short, so that the wait for a calm moment, T/3, is.
+const SETTINGS: &str = "shutdown_timeout = '6s'\nlimits.max_connections = 21000\n";
 
 /// What is in flight when a restart begins, besides fast requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -183,9 +182,9 @@ impl Bench {
     async fn set_up(options: &Options) -> anyhow::Result<Self> {
         let subject = rehearse::subject(options.as_is).await?;
         let traffic = Traffic::load(&subject.traffic())?;
-        let host = Host::boot(&rehearse::image(&options.debian).await?).await?;
+        let host = Host::boot(&rehearse::image(&options.debian, &traffic).await?).await?;
         let filter = anatomy::filter(&subject.name);
-        let settings: Vec<_> = SETTINGS.into_iter().chain([("log.filter", filter.as_str())]).collect();
+        let settings = traffic.settings_with(&format!("{SETTINGS}log.filter = '{filter}'\n"))?;
         let stage = Stage::deploy(host, &subject, Listen::Tcp, &settings).await?;
         Ok(Self { stage, name: subject.name, traffic, rounds: options.rounds })
     }

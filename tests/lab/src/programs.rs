@@ -14,7 +14,7 @@ use crate::http1::Place;
 use crate::load::{Group, Kind};
 use crate::record::{Failure, Program, Scenario};
 use crate::stage::{Listen, PORT};
-use crate::traffic::Traffic;
+use crate::traffic::{Route, Traffic};
 
 /// Where they have what is theirs.
 const HOME: &str = "/run/lab";
@@ -211,14 +211,15 @@ impl Programs {
             Listen::Tcp => (format!("http://127.0.0.1:{PORT}"), String::new()),
             Listen::Unix(path) => ("http://lab".into(), format!("unix-socket = \"{path}\"\n")),
         };
-        let fast =
-            self.traffic.fast.iter().map(|route| format!("url = \"{base}{}\"\noutput = /dev/null\n", route.path));
+        let plain = self.traffic.fast.iter().filter_map(Route::plain);
+        let fast = plain.map(|path| format!("url = \"{base}{path}\"\noutput = /dev/null\n"));
+        ensure!(fast.clone().next().is_some(), "curl needs a [[fast]] route that is a GET with nothing but a path");
         for (file, count) in [("one", 1), ("fast", 20)] {
             let urls: String = fast.clone().cycle().take(count).collect();
             host.write(&format!("{how}{urls}"), &format!("{HOME}/{file}")).await?;
         }
-        if let Some(route) = self.traffic.upload.first() {
-            host.write(&format!("{how}url = \"{base}{}\"\n", route.path), &format!("{HOME}/upload")).await?;
+        if let Some(path) = self.traffic.upload.first().and_then(Route::plain) {
+            host.write(&format!("{how}url = \"{base}{path}\"\n"), &format!("{HOME}/upload")).await?;
         }
         host.write(CURL, &format!("{HOME}/curl")).await?;
         host.run(&format!("head -c 100000 /dev/urandom >{HOME}/body")).await?;

@@ -68,7 +68,7 @@ pub enum Outcome {
 /// Rehearses, prints the verdict, writes the report. A peer is there to be watched: it keeps what it
 /// promises, whatever it loses.
 pub async fn rehearse(options: &Options) -> anyhow::Result<Outcome> {
-    let (mut stage, subject, traffic) = set_up(options, "1s").await?;
+    let (mut stage, subject, traffic) = set_up(options).await?;
     let mut programs = match (options.programs, stage.host()) {
         (true, Some((host, listen))) => Some(Programs::start(host, listen, &traffic).await?),
         _ => None,
@@ -179,16 +179,24 @@ pub(crate) async fn subject(as_is: bool) -> anyhow::Result<Subject> {
     subject.generate().await
 }
 
-/// What hosts are booted from.
-pub(crate) async fn image(debian: &str) -> anyhow::Result<Image> {
+/// What hosts are booted from: a Debian, with what the service needs beside it.
+pub(crate) async fn image(debian: &str, traffic: &Traffic) -> anyhow::Result<Image> {
+    let preparation = traffic.preparation()?;
     let line = Line::default();
-    let image = Image::prepare(debian, |step| line.show(step)).await;
+    let image = async {
+        let image = Image::prepare(debian, |step| line.show(step)).await?;
+        match &preparation {
+            Some(script) => image.after(script, |step| line.show(step)).await,
+            None => Ok(image),
+        }
+    };
+    let image = image.await;
     line.end();
     image
 }
 
-/// Everything up to the first request. The template's own slow request takes `ping_delay`.
-pub(crate) async fn set_up(options: &Options, ping_delay: &str) -> anyhow::Result<(Stage, Subject, Traffic)> {
+/// Everything up to the first request.
+pub(crate) async fn set_up(options: &Options) -> anyhow::Result<(Stage, Subject, Traffic)> {
     let subject = subject(options.as_is || options.peer.is_some()).await?;
     let traffic = Traffic::of(&subject)?;
 
@@ -197,7 +205,7 @@ pub(crate) async fn set_up(options: &Options, ping_delay: &str) -> anyhow::Resul
     } else {
         println!("Booting a throwaway Debian ({}) ...", options.debian);
         let began = Instant::now();
-        let booted = async { Host::boot(&image(&options.debian).await?).await };
+        let booted = async { Host::boot(&image(&options.debian, &traffic).await?).await };
         match booted.await {
             Ok(host) => {
                 println!("{}, up after {:.1} s", host.stage, began.elapsed().as_secs_f64());
@@ -210,14 +218,13 @@ pub(crate) async fn set_up(options: &Options, ping_delay: &str) -> anyhow::Resul
             }
         }
     };
-    let settings = [("ping_delay", ping_delay)];
     let stage = match (host, &options.peer) {
         (Some(host), None) => {
             let listen = if options.unix { Listen::Unix(SOCKET) } else { Listen::Tcp };
-            Stage::deploy(host, &subject, listen, &settings).await?
+            Stage::deploy(host, &subject, listen, &traffic.settings).await?
         }
         (Some(host), Some(_)) => Stage::deploy_peer(host).await?,
-        (None, None) => Stage::stand_in(&subject, &settings).await?,
+        (None, None) => Stage::stand_in(&subject, &traffic.settings).await?,
         (None, Some(_)) => Stage::stand_in_peer().await?,
     };
     Ok((stage, subject, traffic))

@@ -37,7 +37,7 @@ impl Props {
     /// Builds the service and makes the image, where there is none yet.
     pub async fn get(debian: &str, as_is: bool) -> anyhow::Result<Self> {
         let subject = rehearse::subject(as_is).await?;
-        let image = rehearse::image(debian).await?;
+        let image = rehearse::image(debian, &Traffic::of(&subject)?).await?;
         Ok(Self { good: subject.build().await?, image, subject, bad: None, twin: None, every: 1 })
     }
 
@@ -83,11 +83,12 @@ impl Scene {
     /// On a new host that the service was never deployed to, and its settings.
     pub async fn set_without_service(props: &Props, settings: &str) -> anyhow::Result<Self> {
         let subject = &props.subject;
+        let traffic = Traffic::of(subject)?;
         let scene = Self {
-            traffic: Traffic::of(subject)?,
             releases: Releases::of(props.good.clone(), props.bad.clone(), &subject.name)?,
             operator: Operator::new(subject).await?,
-            site: Site::boot(&props.image, &subject.name, settings).await?,
+            site: Site::boot(&props.image, &subject.name, &traffic.settings_with(settings)?).await?,
+            traffic,
             props: props.clone(),
         };
         scene.releases.prepare(&scene.site).await?;

@@ -3,13 +3,13 @@
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, ensure};
+use toml::Table;
 
 use crate::host::{Host, Image};
 use crate::stage::PORT;
 
 /// Settings that make a fault show soon: a start that hangs is given up. A client that is idle is so all the time.
 pub const BRISK: &str = r#"
-ping_delay = "1s"
 [limits]
 idle_timeout = "1h"
 [unit]
@@ -24,17 +24,17 @@ pub struct Site {
 }
 
 impl Site {
-    /// Boots a host and writes the service's configuration there: `settings`, in TOML.
-    pub async fn boot(image: &Image, name: &str, settings: &str) -> anyhow::Result<Self> {
+    /// Boots a host and writes the service's configuration there.
+    pub async fn boot(image: &Image, name: &str, settings: &Table) -> anyhow::Result<Self> {
         let site = Self { host: Host::boot(image).await?, name: name.into() };
         site.configure(settings).await?;
         Ok(site)
     }
 
     /// Writes the service's configuration.
-    pub async fn configure(&self, settings: &str) -> anyhow::Result<()> {
+    async fn configure(&self, settings: &Table) -> anyhow::Result<()> {
         let listen = format!("listen = \"0.0.0.0:{PORT}\"\n");
-        self.host.write(&(listen + settings), &format!("/etc/{}/config.toml", self.name)).await
+        self.host.write(&(listen + &settings.to_string()), &format!("/etc/{}/config.toml", self.name)).await
     }
 
     /// Where the service listens.

@@ -6,11 +6,13 @@ use std::process::ExitStatus;
 
 use anyhow::{Context, ensure};
 use tokio::process::Command;
+use toml::Table;
 
 use crate::host::Host;
 use crate::http1::Place;
 use crate::manager::{self, Manager, Service};
 use crate::subject::Subject;
+use crate::traffic::flat;
 
 /// Where a service listens on its host.
 pub const PORT: u16 = 8080;
@@ -40,23 +42,13 @@ pub enum Stage {
 
 impl Stage {
     /// Deploys a service to the host with its own `make deploy`.
-    pub async fn deploy(
-        host: Host,
-        subject: &Subject,
-        listen: Listen,
-        settings: &[(&str, &str)],
-    ) -> anyhow::Result<Self> {
+    pub async fn deploy(host: Host, subject: &Subject, listen: Listen, settings: &Table) -> anyhow::Result<Self> {
         let name = subject.name.clone();
         let at = match listen {
             Listen::Tcp => format!("listen = \"0.0.0.0:{PORT}\"\n"),
             Listen::Unix(path) => format!("listen = \"{path}\"\n"),
         };
-        let config = settings.iter().map(|(key, value)| match value.parse::<u64>() {
-            Ok(number) => format!("{key} = {number}\n"),
-            Err(_) => format!("{key} = \"{value}\"\n"),
-        });
-        let config: String = std::iter::once(at).chain(config).collect();
-        host.write(&config, &format!("/etc/{name}/config.toml")).await?;
+        host.write(&format!("{at}{settings}"), &format!("/etc/{name}/config.toml")).await?;
         let deploy = Command::new("make")
             .args(["--no-print-directory", "deploy"])
             .arg(format!("HOST=root@{}", host.address()))
@@ -86,10 +78,10 @@ impl Stage {
     }
 
     /// Builds the service and starts it under the stand-in.
-    pub async fn stand_in(subject: &Subject, settings: &[(&str, &str)]) -> anyhow::Result<Self> {
+    pub async fn stand_in(subject: &Subject, settings: &Table) -> anyhow::Result<Self> {
         let mut manager = Manager::new(subject.build().await?).args(["run"]);
-        for (key, value) in settings {
-            manager = manager.env(setting(&subject.name, key), *value);
+        for (key, value) in flat(settings) {
+            manager = manager.env(setting(&subject.name, &key), value);
         }
         Ok(Self::StandIn(Box::new(manager.start().await?)))
     }

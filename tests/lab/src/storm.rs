@@ -34,7 +34,7 @@ use crate::record::Totals;
 use crate::rehearse::Outcome;
 use crate::stage::setting;
 use crate::subject::Subject;
-use crate::traffic::Traffic;
+use crate::traffic::{Traffic, flat};
 
 /// How long a storm takes, and where it begins.
 #[derive(Debug, Clone, clap::Args)]
@@ -121,10 +121,11 @@ struct Held {
 
 impl Storm<'_> {
     async fn rage(&self, binary: &Path, time: Duration) -> anyhow::Result<()> {
-        let mut manager = Manager::new(binary)
-            .env(setting(self.name, "ping_delay"), "100ms")
-            .env(setting(self.name, "log.format"), "json")
-            .timeout_stop(T * 2);
+        let mut manager = Manager::new(binary).env(setting(self.name, "log.format"), "json").timeout_stop(T * 2);
+        // Those of the storm go first.
+        for (key, value) in flat(&self.traffic.settings) {
+            manager = manager.env(setting(self.name, &key), value);
+        }
         for (key, value) in SHORT {
             manager = manager.env(setting(self.name, key), value);
         }

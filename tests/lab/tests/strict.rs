@@ -17,7 +17,7 @@ use hyper_util::service::TowerToHyperService;
 use lab::http1::{Ask, Connection, Fault, Place, Stays};
 use lab::load::{Findings, Kind, Load};
 use lab::record::Totals;
-use lab::traffic::{Route, Traffic};
+use lab::traffic::{Request, Traffic};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 
@@ -205,18 +205,21 @@ async fn pieces_make_the_same_request() {
     .await;
     let whole = Ask::echo("/echo", 200, b"hello world");
     let plain = whole.pieces.concat();
-    let parts = [Bytes::from_static(b"hello "), Bytes::from_static(b"world")];
-    let chunked = Ask::echo_chunked("/echo", 200, &parts, Duration::ZERO);
+    let chunked = Ask::chunked(Request::echo("/echo", 200, "hello world"), 6, Duration::ZERO);
     let chunks =
         b"POST /echo HTTP/1.1\r\nHost: lab\r\nTransfer-Encoding: chunked\r\n\r\n6\r\nhello \r\n5\r\nworld\r\n0\r\n\r\n";
+    let owners = "[[fast]]\nmethod = 'PUT'\npath = '/orders'\nheaders = { Accept = '*/*' }\nsend = '{}'\nstatus = 201";
+    let order = Ask::of(Traffic::parse(owners).unwrap().fast[0].request());
+    let put = b"PUT /orders HTTP/1.1\r\nHost: lab\r\nAccept: */*\r\nContent-Length: 2\r\n\r\n{}";
     for (ask, expected) in [
         (whole.clone(), plain.clone()),
         (whole.clone().in_two(7, Duration::from_millis(5)), plain.clone()),
         (whole.clone().in_pieces(10, Duration::from_millis(5)), plain.clone()),
-        (whole.byte_by_byte(Duration::from_millis(1)), plain),
-        (ask().byte_by_byte(Duration::from_millis(1)), ask().pieces.concat()),
+        (whole.clone().byte_by_byte(0..whole.head_len(), Duration::from_millis(1)), plain.clone()),
+        (whole.clone().byte_by_byte(whole.head_len()..whole.len(), Duration::from_millis(1)), plain),
         (ask().in_http10(), b"GET /livez HTTP/1.0\r\nHost: lab\r\n\r\n".to_vec()),
         (chunked, chunks.to_vec()),
+        (order, put.to_vec()),
     ] {
         seen.lock().unwrap().clear();
         let mut connection = Connection::open(address, None).await.unwrap();
@@ -237,14 +240,19 @@ async fn pieces_make_the_same_request() {
 }
 
 fn traffic() -> Traffic {
-    let route =
-        |path: &str, body: Option<&str>| vec![Route { path: path.into(), status: 200, body: body.map(String::from) }];
-    Traffic {
-        fast: route("/livez", None),
-        slow: route("/ping", Some(r#"{"message":"pong"}"#)),
-        upload: route("/echo", None),
-        ..Traffic::default()
-    }
+    let routes = r#"
+        [[fast]]
+        path = "/livez"
+        status = 200
+        [[slow]]
+        path = "/ping"
+        status = 200
+        body = '{"message":"pong"}'
+        [[upload]]
+        path = "/echo"
+        status = 200
+    "#;
+    Traffic::parse(routes).unwrap()
 }
 
 fn only_fast() -> Traffic {
