@@ -96,6 +96,8 @@ async fn a_closed_gate_waits_for_answers_and_for_nothing_else() {
     let waits = tokio::time::timeout(Duration::from_millis(300), gate.taken(None));
     assert!(waits.await.is_err(), "a client waits for its answer");
     assert_eq!(gate.put_aside(), 3);
+    let left: Vec<_> = gate.left().into_iter().map(|cut| (cut.at_work, cut.to_string())).collect();
+    assert!(matches!(&left[..], [(true, work)] if work.starts_with("GET /work of 127.0.0.1:")), "{left:?}");
     go_on.notify_one();
     tokio::time::timeout(Duration::from_secs(30), gate.taken(None)).await.unwrap();
     assert!(began.elapsed() < Duration::from_secs(15), "it waits for others as well");
@@ -122,6 +124,9 @@ async fn an_http2_client_that_stands_still_is_in_the_way_and_a_handler_at_work_i
         (asked(b'l'), Obstacle::Unbounded),
         (asked(b'w'), Obstacle::Bounded),
         (posted(b'b'), Obstacle::Unbounded),
+        // Those that are reset are nobody's business any more.
+        ([asked(b'w'), b"\0\0\x04\x03\0\0\0\0\x01\0\0\0\x08".to_vec()].concat(), Obstacle::None),
+        ([posted(b'b'), b"\0\0\x04\x03\0\0\0\0\x01\0\0\0\x08".to_vec()].concat(), Obstacle::None),
     ];
     for (request, expected) in cases {
         let began = Instant::now();

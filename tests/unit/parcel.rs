@@ -44,6 +44,23 @@ fn connections_of_which_nothing_was_read_travel_alone() {
     assert_eq!(unpack(vec![receiver]).map(Result::unwrap).map(|message| message.len()).collect::<Vec<_>>(), [3]);
 }
 
+/// How many connections of each kind there are, in turn. Who opens the messages of the first kind alone gets all of it.
+#[test]
+fn those_on_which_nothing_was_asked_come_last_and_in_messages_of_their_own() {
+    for (asked, unasked) in [(1, 0), (0, 1), (2, 2), (1, 300), (300, 1)] {
+        let (sender, receiver) = pair().unwrap();
+        let of = |origin| move |n: usize| Clean { origin, ..clean(&vec![b'a'; n % 3]).0 };
+        let mut connections: Vec<_> =
+            (0..unasked).map(of(Origin::Unasked)).chain((0..asked).map(of(Origin::Adopted))).collect();
+        assert_eq!(Parcel(sender).pack(&mut connections).unwrap(), asked + unasked);
+        let messages: Vec<_> = unpack(vec![receiver]).map(Result::unwrap).collect();
+        let origins: Vec<_> = messages.iter().flatten().map(|clean| clean.origin).collect();
+        assert_eq!(origins, [vec![Origin::Adopted; asked], vec![Origin::Unasked; unasked]].concat());
+        assert!(messages.iter().all(|message| message.iter().all(|clean| clean.origin == message[0].origin)));
+        assert!(messages.len() <= 3, "{}", messages.len());
+    }
+}
+
 #[test]
 fn no_number_of_large_rests_is_too_many() {
     let (sender, receiver) = pair().unwrap();
