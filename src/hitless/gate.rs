@@ -479,9 +479,9 @@ impl Gate {
         self.all().values().filter(|connection| connection.is_busy()).flat_map(Connection::cut).collect()
     }
 
-    /// What has been in flight for the longest.
+    /// The request that has been in flight for the longest.
     pub(super) fn slowest(&self) -> Option<Cut> {
-        self.left().into_iter().max_by_key(|cut| cut.age)
+        self.left().into_iter().filter(|cut| cut.request.is_some()).max_by_key(|cut| cut.age)
     }
 
     /// Ends what has reached its limit.

@@ -84,7 +84,7 @@ impl ShutdownTimeout {
 
     /// The same where connections are then paused: not so late that nobody could be told goodbye any more.
     pub fn last_pause(self) -> Duration {
-        self.last_moment().min(self.0 - (HEARS_WITHIN + UNBOUNDED * 3))
+        self.last_moment().min(self.0 - (CALM + UNBOUNDED * 2))
     }
 
     /// From when on a service that has found no calm moment says that it is not ready: T/4, so that whoever asks turns
@@ -473,7 +473,8 @@ impl Lifecycle {
             let patience = if obstacle == Obstacle::Unbounded { timeout.last_pause() } else { timeout.calm() };
             let last = start.elapsed() >= patience;
             if obstacle == Obstacle::None || last {
-                gate.tell_http2(HEARS_WITHIN).await;
+                let left = (timeout.total() - UNBOUNDED * 2).saturating_sub(start.elapsed());
+                gate.tell_http2(HEARS_WITHIN.min(left)).await;
                 if !last {
                     if gate.obstacle(CALM) != Obstacle::None {
                         gate.open();

@@ -233,7 +233,8 @@ async fn where_no_moment_is_calm_clients_wait_for_what_is_in_flight_and_the_log_
     let answer = slow.answer().await;
     assert_good(&answer);
     assert_eq!(answer.process(), old);
-    assert!(service.log().contains("clients wait for what is in flight, above all GET /ping of 127.0.0.1:"));
+    let log = service.log();
+    assert!(log.contains("clients wait for what is in flight, above all GET /ping of 127.0.0.1:"), "{log}");
     for client in [&mut slow, &mut fast] {
         let answer = client.get("/livez").await;
         assert_good(&answer);
