@@ -558,8 +558,14 @@ pub async fn attacks(options: &Options) -> anyhow::Result<Outcome> {
     let mut lines = vec![HEADINGS.map(String::from)];
     let mut broken = vec![];
     for row in &rows {
-        let seen = bench.watch(row, Target::Service).await.with_context(|| row.name)?;
-        let faults = faults(row, &seen, &calm);
+        let mut seen = bench.watch(row, Target::Service).await.with_context(|| row.name)?;
+        let mut faults = faults_of(row, &seen, &calm);
+        // The slowest of thousands of answers may be so because of this machine; not twice.
+        if !faults.is_empty() && seen.panics == 0 && seen.ended.is_none() {
+            println!("again   {}: {}", row.name, faults.join("; "));
+            seen = bench.watch(row, Target::Service).await.with_context(|| row.name)?;
+            faults = faults_of(row, &seen, &calm);
+        }
         println!("{:6}  {}", if faults.is_empty() { "held" } else { "BROKEN" }, row.name);
         for fault in &faults {
             println!("        {fault}");
@@ -610,7 +616,7 @@ fn cells(row: &Row, seen: &Seen, calm: &Seen) -> [String; 9] {
 }
 
 /// The bounds that were not kept.
-fn faults(row: &Row, seen: &Seen, calm: &Seen) -> Vec<String> {
+fn faults_of(row: &Row, seen: &Seen, calm: &Seen) -> Vec<String> {
     let mut faults = seen.unanswered.clone();
     let mut hold = |held: bool, fault: String| {
         if !held {
