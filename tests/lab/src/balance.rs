@@ -73,10 +73,15 @@ fn table() -> Vec<Row> {
         row("three instances become one", 1, Act::Script("systemctl stop $N@2 $N@3"))
             .given("systemctl start $N@2 $N@3")
             .with(&[Slow, Stalled]),
-        row("three instances become none", 1, Act::Script("systemctl stop $N.socket $N.service $N@2 $N@3"))
-            .given("systemctl start $N@2 $N@3")
-            .with(&[Slow])
-            .ends(),
+        // Not all at once: systemd throws away who comes when the one that the socket is for is gone before the others.
+        row(
+            "three instances become none",
+            1,
+            Act::Script("systemctl stop $N@2 $N@3; systemctl stop $N.socket $N.service"),
+        )
+        .given("systemctl start $N@2 $N@3")
+        .with(&[Slow])
+        .ends(),
         row("restart, slow requests in flight", 3, RESTART).with(&[Slow]).slow(),
         row("restart, stalled uploads in flight", 3, RESTART).with(&[Stalled]).slow(),
         row("restart, both in flight", 3, RESTART).with(&[Slow, Stalled]),
