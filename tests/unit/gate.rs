@@ -1,5 +1,6 @@
 //! What the gate does by itself, with a server behind it. `tests/fuzz` holds it to losing nobody.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,9 +9,10 @@ use axum::{Router, ServiceExt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 use super::connection::{Io, Origin, Peer, QUIET, Socket};
-use super::gate::{Obstacle, YIELDS_AFTER};
+use super::gate::{Limits, Mode, Obstacle, YIELDS_AFTER};
 use super::systemd::Activated;
 use super::{Connection, Gate, Listener, Track};
 
@@ -271,4 +273,130 @@ async fn a_flood_makes_room_at_once_for_who_asks_and_where_only_a_flood_is_to_no
     assert_eq!(yielding(), [2, 1, 1]);
     drop((new, adopted, silent));
     assert_eq!(yielding(), [0; 3], "they have gone");
+}
+
+/// The beginning of an HTTP/2 connection whose windows are as they are by default, and a request of its first stream.
+const HELLO_HTTP2: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+fn ask_http2(path: u8) -> Vec<u8> {
+    [HELLO_HTTP2, b"\0\0\x0c\x01\x05\0\0\0\x01\x82\x86\x04\x02/", &[path], b"\x01\x04test"].concat()
+}
+
+/// A server behind `gate`, which ends when `told`.
+fn serve(gate: &Arc<Gate>, app: Router, most: usize, told: CancellationToken) -> SocketAddr {
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    let listener = Listener::new(vec![Activated::Tcp(socket)], Arc::clone(gate), most).unwrap();
+    let app = Track(app).into_make_service_with_connect_info::<Connection>();
+    tokio::spawn(axum::serve(listener, app).with_graceful_shutdown(told.cancelled_owned()).into_future());
+    address
+}
+
+#[tokio::test]
+async fn a_handler_by_http2_is_waited_for_whatever_was_written_on_its_connection() {
+    let gate = Arc::new(Gate::default());
+    let app = Router::new().route("/w", get(|| async { tokio::time::sleep(Duration::from_secs(1)).await }));
+    let told = CancellationToken::new();
+    let mut client = TcpStream::connect(serve(&gate, app, 10, told.clone())).await.unwrap();
+    client.write_all(&ask_http2(b'w')).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    gate.set_mode(Mode::HandingOver);
+    gate.close();
+    // What hyper says of its end is written, and nothing is read after it.
+    told.cancel();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    gate.all_gone(Duration::ZERO, Duration::ZERO).await;
+    assert!(!gate.left().iter().any(|cut| cut.at_work), "{:?}", gate.left());
+}
+
+#[tokio::test]
+async fn a_client_of_http2_that_never_hears_keeps_no_other_from_being_served() {
+    let gate = Arc::new(Gate::default());
+    let address = serve(&gate, Router::new().route("/", get(|| async {})), 10, CancellationToken::new());
+    let mut quiet = TcpStream::connect(address).await.unwrap();
+    ask(&mut quiet).await;
+    let mut mute = TcpStream::connect(address).await.unwrap();
+    mute.write_all(HELLO_HTTP2).await.unwrap();
+    tokio::time::sleep(QUIET * 2).await;
+    let patience = Duration::from_secs(10);
+    let tells = async {
+        gate.tell_http2(patience).await;
+        panic!("it has heard");
+    };
+    let asks = async {
+        for _ in 0..3 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            ask(&mut quiet).await;
+        }
+    };
+    tokio::select! {
+        () = tells => {}
+        answered = tokio::time::timeout(patience / 2, asks) => answered.expect("nobody is served"),
+    }
+    // Nor is it waited for when the others are taken.
+    tokio::time::sleep(QUIET * 2).await;
+    tokio::time::timeout(patience / 2, gate.thin_out(patience)).await.expect("the others are not taken");
+    assert_eq!(gate.put_aside(), 1);
+}
+
+/// Silent ones, and those that have begun a head: what is told to them, and read of them, takes its time.
+#[tokio::test]
+async fn a_flood_makes_room_however_its_connections_end() {
+    let gate = Arc::new(Gate::new(Limits { linger_timeout: Duration::from_secs(60), ..Limits::default() }));
+    let address = serve(&gate, Router::new().route("/", get(|| async {})), 100, CancellationToken::new());
+    for first in ["", "G", "PRI"] {
+        let mut others = Vec::new();
+        for _ in 0..220 {
+            let mut other = TcpStream::connect(address).await.unwrap();
+            send(&mut other, first).await;
+            others.push(other);
+        }
+        let mut client = TcpStream::connect(address).await.unwrap();
+        send(&mut client, "GET / HTTP/1.1\r\nHost: test\r\n\r\n").await;
+        is_answered(&mut client).await;
+    }
+}
+
+#[tokio::test]
+async fn who_holds_little_for_long_is_not_closed_before_who_holds_much() {
+    let gate = Arc::new(Gate::new(Limits { held_bytes: 256 << 10, ..Limits::default() }));
+    let app =
+        Router::new().route("/w", get(std::future::pending::<()>)).route("/l", get(|| async { vec![0; 512 << 10] }));
+    let address = serve(&gate, app, 100, CancellationToken::new());
+    let connect = async |path: u8, count: usize| {
+        let mut clients = Vec::new();
+        for _ in 0..count {
+            let mut client = TcpStream::connect(address).await.unwrap();
+            client.write_all(&ask_http2(path)).await.unwrap();
+            clients.push(client);
+        }
+        clients
+    };
+    let _quiet = connect(b'w', 5).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let _greedy = connect(b'l', 9).await;
+    tokio::time::sleep(Duration::from_millis(80)).await;
+    gate.take_in(1 << 20);
+    gate.relieve();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let left = gate.left();
+    assert_eq!(left.iter().filter(|cut| cut.at_work).count(), 5, "{left:?}");
+    assert!(left.len() < 14, "{left:?}");
+}
+
+#[tokio::test]
+async fn an_answer_ends_with_its_last_byte_also_while_the_service_leaves() {
+    for mode in [Mode::Open, Mode::HandingOver, Mode::Retiring] {
+        let gate = Arc::new(Gate::new(Limits { linger_timeout: Duration::from_secs(60), ..Limits::default() }));
+        tokio::spawn(super::lifecycle::relieve(Arc::clone(&gate)));
+        let app = Router::new().route("/", get(|| async { vec![0; 4 << 20] }));
+        let address = serve(&gate, app, 10, CancellationToken::new());
+        gate.set_mode(mode);
+        let mut client = TcpStream::connect(address).await.unwrap();
+        send(&mut client, "GET / HTTP/1.0\r\nHost: test\r\n\r\n").await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let mut part = vec![0; 64 << 10];
+        let reads = async { while client.read(&mut part).await.unwrap() > 0 {} };
+        tokio::time::timeout(Duration::from_secs(20), reads).await.unwrap_or_else(|_| panic!("no end, {mode:?}"));
+    }
 }
