@@ -81,7 +81,8 @@ fn table() -> Vec<Row> {
         )
         .given("systemctl start $N@2 $N@3")
         .with(&[Slow])
-        .ends(),
+        .ends()
+        .slow(),
         row("restart, slow requests in flight", 3, RESTART).with(&[Slow]).slow(),
         row("restart, stalled uploads in flight", 3, RESTART).with(&[Stalled]).slow(),
         row("restart, both in flight", 3, RESTART).with(&[Slow, Stalled]),
