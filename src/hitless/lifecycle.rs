@@ -491,9 +491,11 @@ impl Lifecycle {
                     break paused;
                 }
                 if last {
+                    // Behind handlers at work there is time: an upload that goes on has not been waited for yet.
+                    let patience = if bounded { UNBOUNDED * 4 } else { UNBOUNDED };
                     let slowest = gate.slowest().map(|cut| cut.to_string()).unwrap_or_default();
                     tracing::warn!("no calm moment: clients wait for what is in flight, above all {slowest}");
-                    let _ = tokio::time::timeout(timeout.request(), gate.taken_but_for_unbounded(UNBOUNDED)).await;
+                    let _ = tokio::time::timeout(timeout.request(), gate.taken_but_for_unbounded(patience)).await;
                     break paused;
                 }
                 gate.open();
