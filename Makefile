@@ -43,7 +43,7 @@ fuzz: ## Look for what breaks a handover, for a while [SECONDS=900]
 	@tests/setup.sh fuzz
 	tests/fuzz/fuzz.sh $(or $(SECONDS),900)
 
-chaos: ## Everything that can go wrong, and 500 restarts before every kind of client, on both Debians; takes an hour
+chaos: ## Everything that can go wrong, and 500 restarts before every kind of client, on both Debians; takes more than an hour
 	@tests/setup.sh test
 	@tests/all.sh chaos
 

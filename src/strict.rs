@@ -17,8 +17,8 @@ use tower::{Layer, Service};
 use crate::hitless::Fragment;
 use crate::problem::Problem;
 
-/// Refuses requests whose host, target or transfer coding is unclear with 400. For the others, `Host` is the host of the request's target where
-/// that has one.
+/// Refuses requests whose host, target or transfer coding is unclear with 400. For the others, `Host` is the host of the
+/// request's target where that has one.
 #[derive(Clone, Copy, Debug)]
 pub struct Check;
 

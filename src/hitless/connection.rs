@@ -49,8 +49,8 @@ pub(super) const QUIET: Duration = Duration::from_millis(500);
 /// How much a connection may say before others are served: 16 KiB may be thousands of frames, or of chunks.
 const FAIR_BYTES: usize = 16 << 10;
 
-/// How long a client that is told to go has until it is taken for one that does not hear.
-const HEARS_WITHIN: Duration = Duration::from_millis(100);
+/// How long a client that was told to go, or does not read, has until it is taken for one that does not hear.
+const DEAF_AFTER: Duration = Duration::from_millis(100);
 
 /// How much of the path of a request that is cut off is told, in bytes.
 const PATH: usize = 256;
@@ -829,7 +829,7 @@ impl State {
 
 /// Whether a client has had the time to hear since then.
 fn has_passed(since: Option<Instant>) -> bool {
-    since.is_some_and(|since| since.elapsed() >= HEARS_WITHIN)
+    since.is_some_and(|since| since.elapsed() >= DEAF_AFTER)
 }
 
 /// The socket of a connection, as hyper reads and writes it.

@@ -553,6 +553,7 @@ impl Gate {
         }
     }
 
+    /// Whether the connections hold so much that each is to hold less.
     pub(super) fn is_tight(&self) -> bool {
         self.tight.load(Relaxed)
     }

@@ -20,6 +20,9 @@ use super::systemd;
 /// How long connections that are paused wait for a request that nothing bounds but its client.
 const UNBOUNDED: Duration = Duration::from_millis(100);
 
+/// The same beside handlers at work, for which everybody waits in any case: what goes on has not been waited for yet.
+const UNBOUNDED_BESIDE_WORK: Duration = Duration::from_millis(400);
+
 /// How long clients of HTTP/2 that are told to go have to hear, before the connections are paused.
 const HEARS_WITHIN: Duration = Duration::from_millis(300);
 
@@ -93,8 +96,8 @@ impl ShutdownTimeout {
         self.0 / 4
     }
 
-    /// How long a service that cannot hand over goes on accepting at the least, the longest that a request's head may take, and how long
-    /// HTTP/2 clients have for their goodbye where a sibling serves the others: T/6.
+    /// How long a service that cannot hand over goes on accepting at the least, the longest that a request's head may take,
+    /// and how long HTTP/2 clients have for their goodbye where a sibling serves the others: T/6.
     pub fn sixth(self) -> Duration {
         self.0 / 6
     }
@@ -486,16 +489,15 @@ impl Lifecycle {
                 tracing::debug!("the gate closes");
                 let paused = Instant::now();
                 gate.close();
-                // The last time there is no way back, and nothing to try.
-                if !last && tokio::time::timeout(CALM, gate.taken(Some(Instant::now()))).await.is_ok() {
-                    break paused;
-                }
                 if last {
-                    // Behind handlers at work there is time: an upload that goes on has not been waited for yet.
-                    let patience = if bounded { UNBOUNDED * 4 } else { UNBOUNDED };
+                    // There is no way back, and nothing to try.
+                    let patience = if bounded { UNBOUNDED_BESIDE_WORK } else { UNBOUNDED };
                     let slowest = gate.slowest().map(|cut| cut.to_string()).unwrap_or_default();
                     tracing::warn!("no calm moment: clients wait for what is in flight, above all {slowest}");
                     let _ = tokio::time::timeout(timeout.request(), gate.taken_but_for_unbounded(patience)).await;
+                    break paused;
+                }
+                if tokio::time::timeout(CALM, gate.taken(Some(Instant::now()))).await.is_ok() {
                     break paused;
                 }
                 gate.open();

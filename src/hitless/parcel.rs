@@ -272,7 +272,7 @@ fn decompose(message: &[u8], mut descriptors: Vec<OwnedFd>) -> io::Result<Vec<Cl
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
                 format!(
-                    "the parcel has format {version}, this release opens format {VERSION}: its connections are closed \
+                    "the parcel has format {version}, this release opens {VERSION} and {UNASKED_VERSION}: its connections are closed \
                      ({} descriptors)",
                     descriptors.len()
                 ),

@@ -54,8 +54,8 @@ pub struct Options {
 /// that stand still at any time, it need not wait for them.
 const CROWD: &[(Kind, u32)] = &[(Kind::Pausing, 8), (Kind::Busy, 1), (Kind::Fresh, 1)];
 
-/// Who behaves as well, and has 0.3 s to say goodbye while everybody waits, which is too short now and then where the
-/// machine is busy: of a thousand requests one may be lost.
+/// Who behaves as well, and has 0.3 s to hear that it is to go, which is too short now and then where the machine is busy: of a
+/// thousand requests one may be lost.
 const POLITE: &[(Kind, u32)] = &[(Kind::Http2, 1)];
 
 /// Clients of the storm at the same time.
