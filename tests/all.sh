@@ -135,6 +135,9 @@ steps_on() {
     lab faults --as-is --debian "$1"
 }
 
+# What a part said, each line behind the part's name.
+said() { sed "s/^/$1: /" "$results/$1.log"; }
+
 # Runs parts one after the other, each to the end whatever becomes of the others.
 run() {
     for part; do
@@ -147,7 +150,7 @@ run() {
         77) verdict="not run: $(tail -n 1 "$results/$part.log")" && [ "${CI-}" != true ] || verdict=failed ;;
         *) verdict=failed ;;
         esac
-        [ "$verdict" != failed ] || sed "s/^/$part: /" "$results/$part.log"
+        [ "$verdict" != failed ] || said "$part"
         printf '%-10s %4d s  %s\n' "$part" "$took" "$verdict" | tee "$results/$part.result"
     done
 }
@@ -200,6 +203,12 @@ chaos)
     ;;
 esac
 
+# Whoever keeps only the end of what is said here still sees why.
+for result in "$results"/*.result; do
+    grep -q ' failed$' "$result" || continue
+    echo
+    said "$(basename "$result" .result)" | tail -n 40
+done
 echo
 cat "$results"/*.result
 passed=$(cat "$results"/*.result | grep -c ' passed$')

@@ -28,10 +28,8 @@ const LEFT: &str = "left after ";
 const CONFIGURED: &str = "configured";
 const SERVING: &str = "serving on ";
 
-/// What the service has to log, so that its steps can be told apart. `name` is the service's.
-pub fn filter(name: &str) -> String {
-    format!("info,service::hitless::lifecycle=debug,{}=debug", name.replace('-', "_"))
-}
+/// What the service has to log, so that its steps can be told apart.
+pub const FILTER: &str = "info,service::hitless::lifecycle=debug,service::server=debug";
 
 /// How long each of the steps took, in milliseconds.
 pub type Steps = [f64; STEPS.len()];

@@ -183,8 +183,7 @@ impl Bench {
         let subject = rehearse::subject(options.as_is).await?;
         let traffic = Traffic::load(&subject.traffic())?;
         let host = Host::boot(&rehearse::image(&options.debian, &traffic).await?).await?;
-        let filter = anatomy::filter(&subject.name);
-        let settings = traffic.settings_with(&format!("{SETTINGS}log.filter = '{filter}'\n"))?;
+        let settings = traffic.settings_with(&format!("{SETTINGS}log.filter = '{}'\n", anatomy::FILTER))?;
         let stage = Stage::deploy(host, &subject, Listen::Tcp, &settings).await?;
         Ok(Self { stage, name: subject.name, traffic, rounds: options.rounds })
     }
