@@ -1,4 +1,4 @@
-//! The report of a run: one HTML page with everything in it, and a picture for a README.
+//! The report of a run: one HTML page with everything in it.
 //!
 //! Verdict, lifelines and tables are plain HTML made here, so they can be read without JavaScript; the
 //! script in `report.html` draws the answers, which may be a hundred thousand. Whatever comes from the
@@ -19,9 +19,9 @@ use crate::record::{Record, Restart, Scenario};
 /// The page with a comment at each place to fill, which no escaped value can contain.
 const PAGE: &str = include_str!("report.html");
 
-/// The colours of page and picture. Those of the scenarios and of failures stay apart for readers with
+/// The colours of the page. Those of the scenarios and of failures stay apart for readers with
 /// deuteranopia and protanopia too: every pair by at least 16 in CIELAB. Print is always light.
-const THEME: &str = "
+pub const THEME: &str = "
 :root{color-scheme:light dark;--paper:#fbfaf8;--card:#fff;--ink:#1c2128;--soft:#5d6570;--line:#e3e1dc;
 --band:#1c212824;--good:#00695c;--bad:#c2330a;--c0:#117bcd;--c1:#e08a00;--c2:#1b9c71;--c3:#a13a94;
 --c4:#45a5e0;--c5:#b19e4c;--c6:#46379e;--c7:#7a838f;--c8:#0b3d0b;--c9:#8b5e3c}
@@ -31,7 +31,7 @@ const THEME: &str = "
 --c4:#93d3f7;--c5:#efe36d;--c6:#9a93ff;--c7:#9ca8b7;--c8:#90d280;--c9:#b68167}}
 ";
 /// How many of them are for scenarios; with one more scenario they begin again, and its marks are hollow.
-const COLOURS: usize = 10;
+pub const COLOURS: usize = 10;
 
 /// The mark of a scenario in a legend.
 fn swatch(index: usize) -> String {
@@ -93,7 +93,6 @@ fn page(record: &Record) -> String {
         ("<!--lede-->", lede(record)),
         ("<!--facts-->", facts(record)),
         ("<!--legend-->", legend(record)),
-        ("<!--picture-->", picture(record)),
         ("<!--lifelines-->", lifelines(record)),
         ("<!--failures-->", failures(record)),
         ("<!--figures-->", figures(record)),
@@ -383,158 +382,16 @@ fn data(record: &Record) -> String {
     data.to_string().replace('<', "\\u003c")
 }
 
-/// One typical restart as its clients saw it, as an SVG that needs nothing else: each answer a line from
-/// the moment its request was sent to the moment it was whole, at the height of its latency; below them
-/// the connections. Empty if no restart succeeded.
-pub fn picture(record: &Record) -> String {
-    const LEFT: f64 = 212.0;
-    const RIGHT: f64 = 826.0;
-    const TOP: f64 = 112.0;
-    const BOTTOM: f64 = 380.0;
-    const ROW: f64 = 19.0;
-
-    let mut restarts: Vec<_> = record.restarts.iter().filter(|restart| restart.ok).collect();
-    restarts.sort_by(|a, b| milliseconds(a).total_cmp(&milliseconds(b)));
-    let Some(restart) = restarts.get(restarts.len() / 2) else {
-        return String::new();
-    };
-    let around = (2.0 * (restart.ready - restart.at)).max(0.2);
-    let (from, to) = (restart.at - around, restart.ready + around);
-    let x = |at: f64| LEFT + ((at - from) / (to - from)).clamp(0.0, 1.0) * (RIGHT - LEFT);
-    let (began, ended) = (x(restart.at), x(restart.ready));
-
-    let answers: Vec<_> = record
-        .answers
-        .iter()
-        .map(|answer| (usize::from(answer.scenario), answer.at, f64::from(answer.ms).max(0.01)))
-        .filter(|(_, at, ms)| *at < to && at + ms / 1000.0 > from)
-        .collect();
-    let latencies = sorted(answers.iter().map(|(_, _, ms)| *ms));
-    let low = latencies.first().unwrap_or(&1.0).log10() - 0.15;
-    let high = (latencies.last().unwrap_or(&1.0).log10() + 0.15).max(low + 1.0);
-    let y = |ms: f64| BOTTOM - (ms.log10() - low) / (high - low) * (BOTTOM - TOP);
-
-    let end = BOTTOM + 22.0 + ROW * record.scenarios.len() as f64;
-    let mut svg = format!(
-        "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 960 {height}' role='img' font-size='13' \
-         font-family='system-ui,-apple-system,Segoe UI,Roboto,sans-serif'><title>{verdict}</title>\
-         <style>{THEME}.ink{{fill:var(--ink)}}.soft{{fill:var(--soft)}}.ray{{fill:none;stroke-linecap:round}}\
-         </style><rect width='960' height='{height}' rx='10' style='fill:var(--card)'/>\
-         <text class='ink' x='24' y='40' font-size='20' font-weight='600'>{title}</text>\
-         <text class='soft' x='24' y='62'>Each mark is an answer, from its request to its last byte; the \
-         higher, the slower. Shaded: the restart.</text>\
-         <rect x='{began:.1}' y='{top}' width='{width:.1}' height='{tall}' style='fill:var(--band)'/>\
-         <text class='ink' x='{middle:.1}' y='{label}' text-anchor='middle' font-weight='600'>{took}</text>",
-        height = end + 52.0,
-        verdict = verdict(record),
-        title = match &record.peer {
-            Some(peer) => format!("A restart of {}, seen by its clients", escape(peer)),
-            None => "A restart, seen by its clients".into(),
-        },
-        top = TOP - 12.0,
-        width = (ended - began).max(1.0),
-        tall = end - TOP + 12.0,
-        middle = (began + ended) / 2.0,
-        label = TOP - 20.0,
-        took = span(milliseconds(restart)),
-    );
-    for decade in low.ceil() as i32..=high.floor() as i32 {
-        let ms = 10f64.powi(decade);
-        let label = if ms < 1000.0 { format!("{ms} ms") } else { format!("{} s", ms / 1000.0) };
-        let _ = write!(
-            svg,
-            "<path style='stroke:var(--line)' d='M{LEFT} {y:.1}H{RIGHT}'/>\
-             <text class='soft' x='{}' y='{:.1}' text-anchor='end'>{label}</text>",
-            LEFT - 12.0,
-            y(ms) + 4.0,
-            y = y(ms),
-        );
-    }
-
-    let mut rays = vec![BTreeSet::new(); record.scenarios.len()];
-    for (scenario, at, ms) in answers {
-        if let Some(rays) = rays.get_mut(scenario) {
-            // Whole pixels: what falls on the same ones is drawn once.
-            let (start, stop) = (x(at).round() as i32, x(at + ms / 1000.0).round() as i32);
-            rays.insert((y(ms).round() as i32, start, stop - start));
-        }
-    }
-    let mut order: Vec<_> = (0..rays.len()).collect();
-    order.sort_by_key(|&scenario| Reverse(rays[scenario].len()));
-    for scenario in order {
-        let path = rays[scenario]
-            .iter()
-            .fold(String::new(), |path, (y, start, length)| format!("{path}M{start} {y}h{length}"));
-        let _ = write!(
-            svg,
-            "<path class='ray' style='stroke:var(--c{})' stroke-width='2' stroke-opacity='.75' d='{path}'/>",
-            scenario % COLOURS,
-        );
-    }
-
-    for (i, scenario) in record.scenarios.iter().enumerate() {
-        let middle = BOTTOM + 22.0 + (i as f64 + 0.5) * ROW;
-        let _ = write!(
-            svg,
-            "<circle cx='30' cy='{middle}' r='3' style='fill:{};stroke:var(--c{});stroke-width:2'/>\
-             <text class='ink' x='42' y='{}'>{}</text>",
-            if i < COLOURS { format!("var(--c{i})") } else { "none".into() },
-            i % COLOURS,
-            middle + 4.5,
-            escape(&scenario.name),
-        );
-        if !holds(record, scenario) {
-            let _ = write!(
-                svg,
-                "<path class='ray' style='stroke:var(--c{})' stroke-dasharray='0 7' d='M{LEFT} {middle}H{RIGHT}'/>",
-                i % COLOURS,
-            );
-            continue;
-        }
-        let (whole, torn) = strand(record, i, 3, x, [middle - ROW / 2.0, ROW]);
-        let _ = write!(
-            svg,
-            "<path class='ray' style='stroke:var(--c{})' d='{whole}'/>\
-             <path class='ray' style='stroke:var(--bad)' d='{torn}'/>\
-             <text class='ink' x='{}' y='{}'>{} of {} kept</text>",
-            i % COLOURS,
-            RIGHT + 12.0,
-            middle + 4.5,
-            count(scenario.kept),
-            count(u64::from(scenario.clients)),
-        );
-    }
-    let failures = record.failures.iter().map(|failure| failure.at);
-    for cross in apart(failures.filter(|at| (from..to).contains(at)).map(x), 11) {
-        let _ = write!(
-            svg,
-            "<path style='stroke:var(--bad)' stroke-width='2.5' d='M{} {}l8 8m0-8l-8 8'/>",
-            cross - 4,
-            TOP - 10.0,
-        );
-    }
-    let _ = write!(
-        svg,
-        "<text class='ink' x='24' y='{foot}' font-weight='600'>{}</text>\
-         <text class='soft' x='936' y='{foot}' text-anchor='end'>{}, {} at once</text></svg>",
-        verdict(record),
-        escape(&record.stage),
-        plural(record.totals().clients, "client"),
-        foot = end + 32.0,
-    );
-    svg
-}
-
 /// Whether the clients of a scenario hold on to a connection: some lived through everything, or, where the
 /// server closed them, no client opened many more than the restarts account for.
-fn holds(record: &Record, scenario: &Scenario) -> bool {
+pub fn holds(record: &Record, scenario: &Scenario) -> bool {
     let fair = 2 * (record.restarts.len() as u64 + 1) * u64::from(scenario.clients);
     scenario.kept > 0 || (scenario.closed > 0 && scenario.opened <= fair)
 }
 
 /// The connections of a scenario as two SVG paths of parallel lines: whole for the share that was kept,
 /// torn for the rest, cut wherever the server closed one.
-fn strand(
+pub fn strand(
     record: &Record,
     index: usize,
     most: u64,
@@ -570,7 +427,7 @@ fn strand(
 }
 
 /// The places in order and in whole pixels, without those nearer than `gap` to the one before.
-fn apart(places: impl Iterator<Item = f64>, gap: i32) -> Vec<i32> {
+pub fn apart(places: impl Iterator<Item = f64>, gap: i32) -> Vec<i32> {
     let places: BTreeSet<_> = places.map(|place| place.round() as i32).collect();
     let mut kept = Vec::<i32>::new();
     for place in places {
@@ -581,18 +438,20 @@ fn apart(places: impl Iterator<Item = f64>, gap: i32) -> Vec<i32> {
     kept
 }
 
-fn milliseconds(restart: &Restart) -> f64 {
+/// How long a restart took.
+pub fn milliseconds(restart: &Restart) -> f64 {
     (restart.ready - restart.at) * 1000.0
 }
 
-fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
+/// Those that are numbers, in order.
+pub fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
     let mut values: Vec<_> = values.filter(|value| value.is_finite()).collect();
     values.sort_by(f64::total_cmp);
     values
 }
 
 /// 412308 as `412,308`.
-fn count(number: u64) -> String {
+pub fn count(number: u64) -> String {
     let digits = number.to_string();
     let mut out = String::new();
     for (i, digit) in digits.chars().enumerate() {
@@ -604,12 +463,13 @@ fn count(number: u64) -> String {
     out
 }
 
-fn plural(number: u64, what: &str) -> String {
+/// `1 client`, `1,234 clients`.
+pub fn plural(number: u64, what: &str) -> String {
     format!("{} {what}{}", count(number), if number == 1 { "" } else { "s" })
 }
 
 /// A time with the digits that matter: `0.42 ms`, `112 ms`, `5.0 s`.
-fn span(ms: f64) -> String {
+pub fn span(ms: f64) -> String {
     match ms {
         _ if !ms.is_finite() => "–".into(),
         _ if ms < 1.0 => format!("{ms:.2} ms"),
@@ -620,7 +480,8 @@ fn span(ms: f64) -> String {
     }
 }
 
-fn escape(text: &str) -> String {
+/// Text for HTML and SVG.
+pub fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;").replace('\'', "&#39;")
 }
 

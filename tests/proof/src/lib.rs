@@ -12,6 +12,7 @@
 //! - [`attack`]: clients that do what none should; [`attacker`] is them, and [`frames`] what they say in HTTP/2;
 //! - [`storm`]: clients that say and do anything; [`babble`] is what that is;
 //! - [`measure`]: what a restart costs clients, beside the [`floor`] under it, and [where the time goes](anatomy);
+//! - [`picture`]: a restart as its clients saw it, for a README;
 //! - [`bench`]: throughput beside bare axum's;
 //! - [`programs`]: nginx, HAProxy and curl, on the host;
 //! - [`peer`]: the same routes without hitless, for contrast.
@@ -34,6 +35,7 @@ pub mod hurts;
 pub mod measure;
 pub mod operator;
 pub mod peer;
+pub mod picture;
 pub mod programs;
 pub mod rehearse;
 pub mod release;

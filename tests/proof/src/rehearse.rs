@@ -6,13 +6,12 @@ use std::path::PathBuf;
 use anyhow::Context;
 use lab::load::Kind;
 use lab::rehearse::{self, Outcome, Run, conclude, restart_under};
-use lab::report;
 use lab::stage::Stage;
 use lab::traffic::Traffic;
 
 use crate::browser::{self, Browser};
 use crate::programs::Programs;
-use crate::{peer, template};
+use crate::{peer, picture, template};
 
 /// What to rehearse, on what.
 #[derive(Debug, Clone, clap::Args)]
@@ -86,8 +85,8 @@ pub async fn rehearse(options: &Options) -> anyhow::Result<Outcome> {
     if let (Some(programs), Some((host, _))) = (programs, stage.host()) {
         record.programs = programs.end(host).await?;
     }
-    if let Some(picture) = &options.picture {
-        std::fs::write(picture, report::picture(&record)).with_context(|| format!("writing {}", picture.display()))?;
+    if let Some(path) = &options.picture {
+        std::fs::write(path, picture::of(&record)).with_context(|| format!("writing {}", path.display()))?;
     }
     conclude(&record, moved, &stage, rehearsal, &subject).await
 }

@@ -104,7 +104,6 @@ fn what_the_record_says_cannot_leave_its_place() {
         let page = page(&record);
         assert_eq!(page.matches("</script>").count(), PAGE.matches("</script>").count());
         assert!(!page.contains("<script>alert") && !page.contains("<!--"));
-        assert!(!picture(&record).contains("<script"));
     }
 }
 
