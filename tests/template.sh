@@ -159,7 +159,7 @@ is_small() {
     own=$(($(lines src tests/service) - $(lines src/hitless)))
     cd - >/dev/null
     echo "a generated service: $files files, $all lines of Rust, $own of them its owner's to read"
-    if [ "$files" -gt 90 ] || [ "$all" -gt 13000 ] || [ "$own" -gt 2500 ]; then fail "that is too much"; fi
+    if [ "$files" -gt 96 ] || [ "$all" -gt 14000 ] || [ "$own" -gt 2500 ]; then fail "that is too much"; fi
 }
 
 # The version that is stamped into what is generated is the template's.
