@@ -6,8 +6,7 @@ PREFIX := $(shell echo '$(NAME)' | tr a-z- A-Z_)
 BUILD   = cargo build --release --bin $(NAME) $(if $(TARGET),--target $(TARGET)) \
 	--message-format=json-render-diagnostics | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p'
 
-# make rehearse: who is restarted (this service, or axum for contrast), how often, and on which Debian.
-PEER     ?=
+# make rehearse: how often, and on which Debian.
 RESTARTS ?= 20
 DEBIAN   ?= bookworm
 
@@ -20,36 +19,28 @@ TARGET   ?=
 RELEASE  ?=
 export HOST SSH_OPTS WATCH TRIAL YES
 
-.PHONY: help run rehearse test check fuzz chaos bench deploy deb rollback apply status logs uninstall
+.PHONY: help run rehearse test check chaos deploy deb rollback apply status logs uninstall
 
 help: ## This list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 run: ## Run the service here, with a developer's log
 	$(PREFIX)_LOG__FILTER=debug cargo run
 
-rehearse: ## Restart it under load on a throwaway Debian here, and tell what that cost [PEER=axum RESTARTS=20 DEBIAN=bookworm]
+rehearse: ## Restart it under load on a throwaway Debian here, and tell what that cost [RESTARTS=20 DEBIAN=bookworm]
 	@tests/setup.sh rehearse
-	cargo run --release --package lab -- rehearse --restarts $(RESTARTS) --debian $(DEBIAN) $(if $(PEER),--peer $(PEER))
+	cargo run --release --package $(LAB) -- rehearse --restarts $(RESTARTS) --debian $(DEBIAN) $(REHEARSAL)
 
-test: ## Every test, from nothing
+test: ## Every test that needs no root, from nothing
 	@tests/setup.sh test
 	@tests/all.sh
 
 check: ## The fast checks: format, lints, shell scripts
 	@tests/all.sh format lints scripts
 
-fuzz: ## Look for what breaks a handover, for a while [SECONDS=900]
-	@tests/setup.sh fuzz
-	tests/fuzz/fuzz.sh $(or $(SECONDS),900)
-
-chaos: ## Everything that can go wrong, and 500 restarts before every kind of client, on both Debians; takes more than an hour
-	@tests/setup.sh test
+chaos: ## Many restarts instead: 200 before every kind of client, on each of both Debians; takes half an hour
+	@tests/setup.sh rehearse
 	@tests/all.sh chaos
-
-bench: ## Throughput, beside bare axum's
-	@tests/setup.sh bench
-	cargo run --release --package lab -- bench
 
 deploy: ## Put it on HOST=root@host, or replace what runs there [SSH_OPTS="-p 2222" TARGET=x86_64-unknown-linux-musl]
 	@built=$$($(BUILD)) && [ -n "$$built" ] && \
@@ -73,3 +64,7 @@ logs: ## Follow the journal on HOST=
 
 uninstall: ## Remove it from HOST=, but for its configuration
 	@deploy/tell $(NAME) uninstall
+
+# The crate that rehearses. The template has one that can more, and targets of its own.
+LAB := lab
+-include tests/proof/template.mk

@@ -1,8 +1,8 @@
 #!/bin/sh
-# Installs what `make rehearse`, `make test` and `make bench` need on a Debian machine, where it may (as root),
-# and else says what is missing. Silent and quick when all is there.
+# Installs what `make rehearse` and `make test` need on a Debian machine, where it may (as root), and else says what is
+# missing. Silent and quick when all is there.
 #
-#   tests/setup.sh rehearse|test|fuzz|bench
+#   tests/setup.sh rehearse|test, and in the template proofs|fuzz|bench
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -36,14 +36,15 @@ command -v cargo >/dev/null || {
 missing=
 wanted cc build-essential
 case $1 in
-rehearse | test)
+rehearse | proofs)
     # What boots a Debian of its own, makes a network for it, and deploys there.
     wanted systemd-nspawn systemd-container debootstrap debootstrap ip iproute2 ssh openssh-client
     [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || missing="$missing debian-archive-keyring"
     ;;
 esac
 case $1 in
-test)
+test) wanted shellcheck shellcheck systemd-analyze systemd ;;
+proofs)
     wanted shellcheck shellcheck systemd-analyze systemd git git dpkg-shlibdeps dpkg-dev
     # It brings the browser along.
     wanted chromedriver chromium-driver
@@ -54,7 +55,7 @@ esac
 install_missing
 
 case $1 in
-rehearse | test) [ ! -x tests/template.sh ] || tests/template.sh setup ;;
+rehearse | proofs) [ ! -x tests/template.sh ] || tests/template.sh setup ;;
 esac
 # Nothing is built without a linker; the rest says itself what it lacks.
 command -v cc >/dev/null || exit 1

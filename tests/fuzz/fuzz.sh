@@ -43,4 +43,4 @@ cargo test --quiet --features shuttle --no-run
 repeat 8000 "orders of threads" env ORDERS=1000 cargo test --quiet --features shuttle --test gate
 
 cd ../..
-cargo run --quiet --package lab -- storm --seconds $share
+cargo run --quiet --package proof -- storm --seconds $share

@@ -1,23 +1,31 @@
-//! The service as its clients, its operators and its service manager see it. `tests/README.md` says what proves what.
+//! The tests of the service, as its clients see it. They need no root, no systemd and no free port.
 
-mod application;
-mod client;
-mod start;
-
-mod command;
-mod configuration;
-mod departures;
-mod handover;
-mod http2;
-mod lifecycle;
-mod limits;
-mod listening;
-mod live;
-mod log;
-mod memory;
 mod own_routes;
-mod readiness;
-mod routes;
-mod siblings;
-mod timeout;
-mod units;
+
+use std::path::Path;
+
+use lab::client::{Client, soon};
+use lab::manager::{Manager, Service};
+use lab::stage::with_settings;
+use lab::traffic::Traffic;
+
+/// The service's binary.
+const BINARY: &str = env!(concat!("CARGO_BIN_EXE_", env!("CARGO_PKG_NAME")));
+
+/// What `make rehearse` asks for.
+fn traffic() -> Traffic {
+    Traffic::load(Path::new("tests/lab/traffic.toml")).expect("what to ask for")
+}
+
+/// Starts the service under a stand-in for systemd, with the settings of `tests/lab/traffic.toml` and, over them, those that
+/// a test needs, in TOML. It ends with the test.
+async fn start(settings: &str) -> Service {
+    let settings = traffic().settings_with(settings).expect("settings");
+    let manager = with_settings(Manager::new(BINARY), env!("CARGO_PKG_NAME"), &settings);
+    soon("the start", manager.start()).await.expect("a service that gets ready")
+}
+
+/// A client of it, on a connection of its own.
+async fn client(service: &Service) -> Client {
+    Client::connect(service.address()).await
+}

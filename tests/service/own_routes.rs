@@ -1,27 +1,19 @@
-//! The tests of the service's own routes and settings. This file is yours; the others prove the machinery, with an
-//! application of their own (`application.rs`).
+//! The tests of the service's own routes and settings. This file is yours.
 
-use std::path::Path;
 use std::time::Duration;
 
+use lab::client::soon;
 use lab::load::{Kind, Load};
-use lab::manager::Manager;
-use lab::traffic::{Traffic, flat};
 
-use crate::client::soon;
-use crate::start::{BINARY, spawn_own, variable};
+use crate::{client, start, traffic};
 
 /// Restarts cost those nothing who ask for what `tests/lab/traffic.toml` lists. `make rehearse` does the same with more
 /// clients, more often, and on a host.
 #[tokio::test]
 async fn restarts_lose_nothing() {
-    let traffic = Traffic::load(Path::new("tests/lab/traffic.toml")).expect("what to ask for");
-    let settings = flat(&traffic.settings).into_iter().map(|(key, value)| (variable(&key), value));
-    let manager = settings.fold(Manager::new(BINARY), |manager, (variable, value)| manager.env(variable, value));
-    let mut service = soon("the start", manager.start()).await.expect("a service that gets ready");
-
+    let mut service = start("").await;
     let crowd = [(Kind::Pausing, 4), (Kind::Fresh, 2), (Kind::Slow, 2), (Kind::Uploading, 2), (Kind::Http2, 1)];
-    let load = Load::start(service.address(), &traffic, &crowd);
+    let load = Load::start(service.address(), &traffic(), &crowd);
     soon("answers", async {
         while !load.is_settled() {
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -39,7 +31,8 @@ async fn restarts_lose_nothing() {
 
 #[tokio::test]
 async fn ping_answers_after_its_delay() {
-    let mut client = spawn_own("ping_delay = '300ms'").await.client().await;
+    let service = start("ping_delay = '300ms'").await;
+    let mut client = client(&service).await;
     let began = std::time::Instant::now();
     let answer = client.get("/ping").await;
     assert_eq!((answer.status, answer.json()), (200, serde_json::json!({ "message": "pong" })));
@@ -48,7 +41,8 @@ async fn ping_answers_after_its_delay() {
 
 #[tokio::test]
 async fn echo_sends_a_body_back_as_it_comes() {
-    let mut client = spawn_own("").await.client().await;
+    let service = start("").await;
+    let mut client = client(&service).await;
     assert_eq!(client.echo("a body").await.text(), "a body");
     client.send("POST /echo HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n").await;
     assert_eq!(client.head().await.status, 200);

@@ -1,65 +1,28 @@
-//! The laboratory: what it takes to see whether a restart loses anything.
+//! The laboratory: what it takes to see whether a restart loses anything. It needs no change; what it asks for stands in
+//! `traffic.toml`.
 //!
-//! - [`http1`], [`http2`]: clients so strict that nothing is hidden;
-//! - [`load`]: all kinds of them at once, asking what [`traffic`] lists; [`answers`]: what they were answered;
+//! - [`rehearse`]: the job; [`command`]: its beginning and its end;
+//! - [`traffic`]: what is asked for; [`load`]: all kinds of clients at once; [`answers`]: what they were answered;
 //!   [`gate`]: how near to the moment of the handover they asked;
-//! - [`manager`]: a stand-in for systemd, for tests and for machines without root;
-//! - [`host`]: throwaway Debian hosts with the real one; [`stage`]: either of them;
-//! - [`subject`]: the service that is built and put there;
-//! - [`site`], [`scene`]: a service on a host, and all that is around it; [`operator`]: who deploys it, with the very
-//!   scripts; [`release`]: what is deployed, good and bad; [`wire`]: what the operator's ssh goes over;
-//! - [`rehearse`]: the main job; [`verdict`], [`report`]: its outcome for the terminal and as a page;
-//! - [`deploy`]: updates and rollbacks; [`rolling`]: several instances in turn; [`delays`]: what either costs;
-//! - [`faults`], [`stories`]: all that can go wrong with a deploy;
-//! - [`balance`]: what clients of a [`balancer`] in front notice of a restart, a stop, a reboot;
-//! - [`browser`]: a real browser, driven over WebDriver;
-//! - [`chaos`], [`hurts`]: all that can go wrong with a service that runs; [`stuff`] fills its descriptor store;
-//! - [`attack`]: clients that do what none should; [`attacker`] is them, and [`frames`] what they say in HTTP/2;
-//! - [`storm`]: clients that say and do anything; [`babble`] is what that is;
-//! - [`measure`]: what a restart costs clients, beside the [`floor`] under it, and [where the time goes](anatomy);
-//! - [`record`]: what was found, as data;
-//! - [`bench`]: throughput beside bare axum's;
-//! - [`programs`]: nginx, HAProxy and curl, on the host;
-//! - [`peer`]: the same routes without hitless, for contrast.
+//! - [`http1`], [`http2`]: clients so strict that nothing is hidden; [`client`]: one that says exactly what a test has it say;
+//! - [`subject`]: the service; [`stage`]: what it stands on while it is restarted;
+//! - [`host`]: throwaway Debian hosts with the real systemd; [`manager`]: a stand-in for it, for tests and for machines
+//!   without root;
+//! - [`record`]: what was found, as data; [`verdict`], [`report`]: the same for the terminal and as a page.
 
-pub mod anatomy;
 pub mod answers;
-pub mod attack;
-pub mod attacker;
-pub mod babble;
-pub mod balance;
-pub mod balancer;
-pub mod bench;
-pub mod browser;
-pub mod chaos;
-pub mod delays;
-pub mod deploy;
-pub mod faults;
-pub mod floor;
-pub mod frames;
+pub mod client;
+pub mod command;
 pub mod gate;
 pub mod host;
 pub mod http1;
 pub mod http2;
-pub mod hurts;
 pub mod load;
 pub mod manager;
-pub mod measure;
-pub mod operator;
-pub mod peer;
-pub mod programs;
 pub mod record;
 pub mod rehearse;
-pub mod release;
 pub mod report;
-pub mod rolling;
-pub mod scene;
-pub mod site;
 pub mod stage;
-pub mod stories;
-pub mod storm;
-pub mod stuff;
 pub mod subject;
 pub mod traffic;
 pub mod verdict;
-pub mod wire;

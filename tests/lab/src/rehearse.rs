@@ -7,10 +7,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, bail};
 use tokio::time::{Instant, sleep};
 
-use crate::browser::{self, Browser};
 use crate::host::{Host, Image};
 use crate::load::{Findings, Group, Kind, Load};
-use crate::programs::Programs;
 use crate::record::{Record, Restart};
 use crate::stage::{Listen, SOCKET, Stage};
 use crate::subject::Subject;
@@ -32,20 +30,8 @@ pub struct Options {
     /// Fail where no host can be booted, instead of using the stand-in.
     #[arg(long, conflicts_with = "stand_in")]
     pub no_stand_in: bool,
-    /// In the template: rehearse the template itself, and do not generate a service.
-    #[arg(long)]
-    pub as_is: bool,
-    /// Rehearse another system, for contrast: axum, with its own graceful shutdown.
-    #[arg(long, value_parser = ["axum"])]
-    pub peer: Option<String>,
-    /// Send clients through nginx and HAProxy as well, and let curl ask, all three from the host's own Debian.
-    #[arg(long, conflicts_with = "stand_in")]
-    pub programs: bool,
-    /// Rehearse the example of streams and WebSockets, with a browser that holds one of each as well.
-    #[arg(long, conflicts_with_all = ["stand_in", "peer"])]
-    pub browser: bool,
     /// Let the service listen on a Unix socket.
-    #[arg(long, conflicts_with_all = ["stand_in", "peer", "browser"])]
+    #[arg(long, conflicts_with = "stand_in")]
     pub unix: bool,
     /// How many idle connections.
     #[arg(long, default_value_t = 50)]
@@ -53,9 +39,6 @@ pub struct Options {
     /// The folder for the report.
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
-    /// Write a picture of one restart as well, for a README.
-    #[arg(long, value_name = "FILE")]
-    pub picture: Option<PathBuf>,
 }
 
 /// What became of the promise.
@@ -65,70 +48,84 @@ pub enum Outcome {
     Broken,
 }
 
-/// Rehearses, prints the verdict, writes the report. A peer is there to be watched: it keeps what it
-/// promises, whatever it loses.
+/// Rehearses, prints the verdict, writes the report.
 pub async fn rehearse(options: &Options) -> anyhow::Result<Outcome> {
-    let (mut stage, subject, traffic) = set_up(options).await?;
-    let mut programs = match (options.programs, stage.host()) {
-        (true, Some((host, listen))) => Some(Programs::start(host, listen, &traffic).await?),
-        _ => None,
+    raise_descriptor_limit()?;
+    let subject = Subject::find(Path::new(".")).await?;
+    let traffic = Traffic::of(&subject)?;
+    let mut stage = match host(options, &traffic).await? {
+        Some(host) => Stage::deploy(host, &subject, options.listen(), &traffic.settings).await?,
+        None => Stage::stand_in(&subject, &traffic.settings).await?,
     };
-    let browser = match (options.browser, stage.host()) {
-        (true, Some((host, _))) => {
-            browser::install_example(host, &subject).await?;
-            Some(Browser::open(stage.address()).await?)
-        }
-        _ => None,
-    };
-    let mut groups = groups(options, &stage);
-    groups.extend(programs.iter().flat_map(Programs::groups));
+    let groups = Kind::ALL.map(|(kind, count)| (kind, options.count(kind, count), stage.place()));
+    let run = Run::begin(&traffic, groups.into()).await?;
+    let restarts = restart_under(&mut stage, &run.load, options.restarts).await;
+    let (record, moved) = run.end(&subject, &stage, restarts).await;
+    conclude(&record, moved, &stage, options, &subject).await
+}
 
-    let started_unix = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
-    let load = Load::start_groups(&traffic, groups);
-    settle(&load).await?;
-    if let (Some(programs), Some((host, _))) = (&mut programs, stage.host()) {
-        programs.restarts_begin(host).await?;
+impl Options {
+    /// Where the service is to listen.
+    pub fn listen(&self) -> Listen {
+        if self.unix { Listen::Unix(SOCKET) } else { Listen::Tcp }
     }
-    let restarts = restart_under(&mut stage, &load, options.restarts).await;
-    let curled = match (&programs, stage.host()) {
-        (Some(programs), Some((host, _))) => Some(programs.curled(host).await?),
-        _ => None,
-    };
-    let seconds = load.clock();
-    let Findings { mut scenarios, answers, mut failures, moved, at_the_gate } = load.finish().await;
-    if let Some(curled) = curled {
-        failures.extend(curled.failures(scenarios.len() as u16));
-        scenarios.push(curled.scenario());
-    }
-    if let Some(browser) = browser {
-        let findings = browser.findings().await?;
-        println!("\n{}, with the example's page open:\n{}", browser.version, browser::table(&findings));
-        failures.extend(findings.failures(scenarios.len() as u16));
-        scenarios.push(findings.scenario());
-    }
-    let programs = match (programs, stage.host()) {
-        (Some(programs), Some((host, _))) => programs.end(host).await?,
-        _ => vec![],
-    };
-    let record = Record {
-        service: subject.name.clone(),
-        version: subject.version.clone(),
-        stage: stage.name().into(),
-        peer: options.peer.clone(),
-        started_unix,
-        seconds,
-        restarts,
-        scenarios,
-        programs,
-        at_the_gate,
-        answers,
-        failures,
-    };
 
-    println!("{}", verdict::table(&record));
-    let path = write_report(&record, options, &subject)?;
+    /// How many clients of a kind there are, where there are usually so many.
+    pub fn count(&self, kind: Kind, usual: u32) -> u32 {
+        if kind == Kind::Idle { self.idle } else { usual }
+    }
+}
+
+/// A rehearsal that goes on.
+#[derive(Debug)]
+pub struct Run {
+    pub load: Load,
+    started_unix: u64,
+}
+
+impl Run {
+    /// Begins to ask, and waits until everybody was answered.
+    pub async fn begin(traffic: &Traffic, groups: Vec<Group>) -> anyhow::Result<Self> {
+        let started_unix = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+        let load = Load::start_groups(traffic, groups);
+        settle(&load).await?;
+        Ok(Self { load, started_unix })
+    }
+
+    /// Ends it: what was found, and how many clients did not end on the connection they began with though they had to.
+    pub async fn end(self, subject: &Subject, stage: &Stage, restarts: Vec<Restart>) -> (Record, u64) {
+        let seconds = self.load.clock();
+        let Findings { scenarios, answers, failures, moved, at_the_gate } = self.load.finish().await;
+        let record = Record {
+            service: subject.name.clone(),
+            version: subject.version.clone(),
+            stage: stage.name().into(),
+            peer: None,
+            started_unix: self.started_unix,
+            seconds,
+            restarts,
+            scenarios,
+            programs: vec![],
+            at_the_gate,
+            answers,
+            failures,
+        };
+        (record, moved)
+    }
+}
+
+/// Prints the verdict and writes the report. A peer is there to be watched: it keeps what it promises, whatever it loses.
+pub async fn conclude(
+    record: &Record,
+    moved: u64,
+    stage: &Stage,
+    options: &Options,
+    subject: &Subject,
+) -> anyhow::Result<Outcome> {
+    println!("{}", verdict::table(record));
+    let path = write_report(record, options, subject)?;
     let spotless = record.spotless();
-    match (&options.peer, spotless && moved == 0) {
+    match (&record.peer, spotless && moved == 0) {
         (None, true) => println!(
             "{} restarts under {} clients: nothing lost, nothing refused, no connection closed.",
             record.restarts.len(),
@@ -149,38 +146,14 @@ pub async fn rehearse(options: &Options) -> anyhow::Result<Outcome> {
         ),
     }
     println!("Report: {}", path.display());
-    Ok(match options.peer.is_some() || (spotless && moved == 0) {
+    Ok(match record.peer.is_some() || (spotless && moved == 0) {
         true => Outcome::Kept,
         false => Outcome::Broken,
     })
 }
 
-/// Who asks the service itself.
-fn groups(options: &Options, stage: &Stage) -> Vec<Group> {
-    let count = |kind, count| match kind {
-        Kind::Idle => options.idle,
-        // hyper drops whoever half-closes, restart or not.
-        Kind::HalfClosing if options.peer.is_some() => 0,
-        // Nobody gets a word in where these take what processors there are.
-        Kind::Busy | Kind::Fresh if options.programs => 1,
-        _ => count,
-    };
-    Kind::ALL.into_iter().map(|(kind, usual)| (kind, count(kind, usual), stage.place())).collect()
-}
-
-/// What is to be deployed; in the template, unless it is taken as it is, a service that is generated from it.
-pub(crate) async fn subject(as_is: bool) -> anyhow::Result<Subject> {
-    raise_descriptor_limit()?;
-    let subject = Subject::find(Path::new(".")).await?;
-    if !subject.is_template() || as_is {
-        return Ok(subject);
-    }
-    println!("Generating a service from the template ...");
-    subject.generate().await
-}
-
 /// What hosts are booted from: a Debian, with what the service needs beside it.
-pub(crate) async fn image(debian: &str, traffic: &Traffic) -> anyhow::Result<Image> {
+pub async fn image(debian: &str, traffic: &Traffic) -> anyhow::Result<Image> {
     let preparation = traffic.preparation()?;
     let line = Line::default();
     let image = async {
@@ -195,43 +168,29 @@ pub(crate) async fn image(debian: &str, traffic: &Traffic) -> anyhow::Result<Ima
     image
 }
 
-/// Everything up to the first request.
-pub(crate) async fn set_up(options: &Options) -> anyhow::Result<(Stage, Subject, Traffic)> {
-    let subject = subject(options.as_is || options.peer.is_some()).await?;
-    let traffic = Traffic::of(&subject)?;
-
-    let host = if options.stand_in {
-        None
-    } else {
-        println!("Booting a throwaway Debian ({}) ...", options.debian);
-        let began = Instant::now();
-        let booted = async { Host::boot(&image(&options.debian, &traffic).await?).await };
-        match booted.await {
-            Ok(host) => {
-                println!("{}, up after {:.1} s", host.stage, began.elapsed().as_secs_f64());
-                Some(host)
-            }
-            Err(why) if options.no_stand_in => return Err(why),
-            Err(why) => {
-                println!("No host here: {why:#}\nGoing on with the stand-in for systemd.");
-                None
-            }
+/// Boots a host, unless that is not wanted, or cannot be done.
+pub async fn host(options: &Options, traffic: &Traffic) -> anyhow::Result<Option<Host>> {
+    if options.stand_in {
+        return Ok(None);
+    }
+    println!("Booting a throwaway Debian ({}) ...", options.debian);
+    let began = Instant::now();
+    let booted = async { Host::boot(&image(&options.debian, traffic).await?).await };
+    match booted.await {
+        Ok(host) => {
+            println!("{}, up after {:.1} s", host.stage, began.elapsed().as_secs_f64());
+            Ok(Some(host))
         }
-    };
-    let stage = match (host, &options.peer) {
-        (Some(host), None) => {
-            let listen = if options.unix { Listen::Unix(SOCKET) } else { Listen::Tcp };
-            Stage::deploy(host, &subject, listen, &traffic.settings).await?
+        Err(why) if options.no_stand_in => Err(why),
+        Err(why) => {
+            println!("No host here: {why:#}\nGoing on with the stand-in for systemd.");
+            Ok(None)
         }
-        (Some(host), Some(_)) => Stage::deploy_peer(host).await?,
-        (None, None) => Stage::stand_in(&subject, &traffic.settings).await?,
-        (None, Some(_)) => Stage::stand_in_peer().await?,
-    };
-    Ok((stage, subject, traffic))
+    }
 }
 
 /// Restarts the service so many times while the load runs, a random moment apart.
-async fn restart_under(stage: &mut Stage, load: &Load, count: u32) -> Vec<Restart> {
+pub async fn restart_under(stage: &mut Stage, load: &Load, count: u32) -> Vec<Restart> {
     load.restarts_begin();
     let line = Line::default();
     let mut restarts = vec![];
@@ -264,7 +223,7 @@ async fn restart_under(stage: &mut Stage, load: &Load, count: u32) -> Vec<Restar
 }
 
 /// Waits until every client has been answered once.
-pub(crate) async fn settle(load: &Load) -> anyhow::Result<()> {
+pub async fn settle(load: &Load) -> anyhow::Result<()> {
     let deadline = Instant::now() + Duration::from_secs(60);
     while !load.is_settled() {
         if Instant::now() > deadline {
@@ -289,20 +248,17 @@ fn progress(load: &Load, number: u32, count: u32) -> String {
 fn write_report(record: &Record, options: &Options, subject: &Subject) -> anyhow::Result<PathBuf> {
     let directory = options.out.clone().unwrap_or_else(|| subject.target.clone());
     std::fs::create_dir_all(&directory)?;
-    let name = match &options.peer {
+    let name = match &record.peer {
         Some(peer) => format!("rehearsal-{peer}.html"),
         None => "rehearsal.html".into(),
     };
     let path = directory.join(name);
     report::write(record, &path).with_context(|| format!("writing {}", path.display()))?;
-    if let Some(picture) = &options.picture {
-        std::fs::write(picture, report::picture(record)).with_context(|| format!("writing {}", picture.display()))?;
-    }
     Ok(path)
 }
 
 /// Thousands of connections take as many descriptors.
-fn raise_descriptor_limit() -> anyhow::Result<()> {
+pub fn raise_descriptor_limit() -> anyhow::Result<()> {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
@@ -311,7 +267,7 @@ fn raise_descriptor_limit() -> anyhow::Result<()> {
 
 /// A line that is written over while it changes; on anything but a terminal, a line now and then.
 #[derive(Debug, Default)]
-pub(crate) struct Line {
+pub struct Line {
     shown: std::cell::Cell<Option<Instant>>,
 }
 

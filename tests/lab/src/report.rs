@@ -1,4 +1,4 @@
-//! The report of a run: one HTML page with everything in it, and a picture for a README.
+//! The report of a run: one HTML page with everything in it.
 //!
 //! Verdict, lifelines and tables are plain HTML made here, so they can be read without JavaScript; the
 //! script in `report.html` draws the answers, which may be a hundred thousand. Whatever comes from the
@@ -19,9 +19,9 @@ use crate::record::{Record, Restart, Scenario};
 /// The page with a comment at each place to fill, which no escaped value can contain.
 const PAGE: &str = include_str!("report.html");
 
-/// The colours of page and picture. Those of the scenarios and of failures stay apart for readers with
+/// The colours of the page. Those of the scenarios and of failures stay apart for readers with
 /// deuteranopia and protanopia too: every pair by at least 16 in CIELAB. Print is always light.
-const THEME: &str = "
+pub const THEME: &str = "
 :root{color-scheme:light dark;--paper:#fbfaf8;--card:#fff;--ink:#1c2128;--soft:#5d6570;--line:#e3e1dc;
 --band:#1c212824;--good:#00695c;--bad:#c2330a;--c0:#117bcd;--c1:#e08a00;--c2:#1b9c71;--c3:#a13a94;
 --c4:#45a5e0;--c5:#b19e4c;--c6:#46379e;--c7:#7a838f;--c8:#0b3d0b;--c9:#8b5e3c}
@@ -31,7 +31,7 @@ const THEME: &str = "
 --c4:#93d3f7;--c5:#efe36d;--c6:#9a93ff;--c7:#9ca8b7;--c8:#90d280;--c9:#b68167}}
 ";
 /// How many of them are for scenarios; with one more scenario they begin again, and its marks are hollow.
-const COLOURS: usize = 10;
+pub const COLOURS: usize = 10;
 
 /// The mark of a scenario in a legend.
 fn swatch(index: usize) -> String {
@@ -93,7 +93,6 @@ fn page(record: &Record) -> String {
         ("<!--lede-->", lede(record)),
         ("<!--facts-->", facts(record)),
         ("<!--legend-->", legend(record)),
-        ("<!--picture-->", picture(record)),
         ("<!--lifelines-->", lifelines(record)),
         ("<!--failures-->", failures(record)),
         ("<!--figures-->", figures(record)),
@@ -383,158 +382,16 @@ fn data(record: &Record) -> String {
     data.to_string().replace('<', "\\u003c")
 }
 
-/// One typical restart as its clients saw it, as an SVG that needs nothing else: each answer a line from
-/// the moment its request was sent to the moment it was whole, at the height of its latency; below them
-/// the connections. Empty if no restart succeeded.
-pub fn picture(record: &Record) -> String {
-    const LEFT: f64 = 212.0;
-    const RIGHT: f64 = 826.0;
-    const TOP: f64 = 112.0;
-    const BOTTOM: f64 = 380.0;
-    const ROW: f64 = 19.0;
-
-    let mut restarts: Vec<_> = record.restarts.iter().filter(|restart| restart.ok).collect();
-    restarts.sort_by(|a, b| milliseconds(a).total_cmp(&milliseconds(b)));
-    let Some(restart) = restarts.get(restarts.len() / 2) else {
-        return String::new();
-    };
-    let around = (2.0 * (restart.ready - restart.at)).max(0.2);
-    let (from, to) = (restart.at - around, restart.ready + around);
-    let x = |at: f64| LEFT + ((at - from) / (to - from)).clamp(0.0, 1.0) * (RIGHT - LEFT);
-    let (began, ended) = (x(restart.at), x(restart.ready));
-
-    let answers: Vec<_> = record
-        .answers
-        .iter()
-        .map(|answer| (usize::from(answer.scenario), answer.at, f64::from(answer.ms).max(0.01)))
-        .filter(|(_, at, ms)| *at < to && at + ms / 1000.0 > from)
-        .collect();
-    let latencies = sorted(answers.iter().map(|(_, _, ms)| *ms));
-    let low = latencies.first().unwrap_or(&1.0).log10() - 0.15;
-    let high = (latencies.last().unwrap_or(&1.0).log10() + 0.15).max(low + 1.0);
-    let y = |ms: f64| BOTTOM - (ms.log10() - low) / (high - low) * (BOTTOM - TOP);
-
-    let end = BOTTOM + 22.0 + ROW * record.scenarios.len() as f64;
-    let mut svg = format!(
-        "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 960 {height}' role='img' font-size='13' \
-         font-family='system-ui,-apple-system,Segoe UI,Roboto,sans-serif'><title>{verdict}</title>\
-         <style>{THEME}.ink{{fill:var(--ink)}}.soft{{fill:var(--soft)}}.ray{{fill:none;stroke-linecap:round}}\
-         </style><rect width='960' height='{height}' rx='10' style='fill:var(--card)'/>\
-         <text class='ink' x='24' y='40' font-size='20' font-weight='600'>{title}</text>\
-         <text class='soft' x='24' y='62'>Each mark is an answer, from its request to its last byte; the \
-         higher, the slower. Shaded: the restart.</text>\
-         <rect x='{began:.1}' y='{top}' width='{width:.1}' height='{tall}' style='fill:var(--band)'/>\
-         <text class='ink' x='{middle:.1}' y='{label}' text-anchor='middle' font-weight='600'>{took}</text>",
-        height = end + 52.0,
-        verdict = verdict(record),
-        title = match &record.peer {
-            Some(peer) => format!("A restart of {}, seen by its clients", escape(peer)),
-            None => "A restart, seen by its clients".into(),
-        },
-        top = TOP - 12.0,
-        width = (ended - began).max(1.0),
-        tall = end - TOP + 12.0,
-        middle = (began + ended) / 2.0,
-        label = TOP - 20.0,
-        took = span(milliseconds(restart)),
-    );
-    for decade in low.ceil() as i32..=high.floor() as i32 {
-        let ms = 10f64.powi(decade);
-        let label = if ms < 1000.0 { format!("{ms} ms") } else { format!("{} s", ms / 1000.0) };
-        let _ = write!(
-            svg,
-            "<path style='stroke:var(--line)' d='M{LEFT} {y:.1}H{RIGHT}'/>\
-             <text class='soft' x='{}' y='{:.1}' text-anchor='end'>{label}</text>",
-            LEFT - 12.0,
-            y(ms) + 4.0,
-            y = y(ms),
-        );
-    }
-
-    let mut rays = vec![BTreeSet::new(); record.scenarios.len()];
-    for (scenario, at, ms) in answers {
-        if let Some(rays) = rays.get_mut(scenario) {
-            // Whole pixels: what falls on the same ones is drawn once.
-            let (start, stop) = (x(at).round() as i32, x(at + ms / 1000.0).round() as i32);
-            rays.insert((y(ms).round() as i32, start, stop - start));
-        }
-    }
-    let mut order: Vec<_> = (0..rays.len()).collect();
-    order.sort_by_key(|&scenario| Reverse(rays[scenario].len()));
-    for scenario in order {
-        let path = rays[scenario]
-            .iter()
-            .fold(String::new(), |path, (y, start, length)| format!("{path}M{start} {y}h{length}"));
-        let _ = write!(
-            svg,
-            "<path class='ray' style='stroke:var(--c{})' stroke-width='2' stroke-opacity='.75' d='{path}'/>",
-            scenario % COLOURS,
-        );
-    }
-
-    for (i, scenario) in record.scenarios.iter().enumerate() {
-        let middle = BOTTOM + 22.0 + (i as f64 + 0.5) * ROW;
-        let _ = write!(
-            svg,
-            "<circle cx='30' cy='{middle}' r='3' style='fill:{};stroke:var(--c{});stroke-width:2'/>\
-             <text class='ink' x='42' y='{}'>{}</text>",
-            if i < COLOURS { format!("var(--c{i})") } else { "none".into() },
-            i % COLOURS,
-            middle + 4.5,
-            escape(&scenario.name),
-        );
-        if !holds(record, scenario) {
-            let _ = write!(
-                svg,
-                "<path class='ray' style='stroke:var(--c{})' stroke-dasharray='0 7' d='M{LEFT} {middle}H{RIGHT}'/>",
-                i % COLOURS,
-            );
-            continue;
-        }
-        let (whole, torn) = strand(record, i, 3, x, [middle - ROW / 2.0, ROW]);
-        let _ = write!(
-            svg,
-            "<path class='ray' style='stroke:var(--c{})' d='{whole}'/>\
-             <path class='ray' style='stroke:var(--bad)' d='{torn}'/>\
-             <text class='ink' x='{}' y='{}'>{} of {} kept</text>",
-            i % COLOURS,
-            RIGHT + 12.0,
-            middle + 4.5,
-            count(scenario.kept),
-            count(u64::from(scenario.clients)),
-        );
-    }
-    let failures = record.failures.iter().map(|failure| failure.at);
-    for cross in apart(failures.filter(|at| (from..to).contains(at)).map(x), 11) {
-        let _ = write!(
-            svg,
-            "<path style='stroke:var(--bad)' stroke-width='2.5' d='M{} {}l8 8m0-8l-8 8'/>",
-            cross - 4,
-            TOP - 10.0,
-        );
-    }
-    let _ = write!(
-        svg,
-        "<text class='ink' x='24' y='{foot}' font-weight='600'>{}</text>\
-         <text class='soft' x='936' y='{foot}' text-anchor='end'>{}, {} at once</text></svg>",
-        verdict(record),
-        escape(&record.stage),
-        plural(record.totals().clients, "client"),
-        foot = end + 32.0,
-    );
-    svg
-}
-
 /// Whether the clients of a scenario hold on to a connection: some lived through everything, or, where the
 /// server closed them, no client opened many more than the restarts account for.
-fn holds(record: &Record, scenario: &Scenario) -> bool {
+pub fn holds(record: &Record, scenario: &Scenario) -> bool {
     let fair = 2 * (record.restarts.len() as u64 + 1) * u64::from(scenario.clients);
     scenario.kept > 0 || (scenario.closed > 0 && scenario.opened <= fair)
 }
 
 /// The connections of a scenario as two SVG paths of parallel lines: whole for the share that was kept,
 /// torn for the rest, cut wherever the server closed one.
-fn strand(
+pub fn strand(
     record: &Record,
     index: usize,
     most: u64,
@@ -570,7 +427,7 @@ fn strand(
 }
 
 /// The places in order and in whole pixels, without those nearer than `gap` to the one before.
-fn apart(places: impl Iterator<Item = f64>, gap: i32) -> Vec<i32> {
+pub fn apart(places: impl Iterator<Item = f64>, gap: i32) -> Vec<i32> {
     let places: BTreeSet<_> = places.map(|place| place.round() as i32).collect();
     let mut kept = Vec::<i32>::new();
     for place in places {
@@ -581,18 +438,20 @@ fn apart(places: impl Iterator<Item = f64>, gap: i32) -> Vec<i32> {
     kept
 }
 
-fn milliseconds(restart: &Restart) -> f64 {
+/// How long a restart took.
+pub fn milliseconds(restart: &Restart) -> f64 {
     (restart.ready - restart.at) * 1000.0
 }
 
-fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
+/// Those that are numbers, in order.
+pub fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
     let mut values: Vec<_> = values.filter(|value| value.is_finite()).collect();
     values.sort_by(f64::total_cmp);
     values
 }
 
 /// 412308 as `412,308`.
-fn count(number: u64) -> String {
+pub fn count(number: u64) -> String {
     let digits = number.to_string();
     let mut out = String::new();
     for (i, digit) in digits.chars().enumerate() {
@@ -604,12 +463,13 @@ fn count(number: u64) -> String {
     out
 }
 
-fn plural(number: u64, what: &str) -> String {
+/// `1 client`, `1,234 clients`.
+pub fn plural(number: u64, what: &str) -> String {
     format!("{} {what}{}", count(number), if number == 1 { "" } else { "s" })
 }
 
 /// A time with the digits that matter: `0.42 ms`, `112 ms`, `5.0 s`.
-fn span(ms: f64) -> String {
+pub fn span(ms: f64) -> String {
     match ms {
         _ if !ms.is_finite() => "–".into(),
         _ if ms < 1.0 => format!("{ms:.2} ms"),
@@ -620,167 +480,12 @@ fn span(ms: f64) -> String {
     }
 }
 
-fn escape(text: &str) -> String {
+/// Text for HTML and SVG.
+pub fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;").replace('\'', "&#39;")
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "proof"))]
 mod tests {
-    use super::*;
-    use crate::record::{Answer, Failure, Program};
-
-    fn record(restarts: u64, answered: u64, lost: u64, closed: u64) -> Record {
-        let restart = |i| Restart { at: i as f64 + 1.0, ready: i as f64 + 1.1, ok: true };
-        Record {
-            service: "my-api".into(),
-            version: "0.1.0".into(),
-            stage: "Debian 12, systemd 252".into(),
-            peer: None,
-            started_unix: 1_780_000_000,
-            seconds: restarts as f64 + 2.0,
-            restarts: (0..restarts).map(restart).collect(),
-            programs: vec![],
-            at_the_gate: vec![],
-            scenarios: vec![Scenario {
-                name: "keep-alive".into(),
-                about: "one connection each".into(),
-                clients: 4,
-                answered,
-                lost,
-                refused: 0,
-                closed,
-                opened: 4,
-                kept: 4 - closed.min(4),
-                median_ms: 0.4,
-                p99_ms: 90.0,
-                slowest_ms: 120.0,
-            }],
-            answers: vec![Answer { scenario: 0, at: 1.05, ms: 50.0 }],
-            failures: (0..lost)
-                .map(|_| Failure { scenario: 0, at: 1.0, kind: "lost".into(), what: "reset".into() })
-                .collect(),
-        }
-    }
-
-    #[test]
-    fn the_verdict_counts_none_one_and_many() {
-        assert_eq!(verdict(&record(23, 412_308, 0, 0)), "23 restarts. 412,308 answers. 0 lost. 0 connections closed.");
-        assert_eq!(verdict(&record(1, 1, 1, 1)), "1 restart. 1 answer. 1 lost. 1 connection closed.");
-        let mut worse = record(2, 1_000, 1_234, 2);
-        worse.scenarios[0].refused = 3;
-        worse.restarts[0].ok = false;
-        assert_eq!(
-            verdict(&worse),
-            "2 restarts. 1 restart failed. 1,000 answers. 1,234 lost. 3 refused. 2 connections closed."
-        );
-    }
-
-    #[test]
-    fn a_peer_run_says_that_it_is_the_contrast() {
-        let mut peer = record(2, 10, 3, 1);
-        peer.peer = Some("axum".into());
-        let lede = lede(&peer);
-        assert!(lede.contains("This is the contrast, and not this service"), "{lede}");
-        assert!(lede.contains("3 requests not answered and 1 connection closed"), "{lede}");
-        assert!(!page(&record(2, 10, 3, 1)).contains("contrast"));
-    }
-
-    #[test]
-    fn nothing_measured_is_not_called_good() {
-        for record in [record(0, 9, 0, 0), record(9, 0, 0, 0)] {
-            assert!(!headline(&record).contains("good"));
-            assert!(lede(&record).contains("nothing is proven"));
-        }
-    }
-
-    #[test]
-    fn an_empty_record_has_no_nan_and_no_empty_place() {
-        let mut empty = record(0, 0, 0, 0);
-        empty.seconds = 0.0;
-        empty.answers.clear();
-        for scenarios in [empty.scenarios.clone(), Vec::new()] {
-            empty.scenarios = scenarios;
-            let page = page(&empty);
-            // The script may say NaN; what Rust wrote stands before it.
-            let written = page.split("<script type=\"module\">").next().unwrap();
-            assert!(!written.contains("NaN") && !written.contains("inf"));
-            assert!(!written.contains("<!--"), "a place was left unfilled");
-        }
-    }
-
-    #[test]
-    fn what_the_record_says_cannot_leave_its_place() {
-        let evil = "</script><script>alert(1)</script><!--data-->\"'&";
-        let mut record = record(2, 10, 1, 1);
-        record.service = evil.into();
-        record.stage = evil.into();
-        record.scenarios[0].name = evil.into();
-        record.scenarios[0].about = evil.into();
-        record.failures[0].kind = evil.into();
-        record.failures[0].what = evil.into();
-        let program = Program {
-            name: evil.into(),
-            requests: 9,
-            pooled: 2,
-            survived: 1,
-            at_the_end: 2,
-            complaints: vec![evil.into()],
-        };
-        record.programs.push(program);
-        for peer in [None, Some(evil.to_owned())] {
-            record.peer = peer;
-            let page = page(&record);
-            assert_eq!(page.matches("</script>").count(), PAGE.matches("</script>").count());
-            assert!(!page.contains("<script>alert") && !page.contains("<!--"));
-            assert!(!picture(&record).contains("<script"));
-        }
-    }
-
-    #[test]
-    fn the_data_are_json_that_reads_back() {
-        let data: serde_json::Value = serde_json::from_str(&data(&record(1, 5, 1, 0))).unwrap();
-        assert_eq!(data["answers"], json!([[10_500, 50_000]]));
-        assert_eq!(data["restarts"][0]["at"], 1.0);
-        assert_eq!(data["failures"][0]["kind"], "lost");
-    }
-
-    #[test]
-    fn a_program_that_lost_connections_or_complains_is_bad() {
-        let mut record = record(2, 10, 0, 0);
-        assert_eq!(programs(&record), "");
-        let content = Program {
-            name: "nginx 1.22.1".into(),
-            requests: 9,
-            pooled: 3,
-            survived: 3,
-            at_the_end: 4,
-            complaints: vec![],
-        };
-        record.programs = vec![content.clone()];
-        assert!(record.spotless() && !programs(&record).contains("bad"));
-        let complaints = vec!["502".into()];
-        for worse in [
-            Program { survived: 2, ..content.clone() },
-            Program { pooled: 0, survived: 0, ..content.clone() },
-            Program { complaints, ..content },
-        ] {
-            record.programs = vec![worse];
-            assert!(!record.spotless() && programs(&record).contains("class=bad"));
-        }
-    }
-
-    #[test]
-    fn spans_keep_the_digits_that_matter() {
-        let spans = [0.417, 3.24, 111.6, 999.9, 5003.0, 61_000.0, f64::NAN].map(span);
-        assert_eq!(spans, ["0.42 ms", "3.2 ms", "112 ms", "1.0 s", "5.0 s", "61 s", "–"]);
-    }
-
-    #[test]
-    fn a_strand_is_torn_where_a_connection_was_closed() {
-        let mut record = record(3, 10, 0, 1);
-        record.failures.push(Failure { scenario: 0, at: 2.0, kind: "closed".into(), what: "end of file".into() });
-        let (whole, torn) = strand(&record, 0, 10, |at| at * 100.0, [0.0, 100.0]);
-        assert_eq!(whole.matches('M').count(), 3);
-        assert_eq!(torn, "M0 80.0H195M205 80.0H500");
-    }
+    include!("../../proof/unit/report.rs");
 }

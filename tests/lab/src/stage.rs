@@ -65,31 +65,10 @@ impl Stage {
         Ok(Self::Host { host, name, listen })
     }
 
-    /// Installs `lab peer` there: bare axum behind a systemd socket.
-    pub async fn deploy_peer(host: Host) -> anyhow::Result<Self> {
-        host.put(&std::env::current_exe()?, "/opt/peer/peer", 0o755).await?;
-        let socket = format!("[Socket]\nListenStream=0.0.0.0:{PORT}\nBacklog=4096\nNoDelay=yes\n");
-        let service = "[Unit]\nStartLimitIntervalSec=0\n\n\
-                       [Service]\nType=notify\nExecStart=/opt/peer/peer peer\nLimitNOFILE=65536\nTimeoutStopSec=30s\n";
-        host.write(&socket, "/etc/systemd/system/peer.socket").await?;
-        host.write(service, "/etc/systemd/system/peer.service").await?;
-        host.run("systemctl daemon-reload && systemctl start peer.socket peer.service").await?;
-        Ok(Self::Host { host, name: "peer".into(), listen: Listen::Tcp })
-    }
-
     /// Builds the service and starts it under the stand-in.
     pub async fn stand_in(subject: &Subject, settings: &Table) -> anyhow::Result<Self> {
-        let mut manager = Manager::new(subject.build().await?).args(["run"]);
-        for (key, value) in flat(settings) {
-            manager = manager.env(setting(&subject.name, &key), value);
-        }
-        Ok(Self::StandIn(Box::new(manager.start().await?)))
-    }
-
-    /// Starts `lab peer` under the stand-in.
-    pub async fn stand_in_peer() -> anyhow::Result<Self> {
-        let service = Manager::new(std::env::current_exe()?).args(["peer"]).one_signal().start().await?;
-        Ok(Self::StandIn(Box::new(service)))
+        let manager = with_settings(Manager::new(subject.build().await?), &subject.name, settings);
+        Ok(Self::StandIn(Box::new(manager.args(["run"]).start().await?)))
     }
 
     /// "Debian 12, systemd 252".
@@ -158,4 +137,9 @@ impl Stage {
 /// The environment variable of a setting: `MY_API_LIMITS__MAX_CONNECTIONS`.
 pub fn setting(name: &str, key: &str) -> String {
     format!("{name}_{}", key.replace('.', "__")).replace('-', "_").to_uppercase()
+}
+
+/// Has the service of this name started with settings.
+pub fn with_settings(manager: Manager, name: &str, settings: &Table) -> Manager {
+    flat(settings).into_iter().fold(manager, |manager, (key, value)| manager.env(setting(name, &key), value))
 }

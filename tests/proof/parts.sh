@@ -1,0 +1,103 @@
+#!/bin/sh
+# The template's own parts of tests/all.sh, which reads this; how many of them run side by side.
+
+# shellcheck disable=SC2034 # tests/all.sh has a use for it
+laboratory=proof
+
+# Those of the laboratory's inside are included where cargo does not see them.
+format() { cargo fmt --all --check && rustfmt --edition 2024 --check tests/proof/unit/*.rs; }
+
+# The machinery's own files, in memory: random connections, and orders of threads. In its folder, where its build is
+# configured.
+memory() {
+    cd tests/fuzz || exit
+    cargo fmt --all --check &&
+        cargo clippy --quiet --workspace --all-targets --features shuttle -- --deny warnings &&
+        cargo test --quiet && cargo test --quiet --features shuttle --test gate
+}
+
+# Clients that say and do anything, while the service is restarted.
+storm() { cargo run --quiet --package proof -- storm; }
+
+template() { needs git && tests/template.sh; }
+
+# Twenty restarts under load, with other programs in front and beside; on the one by TCP, on the other by a Unix socket.
+bookworm() { lab rehearse --no-stand-in --programs --restarts 20 --debian bookworm; }
+trixie() { lab rehearse --no-stand-in --programs --unix --restarts 20 --debian trixie; }
+
+# A real browser through restarts.
+browser() {
+    needs chromedriver
+    lab browser --as-is --restarts 10 --debian trixie
+}
+
+# Updates and rollbacks by ssh, and instances restarted in turn. What runs the tests may be busy: hence the bound.
+deploys() { deploys_on bookworm && deploys_on trixie; }
+deploys_on() {
+    lab deploy --as-is --updates 6 --debian "$1" && lab rolling --as-is --restarts 6 --bound 250 --debian "$1"
+}
+
+# What a restart costs clients, beside what systemd itself takes. What runs the tests may be busy: hence the bound.
+delays() { delays_on bookworm && delays_on trixie; }
+delays_on() { lab measure --as-is --quick --bound 2.5 --debian "$1"; }
+
+# Clients that do what none should, one of each kind.
+attacks() { cargo run --quiet --release --package proof -- attack --quick; }
+
+# All that can go wrong with a deploy; where that is the same at each of its steps, at every third.
+faults_12() { faults_on bookworm; }
+faults_13() { faults_on trixie; }
+faults_on() {
+    needs dpkg-shlibdeps
+    lab faults --as-is --every 3 --debian "$1"
+}
+
+# What can go wrong with a service that runs; what takes little time of it.
+chaos_12() { lab chaos --as-is --quick --debian bookworm; }
+chaos_13() { lab chaos --as-is --quick --debian trixie; }
+
+# What clients of a load balancer notice of restarts, stops and reboots; one row of each kind.
+balance_12() { lab balance --as-is --quick --debian bookworm; }
+balance_13() { lab balance --as-is --quick --debian trixie; }
+
+# `make chaos`: nothing left out, and 500 restarts before every kind of client at once.
+crowd_on() {
+    needs chromedriver
+    lab rehearse --as-is --no-stand-in --programs --browser --restarts 500 --debian "$1"
+}
+siege() { cargo run --quiet --release --package proof -- attack; }
+hurts_12() { lab chaos --as-is --debian bookworm; }
+hurts_13() { lab chaos --as-is --debian trixie; }
+pools_12() { lab balance --as-is --debian bookworm; }
+pools_13() { lab balance --as-is --debian trixie; }
+costs_12() { lab measure --as-is --debian bookworm; }
+costs_13() { lab measure --as-is --debian trixie; }
+updates_12() { updates_on bookworm; }
+updates_13() { updates_on trixie; }
+updates_on() { lab deploy --as-is --debian "$1" && lab rolling --as-is --debian "$1"; }
+steps_12() { steps_on bookworm; }
+steps_13() { steps_on trixie; }
+steps_on() {
+    needs dpkg-shlibdeps
+    lab faults --as-is --debian "$1"
+}
+
+all() {
+    # Side by side what compiles into folders of its own; the restarts have the machine to themselves.
+    lane format scripts lints service units storm memory
+    lane template
+    wait
+    lane bookworm trixie browser deploys delays attacks
+    wait
+    # They wait most of the time.
+    lane faults_12 chaos_12 balance_12
+    lane faults_13 chaos_13 balance_13
+}
+
+chaos() {
+    lane crowd_12 crowd_13 costs_12 costs_13 updates_12 updates_13 siege
+    wait
+    # As above.
+    lane hurts_12 steps_12 pools_12
+    lane hurts_13 steps_13 pools_13
+}

@@ -1,0 +1,49 @@
+//! The proofs: everything that is done to the template, and not to what is generated from it. They are made with the
+//! [laboratory](lab).
+//!
+//! - [`rehearse`]: its main job, with more around it; [`template`]: what it is done to;
+//! - [`site`], [`scene`]: a service on a host, and all that is around it; [`operator`]: who deploys it, with the very
+//!   scripts; [`release`]: what is deployed, good and bad; [`wire`]: what the operator's ssh goes over;
+//! - [`deploy`]: updates and rollbacks; [`rolling`]: several instances in turn; [`delays`]: what either costs;
+//! - [`faults`], [`stories`]: all that can go wrong with a deploy;
+//! - [`balance`]: what clients of a [`balancer`] in front notice of a restart, a stop, a reboot;
+//! - [`browser`]: a real browser, driven over WebDriver;
+//! - [`chaos`], [`hurts`]: all that can go wrong with a service that runs; [`stuff`] fills its descriptor store;
+//! - [`attack`]: clients that do what none should; [`attacker`] is them, and [`frames`] what they say in HTTP/2;
+//! - [`storm`]: clients that say and do anything; [`babble`] is what that is;
+//! - [`measure`]: what a restart costs clients, beside the [`floor`] under it, and [where the time goes](anatomy);
+//! - [`picture`]: a restart as its clients saw it, for a README;
+//! - [`bench`]: throughput beside bare axum's;
+//! - [`programs`]: nginx, HAProxy and curl, on the host;
+//! - [`peer`]: the same routes without hitless, for contrast.
+
+pub mod anatomy;
+pub mod attack;
+pub mod attacker;
+pub mod babble;
+pub mod balance;
+pub mod balancer;
+pub mod bench;
+pub mod browser;
+pub mod chaos;
+pub mod delays;
+pub mod deploy;
+pub mod faults;
+pub mod floor;
+pub mod frames;
+pub mod hurts;
+pub mod measure;
+pub mod operator;
+pub mod peer;
+pub mod picture;
+pub mod programs;
+pub mod rehearse;
+pub mod release;
+pub mod rolling;
+pub mod scene;
+pub mod site;
+pub mod stories;
+pub mod storm;
+pub mod stuff;
+pub mod template;
+pub mod wire;

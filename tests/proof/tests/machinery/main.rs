@@ -1,0 +1,30 @@
+//! The service as its clients, its operators and its service manager see it, with an application of the proofs. `tests/proof/README.md` says what proves what.
+
+use lab::client;
+
+/// What the template is called.
+macro_rules! name {
+    () => {
+        "hitless"
+    };
+}
+
+mod application;
+mod start;
+
+mod command;
+mod configuration;
+mod departures;
+mod handover;
+mod http2;
+mod lifecycle;
+mod limits;
+mod listening;
+mod live;
+mod log;
+mod memory;
+mod readiness;
+mod routes;
+mod siblings;
+mod timeout;
+mod units;

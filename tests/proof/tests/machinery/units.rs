@@ -1,0 +1,129 @@
+//! The units that the service prints. Whether systemd accepts them, and what it says of their sandbox, is shown by
+//! `tests/all.sh units`.
+
+use std::path::Path;
+
+use service::config::{Config, Listen};
+use service::unit;
+
+use crate::start::{command, config, managed, variable};
+
+/// `@name@`, and the like.
+fn placeholders(unit: &str) -> Vec<&str> {
+    let mut parts: Vec<&str> = unit.split('@').collect();
+    parts.pop();
+    parts.into_iter().skip(1).filter(|part| part.chars().all(|c| c == '_' || c.is_ascii_lowercase())).collect()
+}
+
+#[track_caller]
+fn assert_says(unit: &str, lines: &[&str]) {
+    for line in lines {
+        assert!(unit.lines().any(|other| other == *line), "no {line} in\n{unit}");
+    }
+}
+
+#[test]
+fn nothing_is_left_to_be_filled_in() {
+    for overrides in ["", "reuse_port = true\nlisten = '/run/a.socket'\n[unit]\noutbound = true"] {
+        let config = config(overrides);
+        for unit in [unit::service(&config), unit::socket(&config)] {
+            assert!(placeholders(&unit).is_empty(), "{:?} in\n{unit}", placeholders(&unit));
+            assert!(unit.ends_with('\n') && unit.contains(name!()));
+        }
+    }
+}
+
+#[test]
+fn the_service_unit_says_what_the_configuration_says() {
+    let settings = "shutdown_timeout = '10s'\n[limits]\nmax_connections = 500\n[unit]\nstart_timeout = '1min'\n\
+        watchdog = '5s'\nmemory_high = '1G'\nmemory_max = '2G'\ntasks_max = 99\ncpu_weight = 50";
+    let unit = unit::service(&config(settings));
+    let name = name!();
+    let (start, sockets) = (format!("ExecStart=/opt/{name}/current/{name} run"), format!("Sockets={name}.socket"));
+    assert_says(&unit, &[&start, &sockets, "Type=notify", "TimeoutStopSec=13s", "TimeoutStartSec=1m"]);
+    assert_says(&unit, &["WatchdogSec=5s", "MemoryHigh=1G", "MemoryMax=2G", "TasksMax=99", "CPUWeight=50"]);
+    assert_says(&unit, &["StartLimitIntervalSec=0", "Restart=always", "DynamicUser=yes"]);
+    // The process depends on both, or on neither.
+    assert_says(&unit, &["RestartKillSignal=SIGHUP", "Environment=RESTARTSIGNAL=SIGHUP"]);
+    // What several instances need.
+    assert_says(&unit, &["NonBlocking=yes", "RuntimeDirectoryMode=0700", "RuntimeDirectoryPreserve=yes"]);
+    let value =
+        |key: &str| unit.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('=')?.parse::<u32>().ok());
+    assert!(value("LimitNOFILE").is_some_and(|limit| limit > 500));
+    // A parcel of this process, and what another may have left.
+    assert!(value("FileDescriptorStoreMax").is_some_and(|most| most >= 2));
+}
+
+#[test]
+fn connections_of_its_own_are_off_unless_they_are_asked_for() {
+    let closed = unit::service(&config("[unit]\noutbound = false"));
+    assert_says(&closed, &["PrivateNetwork=yes", "RestrictAddressFamilies=AF_UNIX"]);
+    let open = unit::service(&config("[unit]\noutbound = true"));
+    assert_says(&open, &["RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6"]);
+    assert!(!open.contains("\nPrivateNetwork=yes"));
+}
+
+#[test]
+fn the_socket_unit_listens_where_the_configuration_says() {
+    assert_says(&unit::socket(&config("")), &["ListenStream=0.0.0.0:8080", "ReusePort=no", "WantedBy=sockets.target"]);
+    let unit = unit::socket(&config("listen = '[::1]:80'\nreuse_port = true"));
+    assert_says(&unit, &["ListenStream=[::1]:80", "ReusePort=yes"]);
+    assert_says(&unit::socket(&config("listen = '/run/a.socket'")), &["ListenStream=/run/a.socket"]);
+    // Which no specifier may be taken for.
+    assert_says(&unit::socket(&config("listen = '[fe80::1%2]:80'")), &["ListenStream=[fe80::1%%2]:80"]);
+}
+
+#[test]
+fn time_spans_are_those_that_systemd_knows() {
+    let unit = unit::service(&config("[unit]\nstart_timeout = '1h 1s 1us 1ns'\nwatchdog = '1500ms'"));
+    assert_says(&unit, &["TimeoutStartSec=1h 1s 1us", "WatchdogSec=1s 500ms"]);
+}
+
+#[test]
+fn what_the_units_do_not_follow_is_told() {
+    let told = |settings: &[(&str, &str)], sockets: &[&str]| {
+        let variables = settings.iter().map(|(key, value)| (variable(key).into(), value.into()));
+        let config = Config::load_from(Path::new("/nowhere"), None, variables).unwrap();
+        let sockets: Vec<_> = sockets
+            .iter()
+            .map(|socket| socket.parse().map_or_else(|_| Listen::Unix(socket.into()), Listen::Tcp))
+            .collect();
+        unit::asked_in_vain(&config, &sockets).join("\n")
+    };
+    assert_eq!(told(&[], &["0.0.0.0:8080"]), "");
+    assert_eq!(told(&[], &["/run/other.sock", "0.0.0.0:8080"]), "");
+    assert_eq!(told(&[("shutdown_timeout", "20s"), ("limits.max_connections", "9")], &["0.0.0.0:8080"]), "");
+    for sockets in [&[][..], &["0.0.0.0:8080"]] {
+        let said = told(&[("unit.memory_max", "1G"), ("log.filter", "off"), ("reuse_port", "true")], sockets);
+        for part in ["the environment sets ", "unit.memory_max", "reuse_port", "config.toml", "make apply"] {
+            assert!(said.contains(part) && !said.contains("log.filter"), "{part}: {said}");
+        }
+    }
+    for elsewhere in ["0.0.0.0:8081", "127.0.0.1:8080", "[::]:8080", "/run/some.sock"] {
+        let said = told(&[("listen", elsewhere)], &["0.0.0.0:8080"]);
+        assert!(said.contains(" listens on 0.0.0.0:8080, not") && said.contains(elsewhere), "{said}");
+        assert!(said.contains("the environment sets listen:"), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn a_service_says_in_its_log_that_it_listens_elsewhere_than_it_is_told_to() {
+    let mut service = managed().env(variable("listen"), "127.0.0.1:1").start().await.unwrap();
+    let elsewhere =
+        format!("listens on {}, not where the configuration says, which is 127.0.0.1:1;", service.address());
+    service.logged(&elsewhere, 1).await.unwrap();
+    service.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn check_says_what_the_units_do_not_follow_where_there_are_units() {
+    for (invocation, told) in [(None, false), (Some("0123"), true)] {
+        let mut command = command();
+        command.arg("check").env(variable("listen"), "127.0.0.1:1").env_remove("INVOCATION_ID");
+        command.envs(invocation.map(|id| ("INVOCATION_ID", id)));
+        let output = command.output().await.unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(said.contains("note: the environment sets listen:"), told, "{said}");
+    }
+}
