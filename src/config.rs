@@ -17,9 +17,9 @@ use serde::{Deserialize, Deserializer, de};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
 use crate::environment::Setting;
-use crate::hitless::ledger::REST_LIMIT;
-use crate::hitless::{self, ShutdownTimeout};
 use crate::{environment, probe, unit};
+use hitless::ShutdownTimeout;
+use hitless::ledger::REST_LIMIT;
 
 /// The defaults, and the documentation of every setting.
 const DEFAULT: &str = include_str!("../config/default.toml");

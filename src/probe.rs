@@ -9,10 +9,10 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
 use crate::config::{Config, Listen};
-use crate::hitless::Siblings;
-use crate::hitless::connection::Origin;
-use crate::hitless::parcel::Clean;
-use crate::hitless::sibling::{self, hand_in};
+use hitless::Siblings;
+use hitless::connection::Origin;
+use hitless::parcel::Clean;
+use hitless::sibling::{self, hand_in};
 
 /// How long an instance may take to answer.
 pub const PATIENCE: Duration = Duration::from_secs(5);

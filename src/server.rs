@@ -16,12 +16,12 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::task::JoinSet;
 
 use crate::config::{Config, Listen};
-use crate::hitless::systemd::{self, Activated, Given};
-use crate::hitless::{
+use crate::{telemetry, unit};
+use hitless::systemd::{self, Activated, Given};
+use hitless::{
     Application, Connection, Gate, Handle, Lifecycle, Listener, Outcome, Reason, Siblings, Succession, Track,
     lifecycle, listener, parcel,
 };
-use crate::{telemetry, unit};
 
 /// The process of a service, to its exit status: what has to be done before there are threads, then the service itself. Why
 /// it could not start is in its log.

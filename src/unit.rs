@@ -4,7 +4,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::config::{Config, Listen};
-use crate::hitless::listener::{SPARE_DESCRIPTORS, SURPLUS};
+use hitless::listener::{SPARE_DESCRIPTORS, SURPLUS};
 
 /// The most connections for which the kernel gives a process descriptors: `fs.nr_open`, unless the host changed it.
 pub const MAX_CONNECTIONS: usize = (1_048_576 - SURPLUS - SPARE_DESCRIPTORS) / 4;

@@ -12,8 +12,8 @@ use axum::extract::ws::{CloseFrame, Message, WebSocketUpgrade};
 use axum::response::Response;
 use axum::routing::{any, get};
 use futures_util::{StreamExt, stream};
+use hitless::{Handle, Reason};
 use rustix::process::Signal;
-use service::hitless::{Handle, Reason};
 use tokio::net::TcpSocket;
 use tokio_util::sync::CancellationToken;
 

@@ -8,13 +8,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::{BoxError, Router};
+use hitless::systemd::Activated;
+use hitless::{Application, Gate, Handle, Lifecycle, Listener, Outcome, Reason, lifecycle};
 use humantime_serde::re::humantime::parse_duration;
 use lab::manager::Manager;
 use rustix::process::{Pid, Signal, kill_process};
 use service::app;
 use service::config::Config;
-use service::hitless::systemd::Activated;
-use service::hitless::{Application, Gate, Handle, Lifecycle, Listener, Outcome, Reason, lifecycle};
 use service::server;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStderr, Command};

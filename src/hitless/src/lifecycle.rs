@@ -651,6 +651,7 @@ pub async fn report(gate: Arc<Gate>, handle: Handle) {
     }
 }
 
-#[cfg(test)]
-#[path = "../../tests/unit/lifecycle.rs"]
+#[cfg(all(test, feature = "proofs"))]
+#[rustfmt::skip]
+#[path = "../tests/unit/lifecycle.rs"]
 mod tests;

@@ -206,6 +206,7 @@ fn seqpacket() -> io::Result<OwnedFd> {
     Ok(socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?)
 }
 
-#[cfg(test)]
-#[path = "../../tests/unit/sibling.rs"]
+#[cfg(all(test, feature = "proofs"))]
+#[rustfmt::skip]
+#[path = "../tests/unit/sibling.rs"]
 mod tests;

@@ -25,6 +25,8 @@
 //! are *retired*: every answer says `Connection: close`, for T/6 and while slow requests end new clients are
 //! still served, then the service drains.
 
+#![forbid(unsafe_code)]
+
 use std::sync::LazyLock;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -51,8 +53,8 @@ pub use request_timeout::RequestTimeout;
 pub use sibling::Siblings;
 pub use track::{Application, Track};
 
-/// The version of the hitless template that this service was generated from.
-pub const VERSION: &str = "0.1.0";
+/// The version of this crate, and of the template that a service with it was generated from.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// What the ids of this process' requests begin with: when it began, in hexadecimal nanoseconds since 1970, and a dash.
 pub fn process_mark() -> &'static str {
@@ -64,9 +66,11 @@ pub fn process_mark() -> &'static str {
 }
 
 // Not within `gate` and `upload`: tests/fuzz compiles these files where there is no runtime.
-#[cfg(test)]
-#[path = "../../tests/unit/gate.rs"]
+#[cfg(all(test, feature = "proofs"))]
+#[rustfmt::skip]
+#[path = "../tests/unit/gate.rs"]
 mod gate_tests;
-#[cfg(test)]
-#[path = "../../tests/unit/upload.rs"]
+#[cfg(all(test, feature = "proofs"))]
+#[rustfmt::skip]
+#[path = "../tests/unit/upload.rs"]
 mod upload_tests;
