@@ -44,7 +44,7 @@ pub mod parcel {
 pub mod systemd {
     /// As in `src/hitless/src/systemd.rs`.
     #[derive(Debug)]
-    pub enum Activated {
+    pub enum ListeningSocket {
         Tcp(std::net::TcpListener),
         Unix(std::net::UnixListener),
     }
