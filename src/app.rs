@@ -12,10 +12,10 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::limit::RequestBodyLimitLayer;
 
 use crate::config::Config;
-use crate::hitless::{Application, Handle, RequestTimeout};
 use crate::routes::health::Readiness;
 use crate::routes::{echo, health, ping};
 use crate::{problem, requests, strict};
+use hitless::{Application, Handle, RequestTimeout};
 
 /// What handlers share. Each field is a handler's to ask for: `State(config): State<Arc<Config>>`.
 #[derive(Clone, Debug, FromRef)]

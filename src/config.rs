@@ -17,9 +17,8 @@ use serde::{Deserialize, Deserializer, de};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
 use crate::environment::Setting;
-use crate::hitless::ledger::REST_LIMIT;
-use crate::hitless::{self, ShutdownTimeout};
-use crate::{environment, probe, unit};
+use crate::{environment, probe};
+use hitless::ShutdownTimeout;
 
 /// The defaults, and the documentation of every setting.
 const DEFAULT: &str = include_str!("../config/default.toml");
@@ -209,11 +208,16 @@ impl Config {
             within("limits.body_timeout", body_timeout, MILLISECOND..=DAY, "a day"),
             within("limits.send_timeout", send_timeout, MILLISECOND..=DAY, "a day"),
             within("limits.linger_timeout", linger_timeout, Duration::ZERO..=DAY, "a day"),
-            within("limits.max_head_bytes", max_head_bytes, 1024..=REST_LIMIT, "which a handover can carry"),
+            within(
+                "limits.max_head_bytes",
+                max_head_bytes,
+                1024..=hitless::Limits::MAX_HEAD_BYTES,
+                "which a handover can carry",
+            ),
             within(
                 "limits.max_connections",
                 max_connections,
-                1..=unit::MAX_CONNECTIONS,
+                1..=hitless::Limits::MAX_CONNECTIONS,
                 "for which LimitNOFILE= is all that a process may have (fs.nr_open)",
             ),
             within(
@@ -251,11 +255,14 @@ impl Config {
 
     /// What a connection may take from the service.
     pub fn connection_limits(&self) -> hitless::Limits {
-        let Limits { max_head_bytes, body_timeout, send_timeout, idle_timeout, linger_timeout, .. } = self.limits;
+        let Limits {
+            max_connections, max_head_bytes, body_timeout, send_timeout, idle_timeout, linger_timeout, ..
+        } = self.limits;
         let header_timeout = self.header_timeout();
         // As it is counted. What that really takes may be twice as much; the rest is for connections as such, and the service.
         let held_bytes = memory_bytes(&self.unit.memory_high).map_or(usize::MAX, |bytes| bytes as usize / 4);
         hitless::Limits {
+            max_connections,
             max_head_bytes,
             header_timeout,
             body_timeout,

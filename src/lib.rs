@@ -5,7 +5,6 @@
 pub mod app;
 pub mod config;
 mod environment;
-pub mod hitless;
 pub mod probe;
 pub mod problem;
 pub mod requests;

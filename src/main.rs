@@ -45,7 +45,7 @@ enum UnitKind {
 }
 
 fn version() -> String {
-    format!("{} (hitless {})", env!("CARGO_PKG_VERSION"), service::hitless::VERSION)
+    format!("{} (hitless {})", env!("CARGO_PKG_VERSION"), hitless::VERSION)
 }
 
 fn main() -> ExitCode {

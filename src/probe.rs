@@ -9,10 +9,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
 use crate::config::{Config, Listen};
-use crate::hitless::Siblings;
-use crate::hitless::connection::Origin;
-use crate::hitless::parcel::Clean;
-use crate::hitless::sibling::{self, hand_in};
+use hitless::Siblings;
 
 /// How long an instance may take to answer.
 pub const PATIENCE: Duration = Duration::from_secs(5);
@@ -31,7 +28,7 @@ pub async fn health(config: &Config, pid: Option<u32>, output: &mut impl Write) 
     }
     let mut healthy = true;
     for pid in pids {
-        healthy &= report(output, &format!("process {pid}"), ask_instance(&siblings.door(pid))).await?;
+        healthy &= report(output, &format!("process {pid}"), ask_instance(&siblings, pid)).await?;
     }
     Ok(healthy)
 }
@@ -49,12 +46,9 @@ async fn report(
     Ok(matches!(answer, Ok((200, _))))
 }
 
-/// Asks one instance among those that share a socket: it is handed one end of a connection, as by a sibling.
-async fn ask_instance(door: &Path) -> io::Result<(u16, String)> {
-    let (ours, theirs) = UnixStream::pair()?;
-    let theirs = Clean { socket: theirs.into_std()?.into(), rest: Vec::new(), origin: Origin::Adopted };
-    hand_in(door, &[theirs], sibling::PATIENCE).await?;
-    ask(ours).await
+/// Asks one instance among those that share a socket.
+async fn ask_instance(siblings: &Siblings, pid: u32) -> io::Result<(u16, String)> {
+    ask(siblings.connect(pid).await.map_err(io::Error::other)?).await
 }
 
 async fn ask_at(listen: &Listen) -> io::Result<(u16, String)> {

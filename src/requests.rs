@@ -16,8 +16,8 @@ use tower::{Layer, Service};
 use tracing::instrument::Instrumented;
 use tracing::{Instrument, debug, error, error_span};
 
-use crate::hitless::{Connection, Peer, process_mark};
 use crate::problem::Withheld;
+use hitless::{Connection, Peer, process_mark};
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 

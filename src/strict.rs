@@ -14,8 +14,8 @@ use axum::response::{IntoResponse, Response};
 use tokio_util::either::Either;
 use tower::{Layer, Service};
 
-use crate::hitless::Fragment;
 use crate::problem::Problem;
+use hitless::Fragment;
 
 /// Refuses requests whose host, target or transfer coding is unclear with 400. For the others, `Host` is the host of the
 /// request's target where that has one.

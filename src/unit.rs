@@ -4,10 +4,6 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::config::{Config, Listen};
-use crate::hitless::listener::{SPARE_DESCRIPTORS, SURPLUS};
-
-/// The most connections for which the kernel gives a process descriptors: `fs.nr_open`, unless the host changed it.
-pub const MAX_CONNECTIONS: usize = (1_048_576 - SURPLUS - SPARE_DESCRIPTORS) / 4;
 
 /// The service's unit, as systemd.service(5) has it.
 pub fn service(config: &Config) -> String {
@@ -23,8 +19,6 @@ pub fn service(config: &Config) -> String {
     } else {
         "RestartSec=1s"
     };
-    // Its own connections, and those of siblings that leave: what waits in parcels counts for all who share the user.
-    let descriptors = 4 * config.limits.max_connections + SURPLUS + SPARE_DESCRIPTORS;
     // A longer name would not be one, and systemd would give each instance a user of its own.
     let user = env!("CARGO_PKG_NAME").chars().take(31).collect();
     fill(
@@ -34,7 +28,7 @@ pub fn service(config: &Config) -> String {
             ("start_timeout", span(unit.start_timeout)),
             ("stop_timeout", span(config.shutdown_timeout.unit_stop())),
             ("watchdog", span(unit.watchdog)),
-            ("limit_nofile", descriptors.to_string()),
+            ("limit_nofile", config.connection_limits().limit_nofile().to_string()),
             ("memory_high", unit.memory_high.clone()),
             ("memory_max", unit.memory_max.clone()),
             ("tasks_max", unit.tasks_max.to_string()),

@@ -132,19 +132,21 @@ ends_lines() {
 
 has_no_trace() {
     cd "$work/my-api"
-    for file in .ci .github/workflows/template.yml LICENSE-APACHE LICENSE-MIT README.md.liquid cargo-generate.toml tests/bad \
-        tests/fuzz tests/proof tests/template-name.rhai tests/template.sh; do
+    for file in .ci .github/workflows/template.yml LICENSE-APACHE LICENSE-MIT README.md.liquid cargo-generate.toml src/hitless/tests \
+        tests/bad tests/fuzz tests/proof tests/template-name.rhai tests/template.sh; do
         [ ! -e "$file" ] || fail "$file is the template's own"
     done
     if grep -rniE 'cargo.generate|project-name|\{%' . --exclude-dir=.git; then fail "traces of the template"; fi
-    # src/hitless is a module, and hosts of the laboratory have the name in theirs; nothing else has.
-    if grep -rnE '(etc|opt|lib|run)/hitless([^-]|$)|hitless\.(service|socket)|HITLESS_|"hitless"' . --exclude-dir=.git --exclude=Cargo.lock; then
+    # src/hitless is a crate, and hosts of the laboratory have the name in theirs; nothing else has.
+    if grep -rnE '(etc|opt|lib|run)/hitless([^-]|$)|hitless\.(service|socket)|HITLESS_|"hitless"|hitless-template' . \
+        --exclude-dir=.git --exclude=Cargo.lock | grep -v '^./src/hitless/Cargo.toml:.*:name = "hitless"$'; then
         fail "the template's name"
     fi
     # shellcheck disable=SC2016 # this is GitHub's syntax
     grep -q '\${{' .github/workflows/ci.yml || fail "the workflow's own braces are gone"
     [ -x deploy/push ] || fail "scripts are not executable"
-    [ "$(grep -c hitless Cargo.toml)" -eq 1 ] || fail "more than a stamp in Cargo.toml: $(grep hitless Cargo.toml)"
+    trace=$(grep hitless Cargo.toml | grep -v src/hitless)
+    [ "$trace" = "[package.metadata.hitless]" ] || fail "more than a stamp and a crate in Cargo.toml: $trace"
     cd - >/dev/null
 }
 
@@ -162,17 +164,19 @@ is_small() {
     if [ "$files" -gt 96 ] || [ "$all" -gt 14000 ] || [ "$own" -gt 2500 ]; then fail "that is too much"; fi
 }
 
-# The version that is stamped into what is generated is the template's.
+# The version that is stamped into what is generated, and that of the crate in it, are the template's.
 is_stamped() {
-    version=$(sed -n '/^version = "\(.*\)"/ { s//\1/p; q; }' Cargo.toml)
+    first_version() { sed -n '/^version = "\(.*\)"/ { s//\1/p; q; }' "$1"; }
+    version=$(first_version Cargo.toml)
     stamp=$(sed -n '/^\[package.metadata.hitless\]/,/^version/ s/^version = "\(.*\)"/\1/p' "$work/my-api/Cargo.toml")
     [ "$stamp" = "$version" ] || fail "the stamp says $stamp, the template is $version"
-    grep -q "VERSION: &str = \"$version\"" "$work/my-api/src/hitless/mod.rs" || fail "src/hitless/mod.rs is not $version"
+    crate=$(first_version "$work/my-api/src/hitless/Cargo.toml")
+    [ "$crate" = "$version" ] || fail "the crate is $crate, the template is $version"
 }
 
 # The first build mends the lock file, which still had the template's name, and what the proofs need: nothing in it is new.
 builds() {
-    locked() { grep -A 1 '^name = ' "$1" | paste -d ' ' - - - | grep -v '^name = "\(hitless\|my-api\)"' | sort -u; }
+    locked() { grep -A 1 '^name = ' "$1" | paste -d ' ' - - - | grep -v '^name = "\(hitless-template\|my-api\)"' | sort -u; }
     locked Cargo.lock >"$work/before"
     cd "$work/my-api"
     cargo build --quiet --workspace --all-targets

@@ -16,7 +16,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::Serialize;
 use tokio::task::JoinSet;
 
-use crate::hitless::Handle;
+use hitless::Handle;
 
 /// What a check finds wrong, for operators to read.
 type Finding = Result<(), String>;

@@ -14,9 +14,9 @@ use axum::extract::Request;
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::Response;
+use hitless::{Application, Handle};
 use service::app::{self, AppState};
 use service::config::Config;
-use service::hitless::{Application, Handle};
 use service::server;
 
 /// As in `src/main.rs`, without its command line.

@@ -17,9 +17,9 @@ use axum::response::{Html, IntoResponse, Sse};
 use axum::routing::get;
 use axum::{BoxError, Router};
 use futures_util::{StreamExt, stream};
+use hitless::{Application, Handle};
 use service::app::{self, AppState};
 use service::config::Config;
-use service::hitless::{Application, Handle};
 use service::server;
 
 /// As in `src/main.rs`, without its command line.

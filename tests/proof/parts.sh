@@ -4,8 +4,8 @@
 # shellcheck disable=SC2034 # tests/all.sh has a use for it
 laboratory=proof
 
-# Those of the laboratory's inside are included where cargo does not see them.
-format() { cargo fmt --all --check && rustfmt --edition 2024 --check tests/proof/unit/*.rs; }
+# Tests of what is inside the crates are included where cargo fmt does not see them.
+format() { cargo fmt --all --check && rustfmt --edition 2024 --check src/hitless/tests/unit/*.rs tests/proof/unit/*.rs; }
 
 # The machinery's own files, in memory: random connections, and orders of threads. In its folder, where its build is
 # configured.

@@ -3,36 +3,36 @@
 #![allow(dead_code, reason = "the life of the process is not among them")]
 #![allow(clippy::useless_conversion, reason = "all sockets are of one type here")]
 
-#[path = "../../../src/hitless/connection.rs"]
+#[path = "../../../src/hitless/src/connection.rs"]
 pub mod connection;
-#[path = "../../../src/hitless/frames.rs"]
+#[path = "../../../src/hitless/src/frames.rs"]
 mod frames;
-#[path = "../../../src/hitless/gate.rs"]
+#[path = "../../../src/hitless/src/gate.rs"]
 pub mod gate;
-#[path = "../../../src/hitless/held.rs"]
+#[path = "../../../src/hitless/src/held.rs"]
 mod held;
-#[path = "../../../src/hitless/ledger.rs"]
+#[path = "../../../src/hitless/src/ledger.rs"]
 pub mod ledger;
-#[path = "../../../src/hitless/listener.rs"]
+#[path = "../../../src/hitless/src/listener.rs"]
 pub mod listener;
-#[path = "../../../src/hitless/notice.rs"]
+#[path = "../../../src/hitless/src/notice.rs"]
 mod notice;
-#[path = "../../../src/hitless/track.rs"]
+#[path = "../../../src/hitless/src/track.rs"]
 pub mod track;
-#[path = "../../../src/hitless/upload.rs"]
+#[path = "../../../src/hitless/src/upload.rs"]
 mod upload;
 
 #[cfg(feature = "shuttle")]
 mod leaving;
 pub mod process;
 
-/// As in `src/hitless/mod.rs`, but the same in every run.
+/// As in `src/hitless/src/lib.rs`, but the same in every run.
 pub fn process_mark() -> &'static str {
     "0-"
 }
 
 pub mod parcel {
-    /// As in `src/hitless/parcel.rs`.
+    /// As in `src/hitless/src/parcel.rs`.
     #[derive(Debug)]
     pub struct Clean {
         pub socket: std::os::fd::OwnedFd,
@@ -42,9 +42,9 @@ pub mod parcel {
 }
 
 pub mod systemd {
-    /// As in `src/hitless/systemd.rs`.
+    /// As in `src/hitless/src/systemd.rs`.
     #[derive(Debug)]
-    pub enum Activated {
+    pub enum ListeningSocket {
         Tcp(std::net::TcpListener),
         Unix(std::net::UnixListener),
     }

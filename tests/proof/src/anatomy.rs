@@ -29,7 +29,7 @@ const CONFIGURED: &str = "configured";
 const SERVING: &str = "serving on ";
 
 /// What the service has to log, so that its steps can be told apart.
-pub const FILTER: &str = "info,service::hitless::lifecycle=debug,service::server=debug";
+pub const FILTER: &str = "info,hitless::lifecycle=debug,service::server=debug";
 
 /// How long each of the steps took, in milliseconds.
 pub type Steps = [f64; STEPS.len()];

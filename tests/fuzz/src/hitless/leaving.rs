@@ -1,4 +1,4 @@
-//! How a process accepts and leaves, beside others: the steps of `axum::serve` and of `src/hitless/lifecycle.rs`,
+//! How a process accepts and leaves, beside others: the steps of `axum::serve` and of `src/hitless/src/lifecycle.rs`,
 //! without what has to do with an operating system.
 
 use std::sync::Arc;
@@ -12,12 +12,12 @@ use super::gate::Mode;
 use super::listener::Listener;
 use super::parcel::Clean;
 use super::process::{Process, serve};
-use super::systemd::Activated;
+use super::systemd::ListeningSocket;
 
 impl Process {
     /// Serves these connections, and whoever connects.
     pub fn listen(&self, backlog: &Backlog, connections: Vec<Clean>) -> JoinHandle<()> {
-        let sockets = vec![Activated::Tcp(backlog.clone())];
+        let sockets = vec![ListeningSocket::Tcp(backlog.clone())];
         let mut listener = Listener::new(sockets, Arc::clone(&self.gate), 1000).unwrap();
         self.gate.put(connections);
         let (tasks, ending) = (self.tasks.clone(), self.ending.clone());

@@ -12,8 +12,9 @@ use axum::extract::ws::{CloseFrame, Message, WebSocketUpgrade};
 use axum::response::Response;
 use axum::routing::{any, get};
 use futures_util::{StreamExt, stream};
+use hitless::Handle;
+use hitless::testing::Reason;
 use rustix::process::Signal;
-use service::hitless::{Handle, Reason};
 use tokio::net::TcpSocket;
 use tokio_util::sync::CancellationToken;
 

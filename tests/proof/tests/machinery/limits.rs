@@ -8,8 +8,8 @@ use axum::extract::ws::{Message, WebSocketUpgrade};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use futures_util::{StreamExt, stream};
+use hitless::testing::SURPLUS;
 use rustix::process::Signal;
-use service::hitless::listener;
 use tokio::net::TcpSocket;
 use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
@@ -226,7 +226,7 @@ async fn a_flood_of_silent_connections_keeps_nobody_out_and_costs_nobody_a_conne
     for client in &mut idle {
         assert_eq!(client.get("/livez").await.status, 200);
     }
-    assert!(app.gate.len() < 100 + listener::SURPLUS, "{}", app.gate.len());
+    assert!(app.gate.len() < 100 + SURPLUS, "{}", app.gate.len());
 }
 
 #[tokio::test]
@@ -235,7 +235,7 @@ async fn who_asks_is_answered_behind_silent_connections_when_all_others_are_busy
     let mut busy = app.client().await;
     busy.ask("/ping").await;
     let mut silent = Vec::new();
-    for _ in 0..2 * listener::SURPLUS {
+    for _ in 0..2 * SURPLUS {
         silent.push(app.client().await);
     }
     assert!([200, 503].contains(&app.client().await.get("/livez").await.status));

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use axum::body::to_bytes;
 use axum::extract::State;
 use axum::response::IntoResponse;
+use hitless::testing::{Gate, Lifecycle};
 use serde_json::{Value, json};
-use service::hitless::{Gate, Lifecycle};
 use service::routes::health::{self, Readiness};
 
 use crate::start::config;
@@ -80,7 +80,7 @@ async fn a_check_that_panics_has_failed_and_nothing_else_has() {
 async fn checks_have_no_say_in_a_service_that_leaves() {
     let mut app = crate::start::spawn_app("", axum::Router::new()).await;
     let mut client = app.client().await;
-    app.leave(service::hitless::Reason::Terminate).await;
+    app.leave(hitless::testing::Reason::Terminate).await;
     let report = client.get("/readyz").await;
     assert_eq!((report.status, report.json().get("failed")), (503, None), "{report:?}");
 }

@@ -4,17 +4,17 @@
 use std::ffi::{OsStr, OsString};
 use std::net::{SocketAddr, TcpListener};
 use std::process::{ExitStatus, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use axum::{BoxError, Router};
+use hitless::testing::{Gate, Reason};
+use hitless::{Application, Handle, Outcome, testing};
 use humantime_serde::re::humantime::parse_duration;
 use lab::manager::Manager;
 use lab::stage::setting;
 use rustix::process::{Pid, Signal, kill_process};
 use service::config::Config;
-use service::hitless::systemd::Activated;
-use service::hitless::{Application, Gate, Handle, Lifecycle, Listener, Outcome, Reason, lifecycle};
 use service::server;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStderr, Command};
@@ -63,22 +63,13 @@ pub async fn spawn_app_with(machinery: JoinSet<()>, overrides: &str, routes: Rou
 
 /// Starts what `make` makes on a free port.
 async fn spawn<A: Application>(
-    mut machinery: JoinSet<()>,
+    machinery: JoinSet<()>,
     config: Config,
     make: impl AsyncFnOnce(Arc<Config>, Handle) -> Result<A, BoxError>,
 ) -> App {
     let socket = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = socket.local_addr().expect("the port");
 
-    let gate = Arc::new(Gate::new(config.connection_limits()));
-    let lifecycle = Lifecycle::new(config.shutdown_timeout);
-    let handle = lifecycle.handle();
-    let listener = Listener::new(vec![Activated::Tcp(socket)], Arc::clone(&gate), config.limits.max_connections)
-        .expect("a listener");
-    machinery.spawn(lifecycle::expire(Arc::clone(&gate)));
-    machinery.spawn(lifecycle::relieve(Arc::clone(&gate)));
-
-    let app = make(Arc::new(config), handle.clone()).await.expect("an application");
     let (tell, told) = oneshot::channel();
     let told = async move {
         // A test that ends without telling leaves the service to its end.
@@ -87,15 +78,22 @@ async fn spawn<A: Application>(
             Err(_) => std::future::pending().await,
         }
     };
+    let since = Arc::new(OnceLock::new());
+    let begins = Arc::clone(&since);
+    let told = async move {
+        let (reason, instant) = told.await;
+        let _ = begins.set(instant);
+        reason
+    };
+    let (handover, listener) =
+        testing::handover(socket, config.shutdown_timeout, config.connection_limits(), machinery, told)
+            .expect("a listener");
+    let (handle, gate) = (handover.handle(), testing::gate(&handover));
+    let app = make(Arc::new(config), handle.clone()).await.expect("an application");
+    let started = Instant::now();
     let outcome = tokio::spawn(async move {
-        let mut since = Instant::now();
-        let told = async {
-            let (reason, instant) = told.await;
-            since = instant;
-            reason
-        };
-        let outcome = server::serve(listener, app, &lifecycle, machinery, told).await;
-        (outcome, since.elapsed())
+        let outcome = server::serve(handover, listener, app).await;
+        (outcome, since.get().unwrap_or(&started).elapsed())
     });
     App { address, handle, gate, tell: Some(tell), outcome }
 }

@@ -293,6 +293,7 @@ impl Chunk {
     }
 }
 
-#[cfg(test)]
-#[path = "../../tests/unit/ledger.rs"]
+#[cfg(all(test, feature = "proof"))]
+#[rustfmt::skip]
+#[path = "../tests/unit/ledger.rs"]
 mod tests;

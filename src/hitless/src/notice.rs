@@ -105,6 +105,7 @@ impl Notice {
     }
 }
 
-#[cfg(test)]
-#[path = "../../tests/unit/notice.rs"]
+#[cfg(all(test, feature = "proof"))]
+#[rustfmt::skip]
+#[path = "../tests/unit/notice.rs"]
 mod tests;

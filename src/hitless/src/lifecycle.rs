@@ -2,14 +2,14 @@
 
 use std::fmt;
 use std::io::Write;
-use std::process::ExitCode;
+use std::process::{ExitCode, Termination};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tokio_util::task::TaskTracker;
 
 use super::gate::{Cut, Gate, Limits, Mode, Obstacle};
@@ -50,6 +50,13 @@ const TOLD: usize = 20;
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ShutdownTimeout(Duration);
+
+impl Default for ShutdownTimeout {
+    /// 30 s.
+    fn default() -> Self {
+        Self(Duration::from_secs(30))
+    }
+}
 
 impl ShutdownTimeout {
     /// The shortest T.
@@ -111,10 +118,13 @@ impl ShutdownTimeout {
 /// Where the process is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
+    /// Not ready yet.
     Starting,
+    /// Ready.
     Serving,
     /// Told to leave, still serving (a lame duck).
     Leaving {
+        /// When it was told.
         since: Instant,
         /// Whoever is sent here is served at once.
         ready: bool,
@@ -159,6 +169,13 @@ pub struct Outcome {
     pub lost: usize,
     /// Nobody has told it to leave: it could not go on.
     pub failed: bool,
+}
+
+/// As what `main` gives: success, unless something was lost or cut.
+impl Termination for Outcome {
+    fn report(self) -> ExitCode {
+        ExitCode::from(&self)
+    }
 }
 
 impl From<&Outcome> for ExitCode {
@@ -289,7 +306,7 @@ impl Lifecycle {
     }
 
     /// Resolves when axum may close what is left: no HTTP/1.1 connection is, that could have been handed over.
-    pub fn quiesced(&self) -> impl Future<Output = ()> + Send + 'static {
+    pub fn quiesced(&self) -> WaitForCancellationFutureOwned {
         self.quiesced.clone().cancelled_owned()
     }
 
@@ -579,7 +596,7 @@ impl Outcome {
 ///
 /// # Errors
 /// When signals cannot be handled.
-pub fn told_to_leave() -> std::io::Result<impl Future<Output = Reason>> {
+pub fn told_to_leave() -> std::io::Result<impl Future<Output = Reason> + Send + use<>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
@@ -651,6 +668,7 @@ pub async fn report(gate: Arc<Gate>, handle: Handle) {
     }
 }
 
-#[cfg(test)]
-#[path = "../../tests/unit/lifecycle.rs"]
+#[cfg(all(test, feature = "proof"))]
+#[rustfmt::skip]
+#[path = "../tests/unit/lifecycle.rs"]
 mod tests;

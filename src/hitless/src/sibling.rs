@@ -26,6 +26,7 @@ use tokio::io::Interest;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::{JoinError, JoinHandle};
 
+use super::Error;
 use super::connection::Origin;
 use super::gate::Gate;
 use super::parcel::{self, Clean};
@@ -67,8 +68,23 @@ impl Siblings {
         Ok(pids)
     }
 
+    /// A connection to the instance with this process id, whichever sockets it shares: it serves this one as if a sibling had
+    /// handed it in.
+    ///
+    /// # Errors
+    /// When there is no such instance, or it does not take connections.
+    pub async fn connect(&self, pid: u32) -> Result<UnixStream, Error> {
+        let connected = async {
+            let (ours, theirs) = UnixStream::pair()?;
+            let theirs = Clean { socket: theirs.into_std()?.into(), rest: Vec::new(), origin: Origin::Adopted };
+            hand_in(&self.door(pid), &[theirs], PATIENCE).await?;
+            Ok(ours)
+        };
+        connected.await.map_err(Error::Instance)
+    }
+
     /// The door of the instance with this process id.
-    pub fn door(&self, pid: u32) -> PathBuf {
+    pub(crate) fn door(&self, pid: u32) -> PathBuf {
         self.0.join(pid.to_string())
     }
 
@@ -76,7 +92,7 @@ impl Siblings {
     ///
     /// # Errors
     /// When the socket cannot be made.
-    pub fn open_door(&self, gate: Arc<Gate>) -> io::Result<Door> {
+    pub(crate) fn open_door(&self, gate: Arc<Gate>) -> io::Result<Door> {
         let path = self.door(std::process::id());
         let socket = seqpacket()?;
         // Its name, a number, only once it can be knocked at. Either may be left of a process that was killed.
@@ -206,6 +222,7 @@ fn seqpacket() -> io::Result<OwnedFd> {
     Ok(socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?)
 }
 
-#[cfg(test)]
-#[path = "../../tests/unit/sibling.rs"]
+#[cfg(all(test, feature = "proof"))]
+#[rustfmt::skip]
+#[path = "../tests/unit/sibling.rs"]
 mod tests;

@@ -31,7 +31,7 @@ impl<S> Application for S where
 
 /// A service whose requests and answers are entered with their connection.
 #[derive(Clone, Debug)]
-pub struct Track<S>(pub S);
+pub struct Track<S>(pub(super) S);
 
 impl<S> Service<Request> for Track<S>
 where

@@ -12,9 +12,9 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::connection::{Io, Origin, Peer, QUIET, Socket};
-use super::gate::{Limits, Mode, Obstacle, YIELDS_AFTER};
-use super::systemd::Activated;
-use super::{Connection, Gate, Listener, Track};
+use super::gate::{Gate, Limits, Mode, Obstacle, YIELDS_AFTER};
+use super::systemd::ListeningSocket;
+use super::{Connection, Listener, Track};
 
 /// A request, in two pieces.
 const HEAD: (&str, &str) = ("GET / HTTP/1.1\r\nHo", "st: test\r\n\r\n");
@@ -40,7 +40,7 @@ async fn who_is_quiet_is_taken_before_the_gate_closes_and_is_back_when_it_stays_
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap();
     let gate = Arc::new(Gate::default());
-    let listener = Listener::new(vec![Activated::Tcp(socket)], Arc::clone(&gate), 10).unwrap();
+    let listener = Listener::new(vec![ListeningSocket::Tcp(socket)], Arc::clone(&gate), 10).unwrap();
     let app = Track(Router::new().route("/", get(|| async {})));
     tokio::spawn(axum::serve(listener, app.into_make_service_with_connect_info::<Connection>()).into_future());
     let mut clients = Vec::new();
@@ -73,7 +73,7 @@ async fn a_closed_gate_waits_for_answers_and_for_nothing_else() {
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap();
     let gate = Arc::new(Gate::default());
-    let listener = Listener::new(vec![Activated::Tcp(socket)], Arc::clone(&gate), 10).unwrap();
+    let listener = Listener::new(vec![ListeningSocket::Tcp(socket)], Arc::clone(&gate), 10).unwrap();
     let go_on = Arc::new(Notify::new());
     let goes_on = Arc::clone(&go_on);
     let work = || async move { goes_on.notified().await };
@@ -135,7 +135,7 @@ async fn an_http2_client_that_stands_still_is_in_the_way_and_a_handler_at_work_i
         let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = socket.local_addr().unwrap();
         let gate = Arc::new(Gate::default());
-        let listener = Listener::new(vec![Activated::Tcp(socket)], Arc::clone(&gate), 10).unwrap();
+        let listener = Listener::new(vec![ListeningSocket::Tcp(socket)], Arc::clone(&gate), 10).unwrap();
         let app = Router::new()
             .route("/q", get(|| async {}))
             .route("/l", get(|| async { vec![0; 1 << 20] }))
@@ -286,7 +286,7 @@ fn ask_http2(path: u8) -> Vec<u8> {
 fn serve(gate: &Arc<Gate>, app: Router, most: usize, told: CancellationToken) -> SocketAddr {
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap();
-    let listener = Listener::new(vec![Activated::Tcp(socket)], Arc::clone(gate), most).unwrap();
+    let listener = Listener::new(vec![ListeningSocket::Tcp(socket)], Arc::clone(gate), most).unwrap();
     let app = Track(app).into_make_service_with_connect_info::<Connection>();
     tokio::spawn(axum::serve(listener, app).with_graceful_shutdown(told.cancelled_owned()).into_future());
     address

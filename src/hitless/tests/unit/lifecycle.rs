@@ -255,7 +255,7 @@ async fn pauses(goes_on: GoesOn) -> (Duration, bool, bool) {
     let gate = Arc::new(Gate::default());
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap();
-    let listener = Listener::new(vec![systemd::Activated::Tcp(socket)], Arc::clone(&gate), 10).unwrap();
+    let listener = Listener::new(vec![systemd::ListeningSocket::Tcp(socket)], Arc::clone(&gate), 10).unwrap();
     let app = Router::new().route("/", get(std::future::pending::<()>).post(|_: axum::body::Bytes| async {}));
     let app = Track(app).into_make_service_with_connect_info::<Connection>();
     let server = tokio::spawn(axum::serve(listener, app).into_future());

@@ -32,9 +32,11 @@ const FLOOD_YIELDS_AFTER: Duration = Duration::from_millis(25);
 /// Something that was cut off: a request, or a connection that would not end.
 #[derive(Debug)]
 pub struct Cut {
+    /// Whose it was.
     pub peer: Peer,
     /// Method and path, where a request was in flight.
     pub request: Option<(Method, String)>,
+    /// How long it had been there.
     pub age: Duration,
     /// A handler was at work. Else it went on because of its client, or without end.
     pub at_work: bool,
@@ -75,6 +77,8 @@ pub(super) enum Obstacle {
 /// What a connection may take from the service.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
+    /// How many connections there may be at a time.
+    pub max_connections: usize,
     /// Of a request's head.
     pub max_head_bytes: usize,
     /// From the first byte of a request's head to its last; and until the first byte of a new connection.
@@ -92,10 +96,11 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// None that a test would meet.
+    /// None that anybody would meet, but on the number of connections: for tests, and behind what has limits of its own.
     fn default() -> Self {
         let long = Duration::from_secs(3600);
         Self {
+            max_connections: 10_000,
             max_head_bytes: 64 * 1024,
             header_timeout: long,
             body_timeout: long,
@@ -261,6 +266,7 @@ impl Gate {
     }
 
     /// Whether there is no live connection.
+    #[cfg(any(test, feature = "testing"))]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

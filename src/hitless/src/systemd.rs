@@ -28,7 +28,7 @@ use super::parcel;
 #[derive(Debug, Default)]
 pub struct Given {
     /// The listening sockets of the socket units.
-    pub listeners: Vec<Activated>,
+    pub listeners: Vec<ListeningSocket>,
     /// The parcels that earlier processes left in the descriptor store.
     pub parcels: Vec<OwnedFd>,
     /// What else there was, by its name in the descriptor store, with the reason why it is of no use: another release
@@ -36,11 +36,25 @@ pub struct Given {
     pub strangers: Vec<(String, io::Error)>,
 }
 
-/// A listening socket that the service manager keeps.
+/// A listening socket, of the service manager or of the service itself.
 #[derive(Debug)]
-pub enum Activated {
+pub enum ListeningSocket {
+    /// One of TCP.
     Tcp(std::net::TcpListener),
+    /// One with a path.
     Unix(std::os::unix::net::UnixListener),
+}
+
+impl From<std::net::TcpListener> for ListeningSocket {
+    fn from(socket: std::net::TcpListener) -> Self {
+        Self::Tcp(socket)
+    }
+}
+
+impl From<std::os::unix::net::UnixListener> for ListeningSocket {
+    fn from(socket: std::os::unix::net::UnixListener) -> Self {
+        Self::Unix(socket)
+    }
 }
 
 /// Takes what the service manager passed on. Only the first call gets it.
@@ -56,10 +70,10 @@ pub fn given() -> Given {
             let (family, kind) = (AddressFamily::UNIX.as_raw().into(), SocketType::SEQPACKET.as_raw() as i32);
             fds.take_custom::<OwnedFd>(index, family, kind, "parcel").map(|parcel| given.parcels.extend(parcel))
         } else if let Ok(Some(listener)) = fds.take_unix_listener(index) {
-            given.listeners.push(Activated::Unix(listener));
+            given.listeners.push(ListeningSocket::Unix(listener));
             Ok(())
         } else {
-            fds.take_tcp_listener(index).map(|listener| given.listeners.extend(listener.map(Activated::Tcp)))
+            fds.take_tcp_listener(index).map(|listener| given.listeners.extend(listener.map(ListeningSocket::Tcp)))
         };
         given.strangers.extend(taken.err().map(|error| (name.to_owned(), error)));
     }

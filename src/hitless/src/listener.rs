@@ -19,7 +19,7 @@ use tokio_util::either::Either;
 use super::connection::{Io, Origin, Peer, Socket};
 use super::gate::{Gate, Mode};
 use super::parcel::Clean;
-use super::systemd::Activated;
+use super::systemd::ListeningSocket;
 
 /// How many connections over the limit are accepted, to be served where another makes room, else to be told so; further ones
 /// wait in the kernel's queue.
@@ -37,7 +37,7 @@ const FULL: Duration = Duration::from_millis(20);
 /// Descriptors that the process needs apart from its connections.
 pub const SPARE_DESCRIPTORS: usize = 192;
 
-/// Listening sockets, behind the gate.
+/// What axum accepts from: connections of the process before first, then those that come to the listening sockets.
 #[derive(Debug)]
 pub struct Listener {
     sockets: Vec<Either<TcpListener, UnixListener>>,
@@ -52,18 +52,18 @@ impl Listener {
     ///
     /// # Errors
     /// When there is no socket, or one cannot be registered with the runtime.
-    pub fn new(sockets: Vec<Activated>, gate: Arc<Gate>, max_connections: usize) -> io::Result<Self> {
+    pub(super) fn new(sockets: Vec<ListeningSocket>, gate: Arc<Gate>, max_connections: usize) -> io::Result<Self> {
         if sockets.is_empty() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "there is no socket to listen on"));
         }
         let sockets = sockets
             .into_iter()
             .map(|socket| match socket {
-                Activated::Tcp(socket) => {
+                ListeningSocket::Tcp(socket) => {
                     socket.set_nonblocking(true)?;
                     TcpListener::from_std(socket).map(Either::Left)
                 }
-                Activated::Unix(socket) => {
+                ListeningSocket::Unix(socket) => {
                     socket.set_nonblocking(true)?;
                     UnixListener::from_std(socket).map(Either::Right)
                 }
@@ -74,7 +74,7 @@ impl Listener {
 
     /// The same, with room for so many connections that siblings hand in, beside those that are accepted here: new clients
     /// are not to be turned away because another instance is restarted.
-    pub fn with_guests(self, guests: usize) -> Self {
+    pub(super) fn with_guests(self, guests: usize) -> Self {
         Self { guests, ..self }
     }
 
@@ -92,12 +92,12 @@ impl Listener {
     }
 
     /// The gate before these sockets.
-    pub fn gate(&self) -> &Arc<Gate> {
+    pub(super) fn gate(&self) -> &Arc<Gate> {
         &self.gate
     }
 
     /// Where the service listens, for people to read.
-    pub fn addresses(&self) -> Vec<String> {
+    pub(super) fn addresses(&self) -> Vec<String> {
         let address = |socket: &Either<TcpListener, UnixListener>| match socket {
             Either::Left(tcp) => tcp.local_addr().map(|address| address.to_string()),
             Either::Right(unix) => unix.local_addr().map(|address| format!("{address:?}")),

@@ -300,6 +300,7 @@ fn decompose(message: &[u8], mut descriptors: Vec<OwnedFd>) -> io::Result<Vec<Cl
     connections.collect()
 }
 
-#[cfg(test)]
-#[path = "../../tests/unit/parcel.rs"]
+#[cfg(all(test, feature = "proof"))]
+#[rustfmt::skip]
+#[path = "../tests/unit/parcel.rs"]
 mod tests;

@@ -94,6 +94,7 @@ where
     }
 }
 
-#[cfg(test)]
-#[path = "../../tests/unit/request_timeout.rs"]
+#[cfg(all(test, feature = "proof"))]
+#[rustfmt::skip]
+#[path = "../tests/unit/request_timeout.rs"]
 mod tests;

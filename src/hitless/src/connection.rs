@@ -61,6 +61,7 @@ pub type Socket = Either<TcpStream, UnixStream>;
 /// Who is at the other end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Peer {
+    /// A client by TCP.
     Tcp(SocketAddr),
     /// A process on this host.
     Unix,

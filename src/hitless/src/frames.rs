@@ -504,6 +504,7 @@ fn frame(kind: u8, id: u32, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-#[cfg(test)]
-#[path = "../../tests/unit/frames.rs"]
+#[cfg(all(test, feature = "proof"))]
+#[rustfmt::skip]
+#[path = "../tests/unit/frames.rs"]
 mod tests;
