@@ -62,6 +62,15 @@ status: ## What runs on HOST=
 logs: ## Follow the journal on HOST=
 	@ssh -t $(SSH_OPTS) $(HOST) sh /opt/$(NAME)/current/host logs $(NAME)
 
+.PHONY: update
+# FROM= where the template is, CHECK=1 to ask only, BASE= the commit of it that this service is of.
+FROM ?=
+export FROM CHECK BASE
+update: ## Bring it to what its template is by now, FROM=git address or path [CHECK=1 asks whether there is more]
+	@[ -n "$$FROM" ] || { echo "say where the template is: make update FROM=git address or path" >&2; exit 2; }
+	@template=$$(mktemp -d) && trap 'rm -rf "$$template"' EXIT && trap 'exit 2' HUP INT TERM && \
+	git clone --quiet "$$FROM" "$$template" && sh "$$template/tests/update.sh" .
+
 uninstall: ## Remove it from HOST=, but for its configuration
 	@deploy/tell $(NAME) uninstall
 

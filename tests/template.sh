@@ -1,6 +1,6 @@
 #!/bin/sh
-# The template: what cargo-generate makes of it builds, has no trace of the template but a stamp, and passes its tests once
-# it has become a service of one's own.
+# The template: what cargo-generate makes of it builds, has no trace of the template but a stamp, is updated, and passes its
+# tests once it has become a service of one's own.
 #
 #   tests/template.sh                      proves that
 #   tests/template.sh setup                installs cargo-generate, unless it is there
@@ -291,6 +291,168 @@ is_committed() {
     git -C "$work/my-api" ls-files --error-unmatch Cargo.lock .gitattributes .github/workflows/ci.yml >/dev/null
 }
 
+# What is appended to files that are an owner's, and what else an owner does.
+theirs="Makefile README.md config/default.toml deploy/service.unit src/app.rs src/routes/mod.rs
+    tests/lab/traffic.toml tests/service/own_routes.rs"
+owns() {
+    # Something of the machinery as well, where it is by then.
+    for file in $theirs "$(cd "$1" && ls src/hitless/past.rs 2>/dev/null || echo "$moves")"; do
+        case $file in
+        *.rs) echo "// The owner's." ;;
+        *) printf "\n# The owner's.\n" ;;
+        esac >>"$1/$file"
+    done
+    sed -i '0,/^version = .*/s//version = "7.0.0"/; s/^axum = .*/&\nthe-owners = "1"/' "$1/Cargo.toml"
+    rm "$1/src/routes/echo.rs"
+    mkdir -p "$1/deploy/past"
+    echo "// The owner's." | tee "$1/src/routes/orders.rs" "$1/tests/service/orders.rs" >"$1/deploy/past/orders"
+}
+
+in_git() { git -c user.name=nobody -c user.email=nobody@localhost -c init.defaultBranch=main -c commit.gpgSign=false -C "$@"; }
+commits() { in_git "$1" add --all && in_git "$1" commit --quiet --message "$2"; }
+
+# A template with a past, whatever git knows of this one's: its last commit is what is here, before that files of the machinery
+# were elsewhere or were not there yet, and lines of an owner's files were others.
+makes_a_past() {
+    past=$work/past
+    mkdir "$past"
+    template_of "$past"
+    in_git "$past" init --quiet
+    # Of the machinery one file moves, and a folder; one is new, another one goes.
+    mv "$past/deploy/debian" "$past/deploy/past"
+    find src/hitless -name tests -prune -o -name '*.rs' -size +5k -print | sort >"$work/machinery"
+    moves=$(sed -n 1p "$work/machinery")
+    new=$(sed -n 2p "$work/machinery")
+    sed '20s/$/ The past./' "$past/$moves" >"$past/src/hitless/past.rs"
+    echo "// The past." >"$past/src/hitless/gone.rs"
+    rm "$past/$moves" "$past/$new"
+    for file in $theirs README.md.liquid; do sed -i '1s/$/ The past./' "$past/$file"; done
+    sed -i '/^\[package.metadata.hitless\]/,/^version/s/^version = .*/version = "0.0.1"/; s/^edition = .*/& # The past./' "$past/Cargo.toml"
+    echo "# The past." >>"$past/Cargo.lock"
+    # Who has taken out an example is not of a time when there was none.
+    mv "$past/src/routes/echo.rs" "$work/example"
+    commits "$past" "Long past"
+    mv "$work/example" "$past/src/routes/echo.rs"
+    commits "$past" "The past"
+    then=$(in_git "$past" rev-parse HEAD)
+    # As any other, but for what is rendered: a service of the past is none of this.
+    sed -i 's/^edition = .*/&, and later./' "$past/Cargo.toml"
+    commits "$past" "Hardly anything"
+    git -C "$past" rm -r --quiet .
+    template_of "$past"
+    commits "$past" "What is here"
+}
+
+# A service of a commit of that template, at a place in a repository of its owner's: serves_since COMMIT PLACE.
+serves_since() {
+    owners=$work/owners
+    service=$owners/$2
+    rm -rf "$owners" "$work/then"
+    mkdir -p "$service" "$work/then"
+    git -C "$past" archive "$1" | tar --extract --directory "$work/then"
+    cargo generate --no-workspace --path "$work/then" --name my-api --destination "$work/then" >/dev/null 2>&1
+    rm -rf "$work/then/my-api/.git"
+    cp -R "$work/then/my-api/." "$service"
+    in_git "$owners" init --quiet
+    commits "$owners" "The first"
+}
+
+updates_it() { make --no-print-directory -C "$service" update FROM="$past" "$@" >"$work/said" 2>&1; }
+# It fails, says why, and has changed nothing: refuses WHY [SETTING ...].
+refuses() {
+    why=$1
+    shift
+    before=$(in_git "$owners" status --porcelain --ignored && in_git "$owners" rev-parse HEAD)
+    if updates_it "$@"; then fail "this update did not fail: $why"; fi
+    grep -q "$why" "$work/said" || fail "it should say $why: $(cat "$work/said")"
+    [ "$(in_git "$owners" status --porcelain --ignored && in_git "$owners" rev-parse HEAD)" = "$before" ] || fail "it changed something: $why"
+}
+is_up_to_date() {
+    before=$(in_git "$owners" rev-parse HEAD)
+    if ! updates_it "$@" || ! grep -q 'up to date' "$work/said"; then fail "it is up to date: $(cat "$work/said")"; fi
+    [ "$(in_git "$owners" status --porcelain)$(in_git "$owners" rev-parse HEAD)" = "$before" ] || fail "it changed something"
+}
+
+# A service of the past is updated: it is what it would be, had its owner done the same with one that is generated now.
+updates() {
+    makes_a_past
+    serves_since HEAD .
+    is_up_to_date CHECK=1
+    [ ! -e "$service/tests/update.sh" ] || fail "tests/update.sh is the template's own"
+    owns "$service"
+    fresh=$work/fresh
+    cp -R "$service" "$fresh"
+
+    for place in . services/one; do
+        serves_since "$then" "$place"
+        owns "$service"
+        commits "$owners" "The owner's"
+        updates_it || fail "$(cat "$work/said")"
+        grep -q "^## $(sed -n '/^version = "\(.*\)"/ { s//\1/p; q; }' Cargo.toml)" "$work/said" || fail "the changelog: $(cat "$work/said")"
+        in_git "$service" diff --quiet || fail "something is not ready to be committed"
+        commits "$owners" "An update"
+        [ "$(sed -n 's/^commit = "\(.*\)"/\1/p' "$service/Cargo.toml")" = "$(in_git "$past" rev-parse HEAD)" ] || fail "no stamp"
+        sed -i '/^commit = /d' "$service/Cargo.toml"
+        diff --recursive --exclude=.git --exclude=Cargo.lock "$fresh" "$service" || fail "this is not what an update should make of it"
+        tail -n 1 "$service/Cargo.lock" | grep -q 'The past' || fail "the lock file is not the service's own"
+        in_git "$owners" checkout --quiet .
+        is_up_to_date
+    done
+    echo >>"$past/README.md"
+    echo 'abort("No service has this name.");' >"$past/tests/template-name.rhai"
+    commits "$past" "What no service gets"
+    is_up_to_date
+
+    # Nothing that is not committed is at risk.
+    serves_since "$then" .
+    owns "$service"
+    commits "$owners" "The owner's"
+    refuses "is hitless 0.0.1 .*, and there is " CHECK=1
+    echo >>"$service/src/app.rs"
+    refuses "something is changed"
+    in_git "$owners" checkout --quiet .
+    touch "$service/$new"
+    refuses "overwrite what is not committed: .*$new"
+    # Nor what git would take for worthless.
+    echo '*.rs' >"$owners/.git/info/exclude"
+    refuses "overwrite what is not committed: .*$new"
+    rm "$service/$new" "$owners/.git/info/exclude"
+
+    # Where both have changed a line, the owner decides; and gets all else.
+    sed -i "1s/.*/# The owner's line./" "$service/config/default.toml"
+    commits "$owners" "A line that both have changed"
+    if updates_it; then fail "there is no conflict"; fi
+    [ "$(in_git "$owners" diff --name-only --diff-filter=U)" = config/default.toml ] || fail "$(cat "$work/said")"
+    grep -q '^CONFLICT .*config/default.toml' "$work/said" || fail "it does not say what conflicts: $(cat "$work/said")"
+    [ "$(grep -cE '^(<<<<<<< HEAD|# The owner.s line.|=======|>>>>>>> .* \(Update to hitless .*)$' "$service/config/default.toml")" -eq 4 ] ||
+        fail "these are not git's marks: $(head "$service/config/default.toml")"
+    cmp "$service/$new" "$new" || fail "a conflict elsewhere keeps the machinery from being updated"
+    in_git "$owners" reset --quiet --hard
+    [ -z "$(in_git "$owners" status --porcelain)" ] || fail "git reset --hard does not take it back"
+
+    # What it was generated from is not guessed.
+    git clone --quiet --depth 1 "file://$past" "$work/shallow"
+    refuses "history is not all there" FROM="$work/shallow"
+    sed -i '/^\[package.metadata.hitless\]/,/^version/s/^version = .*/version = "0.0.0"/' "$service/Cargo.toml"
+    commits "$owners" "Another stamp"
+    refuses "its stamp says 0.0.0"
+    updates_it BASE="$then" CHECK=1 || grep -q "is hitless 0.0.1" "$work/said" || fail "BASE= is not heard: $(cat "$work/said")"
+    sed -i 's/^version = "0.0.0"/&\ncommit = "0123456789"/' "$service/Cargo.toml"
+    commits "$owners" "A commit that there is not"
+    refuses "names the commit 0123456789"
+    sed -i '/^\[package.metadata.hitless\]/,/^commit/d' "$service/Cargo.toml"
+    commits "$owners" "No stamp"
+    refuses "is not generated from this template"
+    # Of a past that is not the template's.
+    serves_since "$then" .
+    rm -rf "$owners/.git"
+    find "$service" -name '*.rs' -exec sed -i '$s/$/ \/\/ Another./' {} +
+    in_git "$owners" init --quiet
+    commits "$owners" "A beginning of its own"
+    refuses "the nearest commit, 0.0.1 .*, has .* files that both have"
+    rm -rf "$past" "$owners" "$fresh" "$work/then" "$work/shallow"
+}
+
 prove() {
     work=$(mktemp -d)
     trap 'rm -rf "$work"' EXIT
@@ -298,7 +460,7 @@ prove() {
     # The crates that it needs are built once, however often this runs.
     built=${CARGO_TARGET_DIR:-$PWD/target}
     export CARGO_TARGET_DIR="$built/template"
-    for step in setup refuses_names generates ends_lines has_no_trace is_stamped is_small builds is_committed makes_it_ones_own; do
+    for step in setup refuses_names generates ends_lines has_no_trace is_stamped is_small updates builds is_committed makes_it_ones_own; do
         echo "template: $step"
         $step
     done
