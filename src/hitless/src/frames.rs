@@ -504,7 +504,7 @@ fn frame(kind: u8, id: u32, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-#[cfg(all(test, feature = "proof"))]
+#[cfg(all(test, feature = "proofs"))]
 #[rustfmt::skip]
 #[path = "../tests/unit/frames.rs"]
 mod tests;

@@ -293,7 +293,7 @@ impl Chunk {
     }
 }
 
-#[cfg(all(test, feature = "proof"))]
+#[cfg(all(test, feature = "proofs"))]
 #[rustfmt::skip]
 #[path = "../tests/unit/ledger.rs"]
 mod tests;

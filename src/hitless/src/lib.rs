@@ -50,11 +50,11 @@ pub fn process_mark() -> &'static str {
 }
 
 // Not within `gate` and `upload`: tests/fuzz compiles these files where there is no runtime.
-#[cfg(all(test, feature = "proof"))]
+#[cfg(all(test, feature = "proofs"))]
 #[rustfmt::skip]
 #[path = "../tests/unit/gate.rs"]
 mod gate_tests;
-#[cfg(all(test, feature = "proof"))]
+#[cfg(all(test, feature = "proofs"))]
 #[rustfmt::skip]
 #[path = "../tests/unit/upload.rs"]
 mod upload_tests;

@@ -668,7 +668,7 @@ pub async fn report(gate: Arc<Gate>, handle: Handle) {
     }
 }
 
-#[cfg(all(test, feature = "proof"))]
+#[cfg(all(test, feature = "proofs"))]
 #[rustfmt::skip]
 #[path = "../tests/unit/lifecycle.rs"]
 mod tests;

@@ -105,7 +105,7 @@ impl Notice {
     }
 }
 
-#[cfg(all(test, feature = "proof"))]
+#[cfg(all(test, feature = "proofs"))]
 #[rustfmt::skip]
 #[path = "../tests/unit/notice.rs"]
 mod tests;

@@ -94,7 +94,7 @@ where
     }
 }
 
-#[cfg(all(test, feature = "proof"))]
+#[cfg(all(test, feature = "proofs"))]
 #[rustfmt::skip]
 #[path = "../tests/unit/request_timeout.rs"]
 mod tests;

@@ -222,7 +222,7 @@ fn seqpacket() -> io::Result<OwnedFd> {
     Ok(socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?)
 }
 
-#[cfg(all(test, feature = "proof"))]
+#[cfg(all(test, feature = "proofs"))]
 #[rustfmt::skip]
 #[path = "../tests/unit/sibling.rs"]
 mod tests;

@@ -5,7 +5,7 @@ use lab::client;
 /// What the template is called.
 macro_rules! name {
     () => {
-        "hitless"
+        "hitless-template"
     };
 }
 
