@@ -4,7 +4,7 @@
 # shellcheck disable=SC2034 # tests/all.sh has a use for it
 laboratory=proof
 
-# Those of the laboratory's inside are included where cargo does not see them.
+# The tests of the laboratory's inside are where cargo does not look for them.
 format() { cargo fmt --all --check && rustfmt --edition 2024 --check tests/proof/unit/*.rs; }
 
 # The machinery's own files, in memory: random connections, and orders of threads. In its folder, where its build is
