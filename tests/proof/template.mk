@@ -11,6 +11,7 @@ test chaos: proofs
 proofs:
 	@tests/setup.sh proofs
 
+test: ## Those on booted hosts as well, with root
 rehearse: ## The same on axum, for contrast [PEER=axum]
 chaos: ## Everything that can go wrong as well, and 500 restarts; takes more than an hour
 

@@ -41,7 +41,7 @@ impl Edges {
     }
 }
 
-#[cfg(all(test, feature = "proof"))]
-mod tests {
-    include!("../../proof/unit/gate.rs");
-}
+#[cfg(all(test, feature = "proofs"))]
+#[rustfmt::skip]
+#[path = "../../proof/unit/gate.rs"]
+mod tests;

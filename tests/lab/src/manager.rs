@@ -545,7 +545,7 @@ pub fn describe(status: ExitStatus) -> String {
     }
 }
 
-#[cfg(all(test, feature = "proof"))]
-mod tests {
-    include!("../../proof/unit/manager.rs");
-}
+#[cfg(all(test, feature = "proofs"))]
+#[rustfmt::skip]
+#[path = "../../proof/unit/manager.rs"]
+mod tests;
