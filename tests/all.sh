@@ -21,8 +21,8 @@ cannot() {
 }
 
 # The crate's own proofs are the template's: what is generated has none of them, and cargo does not format them.
-proofs=
-[ ! -d src/hitless/tests ] || proofs="--features hitless/proofs"
+proofs='' adopted=''
+[ ! -d src/hitless/tests ] || proofs="--features hitless/proofs" adopted=adopted
 
 format() {
     cargo fmt --all --check || exit
@@ -84,6 +84,9 @@ lab() {
 # Twenty restarts under load, with other programs in front and beside; on the one by TCP, on the other by a Unix socket.
 bookworm() { lab rehearse --no-stand-in --programs --restarts 20 --debian bookworm; }
 trixie() { lab rehearse --no-stand-in --programs --unix --restarts 20 --debian trixie; }
+
+# The same for a small service that was made hitless in ten lines, with its two units.
+adopted() { lab rehearse --no-stand-in --adopted --restarts 20 --debian bookworm; }
 
 # A real browser through restarts.
 browser() {
@@ -191,7 +194,8 @@ case "$*" in
     lane format scripts lints service units storm memory
     [ ! -x tests/template.sh ] || lane template
     wait
-    lane bookworm trixie browser deploys delays attacks
+    # shellcheck disable=SC2086 # one word, or none
+    lane bookworm trixie $adopted browser deploys delays attacks
     wait
     # They wait most of the time.
     lane faults_12 chaos_12 balance_12

@@ -38,6 +38,9 @@ pub struct Options {
     /// Rehearse another system, for contrast: axum, with its own graceful shutdown.
     #[arg(long, value_parser = ["axum"])]
     pub peer: Option<String>,
+    /// In the template: rehearse the small service that was made hitless in ten lines, `src/hitless/examples/adopted.rs`.
+    #[arg(long, conflicts_with_all = ["stand_in", "peer", "browser", "unix"])]
+    pub adopted: bool,
     /// Send clients through nginx and HAProxy as well, and let curl ask, all three from the host's own Debian.
     #[arg(long, conflicts_with = "stand_in")]
     pub programs: bool,
@@ -111,7 +114,7 @@ pub async fn rehearse(options: &Options) -> anyhow::Result<Outcome> {
         _ => vec![],
     };
     let record = Record {
-        service: subject.name.clone(),
+        service: if options.adopted { "adopted".into() } else { subject.name.clone() },
         version: subject.version.clone(),
         stage: stage.name().into(),
         peer: options.peer.clone(),
@@ -197,7 +200,7 @@ pub(crate) async fn image(debian: &str, traffic: &Traffic) -> anyhow::Result<Ima
 
 /// Everything up to the first request.
 pub(crate) async fn set_up(options: &Options) -> anyhow::Result<(Stage, Subject, Traffic)> {
-    let subject = subject(options.as_is || options.peer.is_some()).await?;
+    let subject = subject(options.as_is || options.adopted || options.peer.is_some()).await?;
     let traffic = Traffic::of(&subject)?;
 
     let host = if options.stand_in {
@@ -211,7 +214,7 @@ pub(crate) async fn set_up(options: &Options) -> anyhow::Result<(Stage, Subject,
                 println!("{}, up after {:.1} s", host.stage, began.elapsed().as_secs_f64());
                 Some(host)
             }
-            Err(why) if options.no_stand_in => return Err(why),
+            Err(why) if options.no_stand_in || options.adopted => return Err(why),
             Err(why) => {
                 println!("No host here: {why:#}\nGoing on with the stand-in for systemd.");
                 None
@@ -219,6 +222,7 @@ pub(crate) async fn set_up(options: &Options) -> anyhow::Result<(Stage, Subject,
         }
     };
     let stage = match (host, &options.peer) {
+        (Some(host), None) if options.adopted => Stage::deploy_adopted(host, &subject).await?,
         (Some(host), None) => {
             let listen = if options.unix { Listen::Unix(SOCKET) } else { Listen::Tcp };
             Stage::deploy(host, &subject, listen, &traffic.settings).await?

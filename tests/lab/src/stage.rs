@@ -65,6 +65,19 @@ impl Stage {
         Ok(Self::Host { host, name, listen })
     }
 
+    /// Installs the example of an adoption there, with the two units beside it.
+    pub async fn deploy_adopted(host: Host, subject: &Subject) -> anyhow::Result<Self> {
+        const NAME: &str = "adopted";
+        let program = subject.build_example_of("hitless", NAME).await?;
+        host.put(&program, &format!("/opt/{NAME}/{NAME}"), 0o755).await?;
+        for unit in [format!("{NAME}.socket"), format!("{NAME}.service")] {
+            let text = std::fs::read_to_string(subject.directory.join("src/hitless/examples").join(&unit))?;
+            host.write(&text, &format!("/etc/systemd/system/{unit}")).await?;
+        }
+        host.run(&format!("systemctl daemon-reload && systemctl enable --now {NAME}.socket {NAME}.service")).await?;
+        Ok(Self::Host { host, name: NAME.into(), listen: Listen::Tcp })
+    }
+
     /// Installs `lab peer` there: bare axum behind a systemd socket.
     pub async fn deploy_peer(host: Host) -> anyhow::Result<Self> {
         host.put(&std::env::current_exe()?, "/opt/peer/peer", 0o755).await?;

@@ -137,6 +137,12 @@ impl Subject {
         Ok(self.target.join("release/examples").join(name))
     }
 
+    /// Builds an example of another package of its workspace.
+    pub async fn build_example_of(&self, package: &str, name: &str) -> anyhow::Result<PathBuf> {
+        self.cargo_build(&["--release", "--package", package, "--example", name]).await?;
+        Ok(self.target.join("release/examples").join(name))
+    }
+
     async fn cargo_build(&self, what: &[&str]) -> anyhow::Result<()> {
         let status = Command::new("cargo")
             .arg("build")
