@@ -68,7 +68,7 @@ impl Stage {
     /// Installs the example of an adoption there, with the two units beside it.
     pub async fn deploy_adopted(host: Host, subject: &Subject) -> anyhow::Result<Self> {
         const NAME: &str = "adopted";
-        let program = subject.build_example_of("hitless", NAME).await?;
+        let program = subject.build_machinery_example(NAME).await?;
         host.put(&program, &format!("/opt/{NAME}/{NAME}"), 0o755).await?;
         for unit in [format!("{NAME}.socket"), format!("{NAME}.service")] {
             let text = std::fs::read_to_string(subject.directory.join("src/hitless/examples").join(&unit))?;

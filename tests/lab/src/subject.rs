@@ -137,9 +137,9 @@ impl Subject {
         Ok(self.target.join("release/examples").join(name))
     }
 
-    /// Builds an example of another package of its workspace.
-    pub async fn build_example_of(&self, package: &str, name: &str) -> anyhow::Result<PathBuf> {
-        self.cargo_build(&["--release", "--package", package, "--example", name]).await?;
+    /// Builds an example of the machinery's.
+    pub async fn build_machinery_example(&self, name: &str) -> anyhow::Result<PathBuf> {
+        self.cargo_build(&["--release", "--manifest-path", "src/hitless/Cargo.toml", "--example", name]).await?;
         Ok(self.target.join("release/examples").join(name))
     }
 
