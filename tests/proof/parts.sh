@@ -25,6 +25,9 @@ template() { needs git && tests/template.sh; }
 bookworm() { lab rehearse --no-stand-in --programs --restarts 20 --debian bookworm; }
 trixie() { lab rehearse --no-stand-in --programs --unix --restarts 20 --debian trixie; }
 
+# The same for a small service that was made hitless in ten lines, with its two units.
+adopted() { lab rehearse --no-stand-in --adopted --restarts 20 --debian bookworm; }
+
 # A real browser through restarts.
 browser() {
     needs chromedriver
@@ -87,7 +90,7 @@ all() {
     lane format scripts lints service units storm memory
     lane template
     wait
-    lane bookworm trixie browser deploys delays attacks
+    lane bookworm trixie adopted browser deploys delays attacks
     wait
     # They wait most of the time.
     lane faults_12 chaos_12 balance_12

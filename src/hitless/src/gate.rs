@@ -266,7 +266,7 @@ impl Gate {
     }
 
     /// Whether there is no live connection.
-    #[cfg(any(test, feature = "testing"))]
+    #[cfg(feature = "testing")]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

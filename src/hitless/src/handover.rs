@@ -229,3 +229,8 @@ impl Future for Quiesced {
         self.0.as_mut().poll(cx)
     }
 }
+
+#[cfg(all(test, feature = "proofs"))]
+#[rustfmt::skip]
+#[path = "../tests/unit/handover.rs"]
+mod tests;

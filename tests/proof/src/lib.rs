@@ -15,8 +15,9 @@
 //! - [`picture`]: a restart as its clients saw it, for a README;
 //! - [`bench`]: throughput beside bare axum's;
 //! - [`programs`]: nginx, HAProxy and curl, on the host;
-//! - [`peer`]: the same routes without hitless, for contrast.
+//! - [`peer`]: the same routes without hitless, for contrast; [`adopted`]: a service that took the crate alone.
 
+pub mod adopted;
 pub mod anatomy;
 pub mod attack;
 pub mod attacker;

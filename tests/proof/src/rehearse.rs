@@ -11,7 +11,7 @@ use lab::traffic::Traffic;
 
 use crate::browser::{self, Browser};
 use crate::programs::Programs;
-use crate::{peer, picture, template};
+use crate::{adopted, peer, picture, template};
 
 /// What to rehearse, on what.
 #[derive(Debug, Clone, clap::Args)]
@@ -24,6 +24,9 @@ pub struct Options {
     /// Rehearse another system, for contrast: axum, with its own graceful shutdown.
     #[arg(long, value_parser = ["axum"], conflicts_with = "unix")]
     peer: Option<String>,
+    /// Rehearse the small service that was made hitless in ten lines, `src/hitless/examples/adopted.rs`.
+    #[arg(long, requires = "no_stand_in", conflicts_with_all = ["peer", "browser", "unix"])]
+    adopted: bool,
     /// Send clients through nginx and HAProxy as well, and let curl ask, all three from the host's own Debian.
     #[arg(long, conflicts_with = "stand_in")]
     programs: bool,
@@ -38,9 +41,10 @@ pub struct Options {
 /// Rehearses, prints the verdict, writes the report.
 pub async fn rehearse(options: &Options) -> anyhow::Result<Outcome> {
     let rehearsal = &options.rehearsal;
-    let subject = template::subject(options.as_is || options.peer.is_some()).await?;
+    let subject = template::subject(options.as_is || options.adopted || options.peer.is_some()).await?;
     let traffic = Traffic::of(&subject)?;
     let mut stage = match (rehearse::host(rehearsal, &traffic).await?, &options.peer) {
+        (Some(host), None) if options.adopted => adopted::deploy(host, &subject).await?,
         (Some(host), None) => Stage::deploy(host, &subject, rehearsal.listen(), &traffic.settings).await?,
         (Some(host), Some(_)) => peer::deploy(host).await?,
         (None, None) => Stage::stand_in(&subject, &traffic.settings).await?,
@@ -72,6 +76,9 @@ pub async fn rehearse(options: &Options) -> anyhow::Result<Outcome> {
     };
     let (mut record, moved) = run.end(&subject, &stage, restarts).await;
     record.peer = options.peer.clone();
+    if options.adopted {
+        record.service = adopted::NAME.into();
+    }
     if let Some(curled) = curled {
         record.failures.extend(curled.failures(record.scenarios.len() as u16));
         record.scenarios.push(curled.scenario());

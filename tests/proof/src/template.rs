@@ -93,6 +93,12 @@ pub async fn build_example(subject: &Subject, name: &str) -> anyhow::Result<Path
     Ok(subject.target.join("release/examples").join(name))
 }
 
+/// Builds an example of the machinery's.
+pub async fn build_machinery_example(subject: &Subject, name: &str) -> anyhow::Result<PathBuf> {
+    subject.cargo_build(&["--release", "--package", "hitless", "--example", name]).await?;
+    Ok(subject.target.join("release/examples").join(name))
+}
+
 /// Builds the program of releases that are no good. A service that was generated has no such example.
 pub async fn build_bad(subject: &Subject) -> anyhow::Result<PathBuf> {
     const BAD: &str = "tests/bad/bad.rs";

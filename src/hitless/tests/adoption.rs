@@ -1,0 +1,46 @@
+//! A small service that knew nothing of hitless is made hitless by ten changed lines and its two units.
+
+use hitless::{Limits, ShutdownTimeout};
+
+const PLAIN: &str = include_str!("../examples/plain.rs");
+const ADOPTED: &str = include_str!("../examples/adopted.rs");
+const UNIT: &str = include_str!("../examples/adopted.service");
+const README: &str = include_str!("../README.md");
+
+/// How many lines `one` and `other` have in common, in the same order.
+fn in_common(one: &str, other: &str) -> usize {
+    let mut before = vec![0; other.lines().count() + 1];
+    for line in one.lines() {
+        let mut now = vec![0];
+        for (index, another) in other.lines().enumerate() {
+            let most = if line == another { before[index] + 1 } else { before[index + 1].max(now[index]) };
+            now.push(most);
+        }
+        before = now;
+    }
+    before.pop().unwrap_or_default()
+}
+
+#[test]
+fn ten_lines_change() {
+    let changed = ADOPTED.lines().count() - in_common(PLAIN, ADOPTED);
+    assert!(changed <= 10, "{changed} lines are new or changed");
+}
+
+#[test]
+fn the_units_have_what_the_readme_asks_for() {
+    let (_, asked) = README.split_once("```ini\n").unwrap();
+    let (asked, _) = asked.split_once("```").unwrap();
+    for line in asked.lines().filter(|line| line.contains('=')) {
+        let line = line.replace("my-api", "adopted");
+        assert!(UNIT.lines().any(|other| other.starts_with(&line)), "{line}");
+    }
+}
+
+#[test]
+fn the_units_say_what_follows_from_the_defaults() {
+    let timeout = ShutdownTimeout::default();
+    let descriptors = Limits::new(timeout).limit_nofile();
+    assert!(UNIT.contains(&format!("\nTimeoutStopSec={}s\n", timeout.unit_stop().as_secs())));
+    assert!(UNIT.contains(&format!("\nLimitNOFILE={descriptors}\n")));
+}

@@ -1,0 +1,49 @@
+//! The way through a process, where a step of it fails or is not waited for.
+
+use std::error::Error as _;
+use std::future::{pending, ready};
+use std::net::TcpListener;
+use std::time::Duration;
+
+use axum::Router;
+
+use super::*;
+
+fn inherited() -> Inherited {
+    Inherited { given: Given::default(), limits: Limits { max_connections: 10, ..Limits::default() } }
+}
+
+fn bind() -> io::Result<TcpListener> {
+    TcpListener::bind("127.0.0.1:0")
+}
+
+#[test]
+fn where_there_is_no_runtime_nothing_is_bound() {
+    let refused = inherited().handover(ShutdownTimeout::default(), || -> io::Result<TcpListener> { unreachable!() });
+    assert!(matches!(refused, Err(Error::NoRuntime)));
+}
+
+#[tokio::test]
+async fn what_the_service_says_of_its_own_socket_is_said_once() {
+    let refused = inherited().handover(ShutdownTimeout::default(), || -> io::Result<TcpListener> {
+        Err(io::Error::new(io::ErrorKind::AddrInUse, "cannot listen there"))
+    });
+    let Err(error) = refused else { panic!("it listens") };
+    assert!(matches!(&error, Error::Bind(error) if error.kind() == io::ErrorKind::AddrInUse));
+    assert_eq!((error.to_string(), error.source().is_some()), ("cannot listen there".to_owned(), false));
+}
+
+#[tokio::test]
+async fn who_is_told_before_it_is_ready_leaves_at_once_even_where_it_goes_on() {
+    let gate = Arc::new(Gate::default());
+    let listener = Listener::new(vec![bind().unwrap().into()], gate, 10).unwrap();
+    let lifecycle = Lifecycle::new(ShutdownTimeout::default());
+    let mut handover = Handover::new(lifecycle, &listener, JoinSet::new(), Vec::new(), ready(Reason::Interrupt));
+    assert_eq!(handover.unless_told(ready(1)).await, Some(1), "what is done is not thrown away");
+    assert_eq!(handover.unless_told(pending::<()>()).await, None);
+    assert_eq!(handover.unless_told(ready(2)).await, None, "it was told, and nothing more is begun");
+
+    let server = axum::serve(listener, handover.track(Router::new())).with_graceful_shutdown(handover.quiesced());
+    let outcome = tokio::time::timeout(Duration::from_secs(10), handover.run(server)).await.unwrap();
+    assert_eq!((outcome.lost, outcome.failed, outcome.cut.len()), (0, false, 0));
+}
