@@ -60,6 +60,7 @@ status: ## What runs on HOST=
 	@deploy/tell $(NAME) status
 
 logs: ## Follow the journal on HOST=
+	@[ "$(words $(HOST))" -eq 1 ] || { echo "say of which one: make logs HOST=root@host" >&2; exit 2; }
 	@ssh -t $(SSH_OPTS) $(HOST) sh /opt/$(NAME)/current/host logs $(NAME)
 
 .PHONY: update

@@ -36,7 +36,7 @@ impl AppState {
     /// waits is there for the next one.
     pub async fn new(config: Arc<Config>, handle: Handle) -> Result<Self, BoxError> {
         // A check for each thing that the service cannot do without:
-        //     .check("database", move || { let pool = pool.clone(); async move { pool.ping().await } })
+        //     .check("database", move || { let pool = checked.clone(); async move { pool.ping().await } })
         let readiness = Readiness::new(config.readiness_timeout);
         Ok(Self { config, handle, readiness })
     }
@@ -68,8 +68,6 @@ pub fn layered(routes: Router, config: &Config) -> impl Application + use<> {
         .layer(requests::Observe::default())
         // It is clear whom each request is for, and where it ends (RFC 9112, sections 3.2 and 6.1).
         .layer(strict::Check)
-        // Libraries know a client by its address: `ConnectInfo<SocketAddr>`.
-        .map_request(requests::with_address)
         // Whatever fails, and wherever, the client gets a problem document (RFC 9457).
         .map_response(problem::document)
         // A handler's panic is its own request's failure and nobody else's.

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
-use axum::extract::{ConnectInfo, Request};
+use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use axum::response::Response;
 use pin_project_lite::pin_project;
@@ -17,7 +17,7 @@ use tracing::instrument::Instrumented;
 use tracing::{Instrument, debug, error, error_span};
 
 use crate::problem::Withheld;
-use hitless::{Connection, Peer, process_mark};
+use hitless::process_mark;
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -103,17 +103,6 @@ fn own_id(headers: &HeaderMap) -> Option<&HeaderValue> {
 
 fn beginning(text: &str) -> &str {
     &text[..text.floor_char_boundary(LOGGED)]
-}
-
-/// Tells the client's address, or the proxy's before it, by the name that axum's and others' libraries ask for:
-/// `ConnectInfo<SocketAddr>`. Who comes by a Unix socket has none. A handler can have it from
-/// [`ConnectInfo<Connection>`](Connection) as well.
-pub fn with_address(mut request: Request) -> Request {
-    let peer = request.extensions().get::<ConnectInfo<Connection>>().map(|ConnectInfo(connection)| connection.peer());
-    if let Some(Peer::Tcp(address)) = peer {
-        request.extensions_mut().insert(ConnectInfo(address));
-    }
-    request
 }
 
 pin_project! {

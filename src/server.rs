@@ -62,12 +62,13 @@ async fn run<A: Application>(
     inherited: Inherited,
     app: impl AsyncFnOnce(Arc<Config>, Handle) -> Result<A, BoxError>,
 ) -> Result<Outcome, BoxError> {
-    if !inherited.sockets().is_empty() {
-        for reason in unit::asked_in_vain(&config, &bound(inherited.sockets())?) {
+    let bound = bound(inherited.sockets())?;
+    let (mut handover, listener) = inherited.handover(config.shutdown_timeout, || bind(&config))?;
+    if !bound.is_empty() {
+        for reason in unit::asked_in_vain(&config, &bound) {
             tracing::warn!("{reason}");
         }
     }
-    let (mut handover, listener) = inherited.handover(config.shutdown_timeout, || bind(&config))?;
     // It may take its time, and may be told to leave meanwhile.
     let app = app(Arc::new(config), handover.handle());
     let Some(app) = handover.unless_told(app).await else { return Ok(Outcome::default()) };

@@ -30,6 +30,12 @@ async fn restarts_lose_nothing() {
 }
 
 #[tokio::test]
+async fn it_says_that_it_lives() {
+    let service = start("").await;
+    assert_eq!(client(&service).await.get("/livez").await.status, 200);
+}
+
+#[tokio::test]
 async fn ping_answers_after_its_delay() {
     let service = start("ping_delay = '300ms'").await;
     let mut client = client(&service).await;

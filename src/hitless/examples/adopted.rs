@@ -1,4 +1,4 @@
-//! A small service as axum's own documentation would have it. `adopted.rs` is the same with hitless.
+//! The small service of `plain.rs`, with hitless.
 
 use std::error::Error;
 use std::net::TcpListener;

@@ -4,7 +4,7 @@ use std::{fmt, io};
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
-    /// There is no tokio runtime here, or none with timers and sockets.
+    /// There is no tokio runtime here. (In one without timers and sockets, tokio itself panics.)
     NoRuntime,
     /// The signals that tell a process to leave cannot be handled.
     Signals(io::Error),

@@ -95,9 +95,9 @@ pub struct Limits {
     pub held_bytes: usize,
 }
 
-impl Default for Limits {
+impl Limits {
     /// None that anybody would meet, but on the number of connections: for tests, and behind what has limits of its own.
-    fn default() -> Self {
+    pub(super) fn unbounded() -> Self {
         let long = Duration::from_secs(3600);
         Self {
             max_connections: 10_000,
@@ -112,10 +112,20 @@ impl Default for Limits {
     }
 }
 
+/// Those of a gate.
+#[derive(Debug)]
+struct Bounds(Limits);
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self(Limits::unbounded())
+    }
+}
+
 /// All live connections, and whether they may still be read from.
 #[derive(Debug, Default)]
 pub struct Gate {
-    limits: Limits,
+    limits: Bounds,
     /// Idle connections, the one that is to make room first at the end, as they were found when room was wanted; and whether
     /// they were a flood.
     idle: Mutex<Vec<(Connection, bool)>>,
@@ -156,11 +166,11 @@ pub struct Gate {
 impl Gate {
     /// One without connections, which may take as much as `limits` says.
     pub fn new(limits: Limits) -> Self {
-        Self { limits, ..Self::default() }
+        Self { limits: Bounds(limits), ..Self::default() }
     }
 
     pub(super) fn limits(&self) -> &Limits {
-        &self.limits
+        &self.limits.0
     }
 
     /// Records that the service acts on account of a client.
@@ -493,7 +503,7 @@ impl Gate {
     /// Ends what has reached its limit.
     pub(super) fn expire(&self) {
         for connection in self.all().values() {
-            connection.expire(&self.limits);
+            connection.expire(&self.limits.0);
         }
         self.notices.tell_rest();
     }
@@ -508,7 +518,7 @@ impl Gate {
     /// Sees to it that the connections do not hold more than they may. Nothing is looked at until a good deal has been taken
     /// in: with thousands of connections that would be work in itself.
     pub(super) fn relieve(&self) {
-        let most = self.limits.held_bytes;
+        let most = self.limits.0.held_bytes;
         if !self.is_tight() && self.taken_in.load(Relaxed) < most / 32 {
             return;
         }
@@ -535,7 +545,7 @@ impl Gate {
 
     /// Records that so many bytes more may be held.
     pub(super) fn take_in(&self, bytes: usize) {
-        let most = self.limits.held_bytes / 32;
+        let most = self.limits.0.held_bytes / 32;
         let before = self.taken_in.fetch_add(bytes, Relaxed);
         if before < most && before.saturating_add(bytes) >= most {
             self.to_relieve.notify_one();
@@ -544,7 +554,7 @@ impl Gate {
 
     /// Whether so much has been taken in that nothing more is read until that has been looked at.
     pub(super) fn is_flooded(&self) -> bool {
-        self.taken_in.load(Relaxed) > self.limits.held_bytes / 8
+        self.taken_in.load(Relaxed) > self.limits.0.held_bytes / 8
     }
 
     /// Waits until a good deal has been taken in, or for `pause`.

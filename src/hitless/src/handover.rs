@@ -25,7 +25,7 @@ use super::track::{Application, Track};
 use super::{Error, parcel};
 
 /// What the process was given at its start: listening sockets, and the connections of the process before.
-#[must_use = "the connections of the process before are closed with it"]
+#[must_use = "the connections of the process before wait until somebody takes them over"]
 #[derive(Debug)]
 pub struct Inherited {
     given: Given,
@@ -39,6 +39,7 @@ impl Inherited {
     /// threads the kernel would have to wait for them. So it comes before the log and the runtime.
     pub fn from_env(limits: Limits) -> Self {
         let given = systemd::given();
+        let limits = Limits { max_connections: limits.max_connections.min(Limits::MAX_CONNECTIONS), ..limits };
         room::make_room(limits.max_connections);
         Self { given, limits }
     }
@@ -51,7 +52,8 @@ impl Inherited {
     /// Listens: on the sockets that the service manager keeps, or where there are none on the one that `bind` gives. From here
     /// on the process leaves within `timeout` of being told to, by `SIGHUP`, `SIGTERM` or `SIGINT`.
     ///
-    /// Nobody is served before [`Handover::run`].
+    /// Nobody is served before [`Handover::run`], and the signals are only noted: what takes its time until then belongs into
+    /// [`Handover::unless_told`].
     ///
     /// # Errors
     /// When there is no runtime, the process is allowed too few descriptors, or it cannot listen.

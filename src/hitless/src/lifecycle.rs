@@ -82,24 +82,24 @@ impl ShutdownTimeout {
     }
 
     /// The longest that the service waits for a calm moment: T/3, so that the requests of that moment end before T.
-    pub fn calm(self) -> Duration {
+    pub(crate) fn calm(self) -> Duration {
         self.0 / 3
     }
 
     /// When the service stops waiting for what nothing bounds but its clients: T/30 before T, and 1 s at the most, as
     /// everybody waits from then on.
-    pub fn last_moment(self) -> Duration {
+    pub(crate) fn last_moment(self) -> Duration {
         self.0 - (self.0 / 30).min(Duration::from_secs(1))
     }
 
     /// The same where connections are then paused: not so late that nobody could be told goodbye any more.
-    pub fn last_pause(self) -> Duration {
+    pub(crate) fn last_pause(self) -> Duration {
         self.last_moment().min(self.0 - (CALM + UNBOUNDED * 2))
     }
 
     /// From when on a service that has found no calm moment says that it is not ready: T/4, so that whoever asks turns
     /// elsewhere before everybody has to wait, which is from T/3 on.
-    pub fn turn_away(self) -> Duration {
+    pub(crate) fn turn_away(self) -> Duration {
         self.0 / 4
     }
 
@@ -180,8 +180,7 @@ impl Termination for Outcome {
 
 impl From<&Outcome> for ExitCode {
     fn from(outcome: &Outcome) -> Self {
-        let clean = outcome.cut.is_empty() && outcome.unfinished == 0 && outcome.lost == 0 && !outcome.failed;
-        if clean { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        if outcome.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
     }
 }
 
@@ -245,8 +244,19 @@ pub struct Lifecycle {
     quiesced: CancellationToken,
     siblings: Option<Siblings>,
     succession: Succession,
-    at_last: Option<mpsc::Sender<()>>,
+    at_last: Option<mpsc::Sender<Life>>,
 }
+
+/// What the thread is told that ends the process at last.
+#[derive(Debug)]
+enum Life {
+    Leaving,
+    /// And whether that went well.
+    Left(bool),
+}
+
+/// How long a program may go on after it has left: it may write its log, and drop a runtime one of whose threads is blocked.
+const ENDS_WITHIN: Duration = Duration::from_secs(2);
 
 /// Whether another process follows this one, for which the service manager keeps the connections meanwhile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -279,25 +289,38 @@ impl Lifecycle {
     }
 
     /// The same, where the process ends a little after T even when the runtime no longer runs, because handlers block all
-    /// its threads. The thread that sees to it is there from the start: later, there may be none to be had.
+    /// its threads; and soon after it has left, even when something keeps `main` from returning. The thread that sees to it is
+    /// there from the start: later, there may be none to be had.
     ///
     /// # Errors
     /// When there is no thread for it.
     pub fn ended_at_last(self) -> std::io::Result<Self> {
         let limit = self.handle.0.timeout.total() + ShutdownTimeout::MARGIN / 2;
-        let (sender, leaves) = mpsc::channel();
+        let (sender, life) = mpsc::channel();
         std::thread::Builder::new().name("end at last".to_owned()).spawn(move || {
-            if leaves.recv().is_ok() {
-                std::thread::sleep(limit);
-                // Whoever reads it may have gone.
-                let _ = writeln!(
-                    std::io::stderr(),
-                    "the process did not end by T: handlers may block the runtime's threads"
-                );
-                std::process::exit(1);
+            // A process that never begins to leave needs no end.
+            if life.recv().is_err() {
+                return;
             }
+            let since = Instant::now();
+            if let Ok(Life::Left(well)) = life.recv_timeout(limit) {
+                std::thread::sleep(ENDS_WITHIN);
+                std::process::exit(i32::from(!well));
+            }
+            std::thread::sleep(limit.saturating_sub(since.elapsed()));
+            // Whoever reads it may have gone.
+            let _ =
+                writeln!(std::io::stderr(), "the process did not end by T: handlers may block the runtime's threads");
+            std::process::exit(1);
         })?;
         Ok(Self { at_last: Some(sender), ..self })
+    }
+
+    fn tell_at_last(&self, life: Life) {
+        if let Some(at_last) = &self.at_last {
+            // Cannot fail: the thread waits for it.
+            let _ = at_last.send(life);
+        }
     }
 
     /// What handlers and tasks see of it.
@@ -327,10 +350,7 @@ impl Lifecycle {
     /// `server` is axum's: told by [`quiesced`](Self::quiesced) that it may end, it does not say when it has.
     pub async fn leave(&self, gate: &Gate, door: Option<Door>, reason: Reason, server: AbortHandle) -> Outcome {
         let since = Instant::now();
-        if let Some(at_last) = &self.at_last {
-            // Cannot fail: the thread waits for it.
-            let _ = at_last.send(());
-        }
+        self.tell_at_last(Life::Leaving);
         let timeout = self.handle.0.timeout;
         let deadline = tokio::time::Instant::from_std(since + timeout.total());
         let ready = self.siblings.is_some() || self.successor(reason).is_ok();
@@ -398,6 +418,7 @@ impl Lifecycle {
         outcome.handed_over += packed;
         outcome.lost = count - packed;
         outcome.log(since.elapsed());
+        self.tell_at_last(Life::Left(outcome.is_good()));
         outcome
     }
 
@@ -566,6 +587,11 @@ impl Lifecycle {
 }
 
 impl Outcome {
+    /// Nothing was lost or cut for which the service is to blame, and somebody has told it to leave.
+    fn is_good(&self) -> bool {
+        self.cut.is_empty() && self.unfinished == 0 && self.lost == 0 && !self.failed
+    }
+
     fn log(&self, took: Duration) {
         // Clients choose how many there are.
         for cut in self.cut.iter().take(TOLD).chain(self.left_behind.iter().take(TOLD)) {

@@ -20,8 +20,9 @@ impl Limits {
     /// unless the host changed `fs.nr_open`.
     pub const MAX_CONNECTIONS: usize = (1_048_576 - SURPLUS - SPARE_DESCRIPTORS) / 4;
 
-    /// What goes for any service that leaves within `timeout`: 10,000 connections, heads of 16 KiB within T/6, bodies that
-    /// pause for 10 s, answers that are not read for 30 s, 75 s between two requests, and 192 MiB held for all clients together.
+    /// What goes for any service that leaves within `timeout`: 10,000 connections, heads of 16 KiB within a sixth of it, bodies
+    /// that pause for 10 s, answers that are not read for 30 s, 75 s between two requests, 5 s for what is not read any more, and
+    /// 192 MiB held for all clients together. To change one: `Limits { max_connections: 500, ..Limits::new(timeout) }`.
     pub fn new(timeout: ShutdownTimeout) -> Self {
         Self {
             max_connections: 10_000,

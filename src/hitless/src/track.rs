@@ -15,7 +15,7 @@ use http_body::{Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tower::Service;
 
-use super::connection::{Connection, Ticket, says_close};
+use super::connection::{Connection, Peer, Ticket, says_close};
 use super::held::{SMALL, Unread};
 
 /// What can be served: a router, or layers around one.
@@ -50,6 +50,10 @@ where
         let connect = *request.method() == Method::CONNECT;
         let version = request.version();
         let connection = request.extensions().get::<ConnectInfo<Connection>>().cloned();
+        // Libraries know a client by its address, and so do handlers that were there before this crate.
+        if let Some(Peer::Tcp(address)) = connection.as_ref().map(|ConnectInfo(connection)| connection.peer()) {
+            request.extensions_mut().insert(ConnectInfo(address));
+        }
         let (ticket, surplus) = match connection {
             Some(ConnectInfo(connection)) => (Some(connection.dispatched(&mut request)), connection.is_turned_away()),
             None => (None, false),

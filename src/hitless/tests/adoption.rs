@@ -5,6 +5,7 @@ use hitless::{Limits, ShutdownTimeout};
 const PLAIN: &str = include_str!("../examples/plain.rs");
 const ADOPTED: &str = include_str!("../examples/adopted.rs");
 const UNIT: &str = include_str!("../examples/adopted.service");
+const UNITS: [&str; 2] = [UNIT, include_str!("../examples/adopted.socket")];
 const README: &str = include_str!("../README.md");
 
 /// How many lines `one` and `other` have in common, in the same order.
@@ -29,11 +30,11 @@ fn ten_lines_change() {
 
 #[test]
 fn the_units_have_what_the_readme_asks_for() {
-    let (_, asked) = README.split_once("```ini\n").unwrap();
-    let (asked, _) = asked.split_once("```").unwrap();
-    for line in asked.lines().filter(|line| line.contains('=')) {
+    let asked: Vec<_> = README.split("```ini\n").skip(1).map(|block| block.split_once("```").unwrap().0).collect();
+    assert_eq!(asked.len(), 3);
+    for line in asked.concat().lines().filter(|line| line.contains('=')) {
         let line = line.replace("my-api", "adopted");
-        assert!(UNIT.lines().any(|other| other.starts_with(&line)), "{line}");
+        assert!(UNITS.concat().lines().any(|other| other.starts_with(&line)), "{line}");
     }
 }
 

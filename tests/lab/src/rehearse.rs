@@ -140,10 +140,7 @@ pub async fn conclude(
             }
             println!("The promise is broken. The end of the service's log:\n{}", stage.log().await);
         }
-        (Some(peer), _) => println!(
-            "That is {peer}'s own graceful shutdown behind a systemd socket. Without PEER= the same \
-             load goes to a hitless service."
-        ),
+        (Some(peer), _) => println!("That is {peer}'s own graceful shutdown behind a systemd socket, for contrast."),
     }
     println!("Report: {}", path.display());
     Ok(match record.peer.is_some() || (spotless && moved == 0) {

@@ -342,7 +342,7 @@ async fn a_client_of_http2_that_never_hears_keeps_no_other_from_being_served() {
 /// Silent ones, and those that have begun a head: what is told to them, and read of them, takes its time.
 #[tokio::test]
 async fn a_flood_makes_room_however_its_connections_end() {
-    let gate = Arc::new(Gate::new(Limits { linger_timeout: Duration::from_secs(60), ..Limits::default() }));
+    let gate = Arc::new(Gate::new(Limits { linger_timeout: Duration::from_secs(60), ..Limits::unbounded() }));
     let address = serve(&gate, Router::new().route("/", get(|| async {})), 100, CancellationToken::new());
     for first in ["", "G", "PRI"] {
         let mut others = Vec::new();
@@ -359,7 +359,7 @@ async fn a_flood_makes_room_however_its_connections_end() {
 
 #[tokio::test]
 async fn who_holds_little_for_long_is_not_closed_before_who_holds_much() {
-    let gate = Arc::new(Gate::new(Limits { held_bytes: 1 << 20, ..Limits::default() }));
+    let gate = Arc::new(Gate::new(Limits { held_bytes: 1 << 20, ..Limits::unbounded() }));
     let app =
         Router::new().route("/w", get(std::future::pending::<()>)).route("/l", get(|| async { vec![0; 100 << 10] }));
     let address = serve(&gate, app, 100, CancellationToken::new());
@@ -387,7 +387,7 @@ async fn who_holds_little_for_long_is_not_closed_before_who_holds_much() {
 #[tokio::test]
 async fn an_answer_ends_with_its_last_byte_also_while_the_service_leaves() {
     for mode in [Mode::Open, Mode::HandingOver, Mode::Retiring] {
-        let gate = Arc::new(Gate::new(Limits { linger_timeout: Duration::from_secs(60), ..Limits::default() }));
+        let gate = Arc::new(Gate::new(Limits { linger_timeout: Duration::from_secs(60), ..Limits::unbounded() }));
         tokio::spawn(super::lifecycle::relieve(Arc::clone(&gate)));
         let app = Router::new().route("/", get(|| async { vec![0; 4 << 20] }));
         let address = serve(&gate, app, 10, CancellationToken::new());

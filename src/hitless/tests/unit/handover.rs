@@ -10,7 +10,7 @@ use axum::Router;
 use super::*;
 
 fn inherited() -> Inherited {
-    Inherited { given: Given::default(), limits: Limits { max_connections: 10, ..Limits::default() } }
+    Inherited { given: Given::default(), limits: Limits { max_connections: 10, ..Limits::unbounded() } }
 }
 
 fn bind() -> io::Result<TcpListener> {

@@ -299,3 +299,29 @@ async fn a_moment_is_waited_for_at_which_nobody_waits_long_and_who_would_is_told
         assert!(took >= timeout.last_pause() && (early, late) == (true, true), "{unbounded:?}");
     }
 }
+
+/// As a process of its own, which is this test once more.
+#[test]
+fn what_goes_on_when_the_service_has_left_keeps_its_process_for_a_moment_only() {
+    const LEAVES: &str = "HITLESS_TEST_LEAVES";
+    if std::env::var_os(LEAVES).is_none() {
+        let name = std::thread::current().name().unwrap().to_owned();
+        let began = Instant::now();
+        let mut this = std::process::Command::new(std::env::current_exe().unwrap());
+        let status = this.args(["--exact", &name]).env(LEAVES, "1").status().unwrap();
+        assert!(status.success() && began.elapsed() < Duration::from_secs(15), "{status}, {:?}", began.elapsed());
+        return;
+    }
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let blocked = tokio::task::spawn_blocking(|| std::thread::sleep(Duration::from_secs(60)));
+        let server = tokio::spawn(async {});
+        let (lifecycle, gate) = (lifecycle(30).ended_at_last().unwrap(), Gate::default());
+        gate.set_deaf();
+        lifecycle.leave(&gate, None, Reason::Terminate, server.abort_handle()).await;
+        drop(blocked);
+    });
+    // It waits for that thread.
+    drop(runtime);
+    panic!("the process goes on");
+}
