@@ -32,13 +32,12 @@ pub const NAME: &str = "parcel";
 
 /// How long systemd 257 may take to close a descriptor that it does not keep, after it has said that it is done.
 const SECOND_THOUGHTS: Duration = Duration::from_millis(50);
-/// The format's version, the first byte of every message, and that of a message with connections on which nothing was asked
-/// yet. A message of another version is not opened: who opens the first alone closes nothing that was ever used.
+/// The format's version, the first byte of every message. A message of another version is not opened.
 ///
 /// After it stands the length of each connection's rest, in four bytes. The descriptors are the connections, then, where
-/// there is any rest, the memory with all of them.
+/// there is any rest, the memory with all of them. Where nothing was asked on the connections yet, there is memory, and a byte
+/// more in it than the rests have: releases that know nothing of it do not look there.
 pub(super) const VERSION: u8 = 2;
-const UNASKED_VERSION: u8 = 3;
 /// The most descriptors that one message can carry (`SCM_MAX_FD`, unix(7)).
 const MESSAGE_DESCRIPTORS: usize = 253;
 /// The most connections in a message.
@@ -100,8 +99,8 @@ impl Parcel {
         let asked = connections.partition_point(|clean| clean.origin != Origin::Unasked);
         let mut packed = 0;
         while packed < connections.len() {
-            let (version, until) = if packed < asked { (VERSION, asked) } else { (UNASKED_VERSION, connections.len()) };
-            packed += send(&self.0, version, &connections[packed..until]).map_err(|error| (packed, error))?;
+            let until = if packed < asked { asked } else { connections.len() };
+            packed += send(&self.0, &connections[packed..until]).map_err(|error| (packed, error))?;
         }
         Ok(packed)
     }
@@ -116,13 +115,14 @@ fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok((sender, receiver))
 }
 
-/// Sends the first of `connections` in one message, which their descriptors' copies travel with; gives their number.
+/// Sends the first of `connections` in one message, which their descriptors' copies travel with; gives their number. In
+/// a parcel something was asked on all of them or on none, which the first tells.
 ///
 /// # Errors
 /// When the kernel does not take the message, as it is, at once.
-pub(super) fn send(to: impl AsFd, version: u8, connections: &[Clean]) -> io::Result<usize> {
+pub(super) fn send(to: impl AsFd, connections: &[Clean]) -> io::Result<usize> {
     let connections = &connections[..connections.len().min(MESSAGE_SOCKETS)];
-    let mut message = vec![version];
+    let mut message = vec![VERSION];
     // A rest is at most 64 KiB (the ledger's limit).
     message.extend(connections.iter().flat_map(|clean| (clean.rest.len() as u32).to_le_bytes()));
     let rests = rests(connections)?;
@@ -139,15 +139,17 @@ pub(super) fn send(to: impl AsFd, version: u8, connections: &[Clean]) -> io::Res
     Ok(connections.len())
 }
 
-/// Memory with what was read of each connection's next request, unless that is nothing.
+/// Memory with what was read of each connection's next request, and whether nothing was asked yet, unless neither is the case.
 fn rests(connections: &[Clean]) -> io::Result<Option<File>> {
-    if connections.iter().all(|clean| clean.rest.is_empty()) {
+    let unasked = connections.first().is_some_and(|clean| clean.origin == Origin::Unasked);
+    if !unasked && connections.iter().all(|clean| clean.rest.is_empty()) {
         return Ok(None);
     }
     let mut memory = File::from(memfd_create(c"rests", MemfdFlags::CLOEXEC)?);
     for clean in connections {
         memory.write_all(&clean.rest)?;
     }
+    memory.write_all(if unasked { &[0] } else { &[] })?;
     Ok(Some(memory))
 }
 
@@ -265,25 +267,23 @@ pub(super) fn receive(from: impl AsFd) -> io::Result<Option<Message>> {
 fn decompose(message: &[u8], mut descriptors: Vec<OwnedFd>) -> io::Result<Vec<Clean>> {
     let malformed = || io::Error::new(io::ErrorKind::InvalidData, "a message of the parcel is malformed");
     let (&version, lengths) = message.split_first().ok_or_else(malformed)?;
-    let origin = match version {
-        VERSION => Origin::Adopted,
-        UNASKED_VERSION => Origin::Unasked,
-        _ => {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!(
-                    "the parcel has format {version}, this release opens {VERSION} and {UNASKED_VERSION}: its connections are closed \
-                     ({} descriptors)",
-                    descriptors.len()
-                ),
-            ));
-        }
-    };
+    if version != VERSION {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!(
+                "the parcel has format {version}, this release opens format {VERSION}: its connections are closed ({} descriptors)",
+                descriptors.len()
+            ),
+        ));
+    }
     let (lengths, cut) = lengths.as_chunks();
     let memory = if descriptors.len() > lengths.len() { descriptors.pop().map(File::from) } else { None };
     if !cut.is_empty() || descriptors.len() != lengths.len() {
         return Err(malformed());
     }
+    let all: u64 = lengths.iter().map(|length| u64::from(u32::from_le_bytes(*length))).sum();
+    let unasked = memory.as_ref().is_some_and(|memory| memory.metadata().is_ok_and(|memory| memory.len() > all));
+    let origin = if unasked { Origin::Unasked } else { Origin::Adopted };
     let mut read = 0;
     let connections = descriptors.into_iter().zip(lengths).map(|(socket, length)| {
         let length = u32::from_le_bytes(*length) as usize;

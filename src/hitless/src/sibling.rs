@@ -123,7 +123,7 @@ pub async fn hand_in(door: &Path, connections: &[Clean], patience: Duration) -> 
     let socket = seqpacket()?;
     connect(&socket, &SocketAddrUnix::new(door)?)?;
     let socket = UnixStream::from_std(socket.into())?;
-    let count = parcel::send(&socket, parcel::VERSION, connections)?;
+    let count = parcel::send(&socket, connections)?;
     // Readable when it has answered or is gone; or it is stuck.
     let _ = tokio::time::timeout(patience.min(PATIENCE), socket.readable()).await;
     // What it has not said by now it can no longer say.

@@ -410,10 +410,11 @@ impl Service {
             }
         }
         let log = File::options().create(true).append(true).open(self.directory.path().join("log"))?;
-        // Only the new process knows its own id, hence the shell.
+        // Only the new process knows its own id, hence the shell. And a service manager's children ignore no signal, whatever
+        // this process was started with (nohup(1)).
         let mut command = Command::new("/bin/sh");
         command
-            .args(["-c", r#"LISTEN_PID=$$ exec "$@""#, "sh"])
+            .args(["-c", r#"LISTEN_PID=$$ exec env --default-signal "$@""#, "sh"])
             .arg(&self.manager.executable)
             .args(&self.manager.args)
             .env_remove("WATCHDOG_PID")

@@ -61,6 +61,22 @@ fn those_on_which_nothing_was_asked_come_last_and_in_messages_of_their_own() {
     }
 }
 
+/// Releases of 0.1.0 open format 2 alone, and take memory that is there for one that they need not look into.
+#[test]
+fn connections_on_which_nothing_was_asked_are_what_older_releases_open_too() {
+    for rest in ["", "GE"] {
+        let (sender, receiver) = pair().unwrap();
+        let (mut connections, _peers): (Vec<_>, Vec<_>) = (0..3)
+            .map(|_| clean(rest.as_bytes()))
+            .map(|(clean, peer)| (Clean { origin: Origin::Unasked, ..clean }, peer))
+            .unzip();
+        Parcel(sender).pack(&mut connections).unwrap();
+        let Message { bytes, descriptors, .. } = receive(&receiver).unwrap().unwrap();
+        let length = (rest.len() as u32).to_le_bytes();
+        assert_eq!((bytes, descriptors.len()), ([&[2], &length[..], &length, &length].concat(), 4));
+    }
+}
+
 #[test]
 fn no_number_of_large_rests_is_too_many() {
     let (sender, receiver) = pair().unwrap();
