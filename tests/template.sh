@@ -199,6 +199,7 @@ takes_examples_out() {
     sed -i '/^\[settings\]/,/^$/d; /^# Takes seconds/,$d' tests/lab/traffic.toml
     example=$(grep -n 'async fn ping_answers' tests/service/own_routes.rs | cut -d : -f 1)
     sed -i "$((example - 2)),\$d" tests/service/own_routes.rs
+    cargo fmt --all
     make check
     cd - >/dev/null
 }
