@@ -212,7 +212,7 @@ makes_it_ones_own() {
     sed -i 's/routes::health;/routes::{health, orders};/; s/routing::get;/routing::{get, post};/
         s/^    pub readiness: .*/&\n    pub orders: orders::Orders,/
         s/Ok(Self { config,/Ok(Self { orders: orders::Orders::open(\&config.journal).await?, config,/
-        s/^        .route("\/livez"/        .route("\/orders", post(orders::take))\n&/' src/app.rs
+        s/\.route("\/livez"/.route("\/orders", post(orders::take))&/' src/app.rs
     sed -i 's/^    pub reuse_port: .*/&\n    pub journal: String,/' src/config.rs
     sed -i 's/^reuse_port = .*/&\njournal = ""/; s/^outbound = false/outbound = true/' config/default.toml
     cat >src/routes/orders.rs <<'END'
