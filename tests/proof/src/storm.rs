@@ -191,7 +191,9 @@ async fn restart(service: &mut Service) -> anyhow::Result<()> {
 fn innocent(service: &Service) -> anyhow::Result<()> {
     let log = service.log();
     let mut lines = log.lines();
-    let regrets = |line: &&str| line.contains("panicked") || line.contains("\"level\":\"ERROR\"");
+    // A service that leaves and has found no calm moment yet is not ready, and says so to whoever asks.
+    let is_regret = |line: &&str| line.contains("\"level\":\"ERROR\"") && !line.contains("/readyz: 503");
+    let regrets = |line: &&str| line.contains("panicked") || is_regret(line);
     match lines.find(regrets) {
         Some(line) => bail!("the service says {}", line.get(..LINE).unwrap_or(line)),
         None => Ok(()),
