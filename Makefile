@@ -19,7 +19,11 @@ TARGET   ?=
 RELEASE  ?=
 export HOST SSH_OPTS WATCH TRIAL YES
 
-.PHONY: help run rehearse test check chaos deploy deb rollback apply status logs uninstall
+# make update: FROM= where the template is, CHECK=1 to ask only, BASE= the commit of it that this service is of.
+FROM ?=
+export FROM CHECK BASE
+
+.PHONY: help run rehearse test check chaos deploy deb rollback apply status logs update uninstall
 
 help: ## This list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -63,10 +67,6 @@ logs: ## Follow the journal on HOST=
 	@[ "$(words $(HOST))" -eq 1 ] || { echo "say of which one: make logs HOST=root@host" >&2; exit 2; }
 	@ssh -t $(SSH_OPTS) $(HOST) sh /opt/$(NAME)/current/host logs $(NAME)
 
-.PHONY: update
-# FROM= where the template is, CHECK=1 to ask only, BASE= the commit of it that this service is of.
-FROM ?=
-export FROM CHECK BASE
 update: ## Bring it to what its template is by now, FROM=git address or path [CHECK=1 asks whether there is more]
 	@[ -n "$$FROM" ] || { echo "say where the template is: make update FROM=git address or path" >&2; exit 2; }
 	@template=$$(mktemp -d) && trap 'rm -rf "$$template"' EXIT && trap 'exit 2' HUP INT TERM && \

@@ -35,7 +35,7 @@ impl AppState {
     /// When something cannot be had that the service cannot do without. The process ends, with the reason in its log; whoever
     /// waits is there for the next one.
     pub async fn new(config: Arc<Config>, handle: Handle) -> Result<Self, BoxError> {
-        // A check for each thing that the service cannot do without:
+        // A check for each thing that the service cannot do without, here with `let checked = pool.clone()` before it:
         //     .check("database", move || { let pool = checked.clone(); async move { pool.ping().await } })
         let readiness = Readiness::new(config.readiness_timeout);
         Ok(Self { config, handle, readiness })

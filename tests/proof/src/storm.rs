@@ -190,11 +190,14 @@ async fn restart(service: &mut Service) -> anyhow::Result<()> {
 /// Holds that the service has nothing to regret.
 fn innocent(service: &Service) -> anyhow::Result<()> {
     let log = service.log();
-    let mut lines = log.lines();
-    // A service that leaves and has found no calm moment yet is not ready, and says so to whoever asks.
-    let is_regret = |line: &&str| line.contains("\"level\":\"ERROR\"") && !line.contains("/readyz: 503");
-    let regrets = |line: &&str| line.contains("panicked") || is_regret(line);
-    match lines.find(regrets) {
+    let mut leaves = false;
+    let regrets = |line: &&str| {
+        leaves = !line.contains("serving on") && (leaves || line.contains("told to leave"));
+        // A service that leaves and has found no calm moment yet is not ready, and says so to whoever asks.
+        let is_unready = leaves && line.contains("/readyz: 503");
+        line.contains("panicked") || (line.contains("\"level\":\"ERROR\"") && !is_unready)
+    };
+    match log.lines().find(regrets) {
         Some(line) => bail!("the service says {}", line.get(..LINE).unwrap_or(line)),
         None => Ok(()),
     }
