@@ -430,6 +430,8 @@ impl Gate {
         self.wait_but_for_unbounded(unbounded, Connection::is_busy).await;
         let ended = self.wait_until(|gate| gate.all().values().all(|connection| connection.has_lingered(unbounded)));
         let _ = tokio::time::timeout(goodbye, ended).await;
+        // Who did not hear of it in time may have asked meanwhile, by HTTP/2: that handler is waited for like any other.
+        self.wait_but_for_unbounded(Duration::ZERO, Connection::is_busy).await;
     }
 
     /// What tells that a connection has gone.

@@ -293,6 +293,22 @@ fn serve(gate: &Arc<Gate>, app: Router, most: usize, told: CancellationToken) ->
 }
 
 #[tokio::test]
+async fn who_asks_while_goodbye_is_said_is_answered() {
+    let gate = Arc::new(Gate::default());
+    let app = Router::new().route("/w", get(|| async { tokio::time::sleep(Duration::from_secs(1)).await }));
+    let mut client = TcpStream::connect(serve(&gate, app, 10, CancellationToken::new())).await.unwrap();
+    client.write_all(HELLO_HTTP2).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let asks = async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        client.write_all(&ask_http2(b'w')[HELLO_HTTP2.len()..]).await.unwrap();
+    };
+    tokio::join!(gate.all_gone(Duration::from_millis(100), Duration::from_millis(600)), asks);
+    let left = gate.left();
+    assert!(left.iter().all(|cut| !cut.at_work), "{left:?}");
+}
+
+#[tokio::test]
 async fn a_handler_by_http2_is_waited_for_whatever_was_written_on_its_connection() {
     let gate = Arc::new(Gate::default());
     let app = Router::new().route("/w", get(|| async { tokio::time::sleep(Duration::from_secs(1)).await }));
