@@ -27,6 +27,9 @@ pub struct Traffic {
     pub settings: Table,
     /// The script that prepares a host.
     pub prepare: Option<PathBuf>,
+    /// The service's name, for the script.
+    #[serde(skip)]
+    service: String,
     /// The service's T: what a client may take its time for follows from it.
     #[serde(skip)]
     pub shutdown_timeout: Duration,
@@ -40,6 +43,7 @@ impl Default for Traffic {
             upload: vec![],
             settings: Table::new(),
             prepare: None,
+            service: String::new(),
             shutdown_timeout: Duration::from_secs(30),
         }
     }
@@ -148,6 +152,7 @@ impl Traffic {
     /// Of a service, with the T that it has by default.
     pub fn of(subject: &Subject) -> anyhow::Result<Self> {
         let mut traffic = Self::load(&subject.traffic())?;
+        traffic.service.clone_from(&subject.name);
         let path = subject.directory.join("config/default.toml");
         let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
         let settings: Table = toml::from_str(&text).with_context(|| format!("in {}", path.display()))?;
@@ -188,10 +193,12 @@ impl Traffic {
         Ok(settings)
     }
 
-    /// What has to happen on a host before the service is deployed there, as a shell script.
+    /// What has to happen on a host before the service is deployed there, as a shell script, which knows its name.
     pub fn preparation(&self) -> anyhow::Result<Option<String>> {
-        let read =
-            |path: &PathBuf| std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()));
+        let read = |path: &PathBuf| {
+            let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+            Ok(format!("SERVICE='{}'\n{text}", self.service))
+        };
         self.prepare.as_ref().map(read).transpose()
     }
 }
