@@ -3,8 +3,17 @@
 # tests once it has become a service of one's own.
 #
 #   tests/template.sh                      proves that
+#   tests/template.sh postgres             proves it of a service with PostgreSQL
 #   tests/template.sh setup                installs cargo-generate, unless it is there
-#   tests/template.sh generate DIR NAME    makes the service NAME in DIR/NAME, of the files that git would clone
+#   tests/template.sh generate DIR NAME    makes the service NAME in DIR/NAME, of the files that git would clone; what else
+#                                          there is, is for cargo generate: --define database=postgres
+#
+# Some files in tests/postgres take the place of another, and differ from it by tests/postgres.patch, which is there so that
+# neither changes without the other:
+#
+#   tests/template.sh carry                the other has changed: brings those in tests/postgres to the same
+#   tests/template.sh record               those in tests/postgres have changed: writes the patch
+#   tests/template.sh is_in_step           fails where there is something to do
 set -eu
 cd "$(dirname "$0")/.."
 # It asks for $USER, to fill in an author that this template does not use.
@@ -26,8 +35,10 @@ generate() {
     status=0
     template=$(mktemp -d)
     template_of "$template"
+    into=$1 name=$2
+    shift 2
     # Into a folder of another workspace, which it would otherwise enter the service in.
-    (cd "$1" && cargo generate --no-workspace --path "$template" --name="$2") || status=$?
+    (cd "$into" && cargo generate --no-workspace --path "$template" --name="$name" "$@") || status=$?
     rm -rf "$template"
     return $status
 }
@@ -73,7 +84,7 @@ refuses_names() {
     names=$(mktemp -d)
     mkdir "$names/tests"
     cp cargo-generate.toml "$names"
-    cp tests/template-name.rhai "$names/tests"
+    cp tests/template-name.rhai tests/postgres.rhai "$names/tests"
     refused | sort -u >"$names/refused"
     while IFS=: read -r why name; do
         if try_name "$name"; then fail "\"$name\" was accepted"; fi
@@ -103,7 +114,8 @@ generates() {
 exclude = ["my-api"]'; do
         printf '[workspace]\nresolver = "3"\n%s\n' "$members" >"$work/theirs/Cargo.toml"
         cp "$work/theirs/Cargo.toml" "$work/before"
-        (cd "$work/theirs" && sh -ec "$(grep '^cargo generate ' hitless/README.md)") >"$work/said" 2>&1 || fail "$(cat "$work/said")"
+        # Nobody is asked for anything who has not been asked for the name.
+        (cd "$work/theirs" && sh -ec "$(grep '^cargo generate ' hitless/README.md)") >"$work/said" 2>&1 </dev/null || fail "$(cat "$work/said")"
         grep -q 'add my-api to its "exclude"' "$work/said" || fail "it is not told that it is within a workspace"
         cmp "$work/before" "$work/theirs/Cargo.toml" || fail "generating a service changed the workspace around it"
         for folder in . one my-api; do
@@ -133,10 +145,11 @@ ends_lines() {
 has_no_trace() {
     cd "$work/my-api"
     for file in .ci .github/workflows/template.yml LICENSE-APACHE LICENSE-MIT README.md.liquid cargo-generate.toml src/hitless/examples \
-        src/hitless/tests tests/bad tests/fuzz tests/proof tests/restart.svg tests/template-name.rhai tests/template.sh tests/update.sh; do
+        src/hitless/tests tests/bad tests/fuzz tests/postgres tests/postgres.patch tests/postgres.rhai tests/proof tests/restart.svg tests/template-name.rhai tests/template.sh tests/update.sh; do
         [ ! -e "$file" ] || fail "$file is the template's own"
     done
     if grep -rniE 'cargo.generate|project-name|\{%' . --exclude-dir=.git; then fail "traces of the template"; fi
+    if grep -rniE 'postgres|sqlx|migration' .; then fail "a database that nobody has asked for"; fi
     # src/hitless is a crate, and hosts of the laboratory have the name in theirs; nothing else has.
     if grep -rnE '(etc|opt|lib|run)/hitless([^-]|$)|hitless\.(service|socket)|HITLESS_|"hitless"|hitless-template' . \
         --exclude-dir=.git --exclude=Cargo.lock | grep -v '^./src/hitless/Cargo.toml:.*:name = "hitless"$'; then
@@ -467,6 +480,80 @@ updates() {
     rm -rf "$past" "$owners" "$fresh" "$work/then" "$work/shallow"
 }
 
+# The files of a service with PostgreSQL that take the place of another.
+twofold() {
+    (cd tests/postgres && find . -type f) | sort | while read -r file; do
+        [ ! -e "$file" ] || echo "${file#./}"
+    done
+}
+
+# By what they differ.
+difference() {
+    twofold | while read -r file; do
+        diff -u --label "$file" --label "$file" "$file" "tests/postgres/$file" || [ $? -eq 1 ]
+    done
+}
+
+is_in_step() {
+    difference | cmp -s - tests/postgres.patch ||
+        fail "tests/postgres is not in step with what it takes the place of: tests/template.sh carry, or record"
+}
+
+carry() {
+    [ -z "$(git status --porcelain tests/postgres)" ] || fail "in tests/postgres something is changed: commit that first"
+    twofold | while read -r file; do cp "$file" "tests/postgres/$file"; done
+    (cd tests/postgres && patch --strip=0 --no-backup-if-mismatch <../postgres.patch) ||
+        fail "mend what is refused (*.rej), then tests/template.sh record"
+    record
+}
+
+record() { difference >tests/postgres.patch; }
+
+# With PostgreSQL there is all that belongs to it, and it is stamped so.
+generates_with_postgres() {
+    generate "$work" my-api --silent --define database=postgres 2>&1
+    (cd tests/postgres && find . -type f) | while read -r file; do
+        [ "$file" = ./Cargo.toml ] || cmp "tests/postgres/$file" "$work/my-api/$file" || fail "$file is missing in tests/postgres.rhai"
+    done
+    [ ! -e "$work/my-api/tests/postgres" ] || fail "something of tests/postgres is left over"
+    if generate "$work" other --define database=mysql >"$work/said" 2>&1; then fail "there is no such database"; fi
+    grep -q 'is no database that a service can have' "$work/said" || fail "$(cat "$work/said")"
+    rm -rf "$work/other"
+}
+
+# An update knows what was chosen.
+updates_with_postgres() {
+    past=$work/past
+    owners=$work/owners
+    service=$owners
+    mkdir "$past" "$owners"
+    template_of "$past"
+    in_git "$past" init --quiet
+    for file in src/strict.rs tests/postgres/src/outbox.rs; do sed -i '1s/$/ The past./' "$past/$file"; done
+    commits "$past" "The past"
+    cargo generate --no-workspace --vcs none --path "$past" --name my-api --define database=postgres --destination "$owners" --init \
+        >/dev/null 2>&1
+    in_git "$owners" init --quiet
+    commits "$owners" "The first"
+    is_up_to_date
+    for file in src/strict.rs tests/postgres/src/outbox.rs; do sed -i '1s/ The past\.$//' "$past/$file"; done
+    commits "$past" "What is here"
+    refuses "there is " CHECK=1
+    updates_it || fail "$(cat "$work/said")"
+    sed -i '/^commit = /d' "$owners/Cargo.toml"
+    diff --recursive --exclude=.git --exclude=Cargo.lock "$work/my-api" "$owners" || fail "this is not what an update should make of it"
+    rm -rf "$past" "$owners"
+}
+
+# It passes its checks and tests, on PostgreSQL itself.
+works_with_postgres() {
+    cd "$work/my-api"
+    tests/setup.sh test
+    make check
+    cargo test --quiet
+    cd - >/dev/null
+}
+
 prove() {
     work=$(mktemp -d)
     trap 'rm -rf "$work"' EXIT
@@ -474,7 +561,7 @@ prove() {
     # The crates that it needs are built once, however often this runs.
     built=${CARGO_TARGET_DIR:-$PWD/target}
     export CARGO_TARGET_DIR="$built/template"
-    for step in setup refuses_names generates ends_lines has_no_trace is_stamped is_small updates builds is_committed takes_examples_out makes_it_ones_own; do
+    for step; do
         echo "template: $step"
         $step
     done
@@ -482,7 +569,12 @@ prove() {
 
 case ${1-prove} in
 setup) setup ;;
-generate) setup && generate "$2" "$3" ;;
-prove) prove ;;
-*) fail "template.sh: setup, generate DIR NAME, or nothing" ;;
+generate) setup && shift && generate "$@" ;;
+prove)
+    prove setup refuses_names generates ends_lines has_no_trace is_stamped is_small updates builds is_committed \
+        takes_examples_out makes_it_ones_own
+    ;;
+postgres) prove setup generates_with_postgres updates_with_postgres works_with_postgres ;;
+carry | record | is_in_step) "$1" ;;
+*) fail "template.sh: see its head" ;;
 esac

@@ -41,7 +41,11 @@ nearest() {
     export GIT_ALTERNATE_OBJECT_DIRECTORIES
 
     # Files that differ or that only the service has, files that only the commit has, the commit; the newest first.
-    theirs log --no-show-signature --format='%T %H' >"$work/commits"
+    theirs log --no-show-signature --format='%T %H' | while read -r tree_and_commit; do
+        # With a database it is of a commit that has one.
+        [ "$database" = none ] || theirs cat-file -e "${tree_and_commit#* }:tests/$database" 2>/dev/null || continue
+        echo "$tree_and_commit"
+    done >"$work/commits"
     awk -v tree="$tree" '!seen[$1]++ { print $1, tree }' "$work/commits" |
         theirs diff-tree -r --no-renames --name-status --stdin |
         awk '
@@ -56,7 +60,7 @@ nearest() {
     # Some commits differ only in files that are rendered, or that cargo writes: then it is lines that are counted.
     awk 'NR == 1 { least = $1 " " $2 } $1 " " $2 == least { print $3 }' "$work/near" |
         while read -r commit; do
-            for pair in Cargo.toml:Cargo.toml README.md.liquid:README.md Cargo.lock:Cargo.lock; do
+            for pair in Cargo.toml:Cargo.toml README.md.liquid:README.md Cargo.lock:Cargo.lock $(of_database "$commit"); do
                 theirs diff --no-ext-diff --numstat "$commit:${pair%:*}" "$tree:${pair#*:}" 2>/dev/null || true
             done | awk -v commit="$commit" '{ lines += $1 + $2 } END { print lines + 0, commit }'
         done | sort -s -n -k 1,1 >"$work/nearest"
@@ -72,6 +76,11 @@ nearest() {
     unset GIT_ALTERNATE_OBJECT_DIRECTORIES
 }
 
+# What a commit has for a service with a database, and where that is there.
+of_database() {
+    [ "$database" = none ] || theirs ls-tree -r --name-only "$1" "tests/$database/" | sed "s|^tests/$database/\(.*\)|&:\1|"
+}
+
 # What it was generated from is not to be found: unknown REASON.
 unknown() {
     [ "$(theirs rev-parse --is-shallow-repository)" = false ] || set -- "$1; the template's history is not all there"
@@ -81,7 +90,7 @@ unknown() {
 # What a commit does not give to a service: what cargo-generate.toml leaves out, its hooks, the README of the template.
 never_generated() {
     theirs show "$1:cargo-generate.toml" | sed -n '/^ignore = \[/,/^\]/p; /^\(init\|pre\|post\) = /p' | grep -o '"[^"]*"' |
-        tr -d '"' | sed 's|^/||'
+        tr -d '"' | sed 's|^/||' | grep -vx "tests/$database"
     echo README.md
 }
 
@@ -100,7 +109,8 @@ render() {
     theirs archive "$1" | tar --extract --directory "$work/template"
     # The service has its name, whatever that commit thinks of it.
     [ ! -e "$work/template/tests/template-name.rhai" ] || : >"$work/template/tests/template-name.rhai"
-    (cd "$2/$prefix" && cargo generate --init --no-workspace --vcs none --path "$work/template" --name "$name") \
+    (cd "$2/$prefix" && cargo generate --init --no-workspace --vcs none --path "$work/template" --name "$name" \
+        --define database="$database") \
         >"$work/said" 2>&1 </dev/null || fail "$(called "$1") generates nothing: $(cat "$work/said")"
     # The service's own in both: lines of two lock files merge badly, and cargo brings it up to date.
     ours show HEAD:./Cargo.lock >"$2/${prefix}Cargo.lock" 2>/dev/null || rm -f "$2/${prefix}Cargo.lock"
@@ -146,6 +156,8 @@ name=$(echo "$present" | sed -n '/^name = "\(.*\)"/ { s//\1/p; q; }')
 version=$(echo "$present" | stamp version)
 [ -n "$version" ] || fail "$name is not generated from this template: its Cargo.toml has no [package.metadata.hitless]"
 stamped=$(echo "$present" | stamp commit)
+database=$(echo "$present" | sed -n '/^\[package\.metadata\.hitless\.with\]/,/^\[/ s/^database = "\(.*\)"/\1/p')
+database=${database:-none}
 newest=$(theirs rev-parse HEAD)
 
 work=$(mktemp -d)

@@ -5,7 +5,11 @@
 laboratory=proof
 
 # Tests of what is inside the crates are included where cargo fmt does not see them.
-format() { cargo fmt --all --check && rustfmt --edition 2024 --check src/hitless/tests/unit/*.rs tests/proof/unit/*.rs; }
+format() {
+    cargo fmt --all --check &&
+        rustfmt --edition 2024 --check src/hitless/tests/unit/*.rs tests/proof/unit/*.rs &&
+        tests/template.sh is_in_step
+}
 
 # The machinery's own files, in memory: random connections, and orders of threads. In its folder, where its build is
 # configured.
@@ -20,6 +24,7 @@ memory() {
 storm() { cargo run --quiet --package proof -- storm; }
 
 template() { needs git && tests/template.sh; }
+postgres() { needs git && tests/template.sh postgres; }
 
 # Twenty restarts under load, with other programs in front and beside; on the one by TCP, on the other by a Unix socket.
 bookworm() { lab rehearse --no-stand-in --programs --restarts 20 --debian bookworm; }
@@ -88,7 +93,7 @@ steps_on() {
 all() {
     # Side by side what compiles into folders of its own; the restarts have the machine to themselves.
     lane format scripts lints service units storm memory
-    lane template
+    lane template postgres
     wait
     lane bookworm trixie adopted browser deploys delays attacks
     wait

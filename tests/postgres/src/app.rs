@@ -1,0 +1,92 @@
+//! The application: its routes, its state, and the layers around them, in one place. This file is yours.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{DefaultBodyLimit, FromRef};
+use axum::routing::{get, post};
+use axum::{BoxError, Router};
+use tower::ServiceBuilder;
+use tower_http::ServiceBuilderExt;
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::limit::RequestBodyLimitLayer;
+
+use crate::config::Config;
+use crate::database::Database;
+use crate::routes::health::Readiness;
+use crate::routes::{echo, health, orders, ping};
+use crate::{idempotency, outbox, problem, requests, strict};
+use hitless::{Application, Handle, RequestTimeout};
+
+/// What handlers share. Each field is a handler's to ask for: `State(config): State<Arc<Config>>`.
+#[derive(Clone, Debug, FromRef)]
+pub struct AppState {
+    pub config: Arc<Config>,
+    /// Knows when the service leaves, and runs work that must end before it does.
+    pub handle: Handle,
+    pub readiness: Readiness,
+    pub database: Database,
+}
+
+impl AppState {
+    /// The state of a service with this configuration.
+    ///
+    /// Until it is there the service is not ready, and clients wait: `unit.start_timeout` at most.
+    ///
+    /// # Errors
+    /// When something cannot be had that the service cannot do without. The process ends, with the reason in its log; whoever
+    /// waits is there for the next one.
+    pub async fn new(config: Arc<Config>, handle: Handle) -> Result<Self, BoxError> {
+        let database = Database::open(&config).await?;
+        handle.spawn(outbox::run(database.clone(), handle.clone()));
+        tokio::spawn(idempotency::forget(database.clone()));
+        // A check for each thing that the service cannot do without.
+        let checked = database.clone();
+        let readiness = Readiness::new(config.readiness_timeout).check("database", move || {
+            let database = checked.clone();
+            async move { database.ping().await }
+        });
+        Ok(Self { config, handle, readiness, database })
+    }
+}
+
+/// The service: its state, and its routes behind its layers.
+///
+/// # Errors
+/// As for [`AppState::new`].
+pub async fn app(config: Arc<Config>, handle: Handle) -> Result<impl Application, BoxError> {
+    let state = AppState::new(Arc::clone(&config), handle).await?;
+    Ok(layered(routes().with_state(state), &config))
+}
+
+/// The service's routes.
+pub fn routes() -> Router<AppState> {
+    Router::new()
+        .route("/ping", get(ping::ping))
+        .route("/echo", post(echo::echo))
+        .route("/orders", get(orders::list).post(orders::create))
+        .route("/orders/{id}", get(orders::get))
+        .route("/livez", get(health::livez))
+        .route("/readyz", get(health::readyz))
+}
+
+/// Puts the layers around any routes.
+pub fn layered(routes: Router, config: &Config) -> impl Application + use<> {
+    let limits = &config.limits;
+    ServiceBuilder::new()
+        // Every request has an id, and its outcome is in the log.
+        .layer(requests::Observe::default())
+        // It is clear whom each request is for, and where it ends (RFC 9112, sections 3.2 and 6.1).
+        .layer(strict::Check)
+        // Whatever fails, and wherever, the client gets a problem document (RFC 9457).
+        .map_response(problem::document)
+        // A handler's panic is its own request's failure and nobody else's.
+        .layer(CatchPanicLayer::custom(problem::panicked))
+        // One limit on every body, whoever reads it: axum's own, of 2 MB, is for its extractors alone.
+        .layer(RequestBodyLimitLayer::new(limits.max_body_bytes))
+        .layer(DefaultBodyLimit::disable())
+        .map_request_body(Body::new)
+        // No request outlasts half of the drain, so that all of them end before it.
+        .layer(RequestTimeout::new(config.request_timeout()))
+        .service(routes)
+}

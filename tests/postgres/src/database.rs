@@ -1,0 +1,345 @@
+//! The database: connections to PostgreSQL 14 or newer, its migrations, and what clients are told of its errors.
+//!
+//! - Nobody waits for it for long. A statement ends before the request that it is for, and so does the wait for a
+//!   connection: a restart that waits for requests waits for no database.
+//! - A connection on which something was left half-way is closed, and the server cancels its statement.
+//! - One that is away at the start is waited for in the background, and `/readyz` says so. One that refuses is an error:
+//!   the service does not start, and a deploy ends on trial.
+//! - Connections stay open to the end of the process, which comes after the last request and the last work that was
+//!   spawned. There is nothing to close before: the server sees them end.
+
+use std::fmt;
+use std::num::NonZeroU32;
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use axum::BoxError;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::{ConnectOptions, Connection, Executor, PgConnection, Postgres};
+use tokio::time::{sleep, timeout};
+
+use crate::config::Config;
+use crate::problem::Problem;
+use crate::secret::Secret;
+
+/// The migrations. The database may have more: a release before goes on beside this one, or comes back after it.
+static MIGRATIONS: Migrator = Migrator { ignore_missing: true, locking: false, ..sqlx::migrate!() };
+
+/// How long a migration may wait for a table, where everybody who needs that waits behind it. Then it has failed.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How often a database that is away is tried again.
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// Where the database is, and how much is taken of it.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    #[serde(default)]
+    url: Option<Secret<PgConnectOptions>>,
+    max_connections: NonZeroU32,
+}
+
+impl Settings {
+    /// How to connect: to this host's own, unless there is a URL.
+    fn options(&self) -> PgConnectOptions {
+        let name = env!("CARGO_PKG_NAME");
+        let here = || PgConnectOptions::new_without_pgpass().socket("/run/postgresql").username(name).database(name);
+        self.url.as_ref().map_or_else(here, |url| url.expose().clone()).application_name(name)
+    }
+}
+
+/// The database, to share.
+#[derive(Clone)]
+pub struct Database {
+    pool: PgPool,
+    /// Why it cannot be used yet.
+    obstacle: Arc<Mutex<Option<String>>>,
+}
+
+impl Database {
+    /// Brings the database to this release's migrations. Where it is away, that is done as soon as it is there.
+    ///
+    /// # Errors
+    /// When it refuses: the URL, the password, a migration.
+    pub async fn open(config: &Config) -> Result<Self, BoxError> {
+        let request = config.request_timeout();
+        let milliseconds = |time: Duration| time.as_millis().max(1).to_string();
+        let options = config.database.options().options([
+            // A request may need several statements, and time to tell what became of them.
+            ("statement_timeout", milliseconds(request / 4)),
+            ("idle_in_transaction_session_timeout", milliseconds(request)),
+            // How soon the server sees that nobody waits for a statement any more.
+            ("client_connection_check_interval", "500".to_owned()),
+        ]);
+        let pool = PgPoolOptions::new()
+            .max_connections(config.database.max_connections.get())
+            // A third, so that a readiness check has time to find out why there is none.
+            .acquire_timeout((request / 8).min(config.readiness_timeout / 3))
+            .connect_lazy_with(options);
+        let database = Self { pool, obstacle: Arc::default() };
+        match database.migrate().await {
+            Ok(()) => {}
+            Err(error) if is_away(&error) => {
+                tracing::warn!("the service starts without its database, and goes on trying: {error}");
+                database.obstruct(Some(error.to_string()));
+                // Nobody waits for this: where the process ends half-way, the server rolls it back.
+                tokio::spawn(database.clone().go_on_trying());
+            }
+            Err(error) => return Err(format!("the database refuses: {error}").into()),
+        }
+        Ok(database)
+    }
+
+    /// A connection, for single statements.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub async fn lease(&self) -> Result<Lease, Failure> {
+        if let Some(reason) = self.obstacle.lock().unwrap_or_else(PoisonError::into_inner).clone() {
+            return Err(Failure::Unavailable(reason));
+        }
+        match self.pool.acquire().await {
+            Ok(connection) => Ok(Lease { connection: Some(connection), in_transaction: false }),
+            Err(sqlx::Error::PoolTimedOut) if self.pool.size() == self.pool.options().get_max_connections() => {
+                Err(Failure::Unavailable("all connections to the database are in use".to_owned()))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// A connection in a transaction.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub async fn begin(&self) -> Result<Lease, Failure> {
+        let mut lease = self.lease().await?;
+        lease.in_transaction = true;
+        lease.execute("begin").await?;
+        Ok(lease)
+    }
+
+    /// Whether it answers.
+    ///
+    /// # Errors
+    /// When it does not; with the reason, which the pool keeps to itself.
+    pub async fn ping(&self) -> Result<(), Failure> {
+        let ping = async {
+            let mut lease = self.lease().await?;
+            let answer = lease.ping().await.map_err(Failure::from);
+            lease.end(answer).await
+        };
+        match ping.await {
+            Err(Failure::Database(sqlx::Error::PoolTimedOut)) => Ok(self.connect().await?.close().await?),
+            answer => answer,
+        }
+    }
+
+    /// A connection beside the pool's.
+    async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
+        let options = self.pool.connect_options();
+        let connection = timeout(self.pool.options().get_acquire_timeout(), options.connect()).await;
+        connection.map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))?
+    }
+
+    /// Applies the migrations that are missing: once, however many instances start at the same time.
+    async fn migrate(&self) -> Result<(), sqlx::Error> {
+        let mut connection = self.connect().await?;
+        if timeout(self.pool.options().get_acquire_timeout(), is_migrated(&mut connection))
+            .await
+            .map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))??
+        {
+            return Ok(());
+        }
+        // From here on it takes as long as it takes: with the release before it, clients are not kept waiting.
+        let began = Instant::now();
+        connection.execute("set statement_timeout = 0; set idle_in_transaction_session_timeout = 0").await?;
+        connection.execute(&*format!("set lock_timeout = {}", LOCK_TIMEOUT.as_millis())).await?;
+        // Asked again and again, as `create index concurrently` would wait for a statement that waits.
+        let lock = "select pg_try_advisory_lock(hashtextextended('migrations', 0))";
+        while !sqlx::query_scalar::<_, bool>(lock).fetch_one(&mut connection).await? {
+            sleep(AGAIN).await;
+        }
+        MIGRATIONS.run_direct(&mut connection).await?;
+        tracing::info!("the database is migrated, after {:?}", began.elapsed());
+        connection.close().await
+    }
+
+    async fn go_on_trying(self) {
+        let mut said = None;
+        loop {
+            sleep(AGAIN).await;
+            let Err(error) = self.migrate().await else { break };
+            let reason = Some(error.to_string());
+            if !is_away(&error) && said != reason {
+                tracing::error!("the database refuses: {error}");
+                said.clone_from(&reason);
+            }
+            self.obstruct(reason);
+        }
+        self.obstruct(None);
+        tracing::info!("the database is there");
+    }
+
+    fn obstruct(&self, reason: Option<String>) {
+        *self.obstacle.lock().unwrap_or_else(PoisonError::into_inner) = reason;
+    }
+}
+
+impl fmt::Debug for Database {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Database").field("pool", &self.pool).finish_non_exhaustive()
+    }
+}
+
+async fn is_migrated(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    let begun = sqlx::query_scalar("select to_regclass('_sqlx_migrations') is not null");
+    if !begun.fetch_one(&mut *connection).await? {
+        return Ok(false);
+    }
+    let applied = sqlx::query_as("select version, checksum from _sqlx_migrations where success");
+    let applied: Vec<(i64, Vec<u8>)> = applied.fetch_all(connection).await?;
+    Ok(MIGRATIONS.iter().all(|migration| {
+        applied.iter().any(|(version, checksum)| *version == migration.version && *checksum == *migration.checksum)
+    }))
+}
+
+/// Whether it may be there again by itself (PostgreSQL's appendix A has the codes): no connection, no resources left, it is
+/// going down or coming up, or it is a standby that is yet to be promoted.
+fn is_away(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => true,
+        sqlx::Error::Database(error) => {
+            let code = error.code().unwrap_or_default();
+            ["08", "53", "57P"].iter().any(|class| code.starts_with(class)) || code == "25006"
+        }
+        sqlx::Error::Migrate(error) => match &**error {
+            MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => is_away(error),
+            _ => false,
+        },
+        _ => false,
+    }
+}
+
+/// A connection for a while. It goes back to the pool by [`Lease::end`]; where that is not reached, because a request took
+/// too long or its client has gone, it is closed: a statement may still run on it.
+#[derive(Debug)]
+pub struct Lease {
+    /// There until the end.
+    connection: Option<PoolConnection<Postgres>>,
+    in_transaction: bool,
+}
+
+impl Lease {
+    /// Ends what was done: a transaction is committed if all is well, and rolled back if not.
+    ///
+    /// # Errors
+    /// The failure of what was done, or to commit it.
+    pub async fn end<T>(mut self, done: Result<T, Failure>) -> Result<T, Failure> {
+        if self.in_transaction {
+            self.execute(if done.is_ok() { "commit" } else { "rollback" }).await?;
+        }
+        // Dropped as what it is, it goes back.
+        self.connection.take();
+        done
+    }
+}
+
+impl Deref for Lease {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        self.connection.as_deref().expect("a connection, until the end")
+    }
+}
+
+impl DerefMut for Lease {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        self.connection.as_deref_mut().expect("a connection, until the end")
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Some(connection) = &mut self.connection {
+            connection.close_on_drop();
+        }
+    }
+}
+
+/// Why something could not be done; a handler returns it, and clients get an answer that fits.
+#[derive(Debug)]
+pub enum Failure {
+    /// It is the client's.
+    Problem(Problem),
+    /// The database cannot be used now.
+    Unavailable(String),
+    Database(sqlx::Error),
+}
+
+impl Failure {
+    /// The status of the answer.
+    fn status(&self) -> StatusCode {
+        let code = match self {
+            Self::Database(sqlx::Error::Database(error)) => error.code(),
+            _ => None,
+        };
+        match (self, code.as_deref()) {
+            (Self::Database(sqlx::Error::RowNotFound), _) => StatusCode::NOT_FOUND,
+            // A unique key that is taken, an exclusion.
+            (_, Some("23505" | "23P01")) => StatusCode::CONFLICT,
+            // What refers to nothing, breaks a check, lacks something, is too long, is out of range.
+            (_, Some("23503" | "23514" | "23502" | "22001" | "22003")) => StatusCode::UNPROCESSABLE_ENTITY,
+            // Another transaction came first, or holds a lock for long; the statement took too long.
+            (_, Some("40001" | "40P01" | "55P03" | "57014")) | (Self::Unavailable(_), _) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            (Self::Database(error), _) if is_away(error) => StatusCode::SERVICE_UNAVAILABLE,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Problem(problem) => write!(f, "{problem:?}"),
+            Self::Unavailable(reason) => f.write_str(reason),
+            Self::Database(error) => error.fmt(f),
+        }
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let status = self.status();
+        match self {
+            Self::Problem(problem) => problem.into_response(),
+            // A constraint's name says what is wrong: the schema gives it one that is fit for clients.
+            Self::Database(sqlx::Error::Database(error)) if status.is_client_error() => {
+                Problem::new(status, error.constraint().unwrap_or_default().replace('_', " ")).into_response()
+            }
+            Self::Database(sqlx::Error::RowNotFound) => Problem::new(status, "").into_response(),
+            // For the log, in the line of the request: the layers withhold it from the client.
+            failure => (status, failure.to_string()).into_response(),
+        }
+    }
+}
+
+impl From<sqlx::Error> for Failure {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Database(error)
+    }
+}
+
+impl From<Problem> for Failure {
+    fn from(problem: Problem) -> Self {
+        Self::Problem(problem)
+    }
+}

@@ -1,0 +1,19 @@
+//! The service: [`app`] and [`routes`] are yours, [`hitless`] restarts them without a loss.
+
+#![forbid(unsafe_code)]
+
+pub mod app;
+pub mod config;
+pub mod database;
+mod environment;
+pub mod idempotency;
+pub mod outbox;
+pub mod probe;
+pub mod problem;
+pub mod requests;
+pub mod routes;
+pub mod secret;
+pub mod server;
+pub mod strict;
+pub mod telemetry;
+pub mod unit;

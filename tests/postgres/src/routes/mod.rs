@@ -1,0 +1,6 @@
+//! The routes, a file each.
+
+pub mod echo;
+pub mod health;
+pub mod orders;
+pub mod ping;

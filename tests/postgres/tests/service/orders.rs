@@ -1,0 +1,138 @@
+//! The tests of what is kept in the database.
+
+use std::time::Duration;
+
+use lab::client::{Answer, Client, soon};
+use serde_json::json;
+use sqlx::{Connection, Executor};
+
+use crate::server::{connect, new_database};
+use crate::{client, start, start_on};
+
+/// Sends an order.
+async fn order(client: &mut Client, key: &str, body: &str) -> Answer {
+    send(client, key, body).await;
+    client.answer().await
+}
+
+async fn send(client: &mut Client, key: &str, body: &str) {
+    let length = body.len();
+    client
+        .send(format!(
+            "POST /orders HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n{key}Content-Length: {length}\r\n\r\n{body}"
+        ))
+        .await;
+}
+
+fn key(key: &str) -> String {
+    format!("Idempotency-Key: {key}\r\n")
+}
+
+const COFFEE: &str = r#"{"reference":"a","item":"coffee","quantity":2}"#;
+
+#[tokio::test]
+async fn an_order_is_there_afterwards() {
+    let service = start("").await;
+    let mut client = client(&service).await;
+    for (id, reference) in [(1, "a"), (2, "b"), (3, "c")] {
+        let body = json!({ "reference": reference, "item": "tea", "quantity": id });
+        let made = order(&mut client, &key(reference), &body.to_string()).await;
+        let expected = json!({ "id": id, "reference": reference, "item": "tea", "quantity": id });
+        assert_eq!((made.status, made.json()), (201, expected.clone()));
+        assert_eq!(client.get(&format!("/orders/{id}")).await.json(), expected);
+    }
+    assert_eq!(client.get("/orders/4").await.status, 404);
+    // Each once, page by page.
+    let mut seen = vec![];
+    let mut path = "/orders?limit=2".to_owned();
+    loop {
+        let page = client.get(&path).await.json();
+        seen.extend(page["orders"].as_array().expect("orders").iter().map(|order| order["id"].clone()));
+        let Some(next) = page["next"].as_i64() else { break };
+        path = format!("/orders?limit=2&after={next}");
+    }
+    assert_eq!(seen, [1, 2, 3]);
+}
+
+#[tokio::test]
+async fn a_key_is_good_for_one_order() {
+    let url = new_database().await;
+    let service = start_on(&url, "").await;
+    let mut client = client(&service).await;
+    let first = order(&mut client, &key("k"), COFFEE).await;
+    let again = order(&mut client, &key("k"), COFFEE).await;
+    assert_eq!((first.status, again.status, first.text()), (201, 201, again.text()));
+    let other = order(&mut client, &key("k"), &COFFEE.replace('2', "3")).await;
+    assert_eq!(other.status, 422, "{other:?}");
+    for bad in ["", "Idempotency-Key: \r\n", &key(&"k".repeat(201)), &(key("a") + &key("b"))] {
+        assert_eq!(order(&mut client, bad, COFFEE).await.status, 400, "{bad}");
+    }
+    let mut connection = connect(&url).await;
+    let counts = "select (select count(*) from orders), (select count(*) from outbox)";
+    assert_eq!(sqlx::query_as(counts).fetch_one(&mut connection).await.ok(), Some((1_i64, 1_i64)));
+}
+
+#[tokio::test]
+async fn an_order_that_is_being_taken_is_not_taken_twice() {
+    let url = new_database().await;
+    let service = start_on(&url, "").await;
+    let (mut one, mut two) = (client(&service).await, client(&service).await);
+    // Whoever comes to the orders waits.
+    let mut connection = connect(&url).await;
+    let mut lock = connection.begin().await.expect("a transaction");
+    lock.execute("lock table orders").await.expect("a lock");
+    send(&mut one, &key("k"), COFFEE).await;
+    let mut observer = connect(&url).await;
+    let waits = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+    soon("a wait", async { while sqlx::query_scalar(waits).fetch_one(&mut observer).await.ok() != Some(1_i64) {} })
+        .await;
+    let other = order(&mut two, &key("k"), COFFEE).await;
+    assert!(other.status == 409 && other.text().contains("in progress"), "{other:?}");
+    lock.rollback().await.expect("no lock");
+    let (first, again) = (one.answer().await, order(&mut two, &key("k"), COFFEE).await);
+    assert_eq!((first.status, again.status, first.text()), (201, 201, again.text()));
+}
+
+#[tokio::test]
+async fn what_the_schema_refuses_is_the_clients() {
+    let service = start("").await;
+    let mut client = client(&service).await;
+    assert_eq!(order(&mut client, &key("a"), COFFEE).await.status, 201);
+    for (body, status, detail) in [
+        (COFFEE.to_owned(), 409, "a reference is used once"),
+        (COFFEE.replace("coffee", "beer").replace("\"a\"", "\"b\""), 422, "there is such an item"),
+        (COFFEE.replace('2', "0"), 422, "a quantity is from 1 to 1000"),
+        (COFFEE.replace("\"a\"", "\"\""), 422, "a reference has 1 to 200 characters"),
+    ] {
+        let answer = order(&mut client, &key(&body), &body).await;
+        assert_eq!((answer.status, answer.json()["detail"].as_str()), (status, Some(detail)), "{answer:?}");
+    }
+    // None of it has taken the key, nor the connection.
+    assert_eq!(order(&mut client, &key("new"), &COFFEE.replace("\"a\"", "\"b\"")).await.status, 201);
+}
+
+/// Each message is sent at least once, and marked in order, through restarts.
+#[tokio::test]
+async fn what_was_ordered_is_told() {
+    let url = new_database().await;
+    let mut service = start_on(&url, "").await;
+    for number in 0..30 {
+        let mut client = client(&service).await;
+        let body = COFFEE.replace("\"a\"", &format!("\"{number}\""));
+        assert_eq!(order(&mut client, &key(&number.to_string()), &body).await.status, 201);
+        if number % 10 == 9 {
+            let status = soon("a restart", service.restart()).await.expect("another process");
+            assert!(status.success(), "{}", service.log());
+        }
+    }
+    let mut connection = connect(&url).await;
+    let sent = "select count(*) from outbox where sent_at is not null";
+    soon("the last message", async {
+        while sqlx::query_scalar(sent).fetch_one(&mut connection).await.ok() != Some(30_i64) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    let overtaken = "select count(*) from outbox one join outbox two on one.id < two.id and one.sent_at > two.sent_at";
+    assert_eq!(sqlx::query_scalar(overtaken).fetch_one(&mut connection).await.ok(), Some(0_i64));
+}
