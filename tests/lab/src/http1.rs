@@ -77,6 +77,8 @@ impl Place {
 pub struct Ask {
     /// What it is, for a reader: `GET /livez`.
     pub name: String,
+    /// What is in no other, if there is something.
+    pub id: Option<String>,
     /// The request, cut into the pieces that are sent with `pause` between them.
     pub pieces: Vec<Bytes>,
     pub pause: Duration,
@@ -129,6 +131,7 @@ impl Ask {
         let head = format!("{name} HTTP/1.1\r\nHost: lab\r\n{headers}{framing}\r\n");
         Self {
             name,
+            id: request.id,
             pieces: vec![std::iter::once(Bytes::from(head)).chain(body).collect::<Vec<_>>().concat().into()],
             pause: Duration::ZERO,
             sip: None,

@@ -591,7 +591,10 @@ impl Client {
     async fn http2_stream(self, stream: &mut http2::Stream) -> Option<(f64, String)> {
         while self.goes_on() {
             let at = self.now();
-            match http2::exchange(stream, &self.http2_ask()).await {
+            let ask = self.http2_ask();
+            let outcome = http2::exchange(stream, &ask).await;
+            self.shared.traffic.ledger.note(ask.id.as_ref(), matches!(outcome, Outcome::Answered));
+            match outcome {
                 Outcome::Answered => self.answered(at),
                 Outcome::Wrong(what) => self.failed(at, Fault::Lost { what, closed: false }),
                 Outcome::Unanswered(what) => return Some((at, what)),
@@ -710,7 +713,9 @@ impl Client {
         self.open().await;
         let Some(mut connection) = self.held.take() else { return };
         let at = self.now();
-        match connection.exchange(ask).await {
+        let exchanged = connection.exchange(ask).await;
+        self.shared.traffic.ledger.note(ask.id.as_ref(), exchanged.is_ok());
+        match exchanged {
             Ok(Stays::Open) => {
                 self.answered(at);
                 self.held = Some(connection);

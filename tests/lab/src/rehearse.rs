@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, bail};
 use tokio::time::{Instant, sleep};
 
+use crate::data;
 use crate::host::{Host, Image};
 use crate::load::{Findings, Group, Kind, Load};
 use crate::record::{Record, Restart};
@@ -61,7 +62,8 @@ pub async fn rehearse(options: &Options) -> anyhow::Result<Outcome> {
     let run = Run::begin(&traffic, groups.into()).await?;
     let restarts = restart_under(&mut stage, &run.load, options.restarts).await;
     let (record, moved) = run.end(&subject, &stage, restarts).await;
-    conclude(&record, moved, &stage, options, &subject).await
+    let outcome = conclude(&record, moved, &stage, options, &subject).await?;
+    Ok(if data::holds(&stage, &traffic).await? { outcome } else { Outcome::Broken })
 }
 
 impl Options {

@@ -11,6 +11,7 @@ use hyper::header::{self, HeaderName, HeaderValue};
 use serde::Deserialize;
 use toml::{Table, Value};
 
+use crate::data::{Data, Ledger};
 use crate::subject::Subject;
 
 /// The routes the clients use, and where. A list that is empty switches its scenarios off.
@@ -27,9 +28,13 @@ pub struct Traffic {
     pub settings: Table,
     /// The script that prepares a host.
     pub prepare: Option<PathBuf>,
-    /// The service's name, for the script.
+    /// What comes behind the restarts, where the data is compared.
+    pub data: Option<Data>,
     #[serde(skip)]
-    service: String,
+    pub ledger: Ledger,
+    /// The service's name, for the scripts.
+    #[serde(skip)]
+    pub service: String,
     /// The service's T: what a client may take its time for follows from it.
     #[serde(skip)]
     pub shutdown_timeout: Duration,
@@ -43,6 +48,8 @@ impl Default for Traffic {
             upload: vec![],
             settings: Table::new(),
             prepare: None,
+            data: None,
+            ledger: Ledger::default(),
             service: String::new(),
             shutdown_timeout: Duration::from_secs(30),
         }
@@ -67,6 +74,8 @@ pub struct Route {
 /// A request to a route, and the answer it must get.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Request {
+    /// What is in no other request, if there is something.
+    pub id: Option<String>,
     pub method: Method,
     pub path: String,
     pub headers: Vec<(String, String)>,
@@ -105,7 +114,9 @@ impl Route {
         let id: String = std::iter::repeat_with(fastrand::alphanumeric).take(20).collect();
         let unique = |text: &String| text.replace(ID, &id);
         let method = self.method.as_deref().map(|method| Method::from_bytes(method.as_bytes()));
+        let is_unique = [&self.path].into_iter().chain(self.headers.values()).chain(&self.send);
         Request {
+            id: is_unique.into_iter().any(|text| text.contains(ID)).then(|| id.clone()),
             // It was looked at when it was loaded.
             method: method.and_then(Result::ok).unwrap_or_default(),
             path: unique(&self.path),
@@ -170,6 +181,7 @@ impl Traffic {
             .with_context(|| format!("reading the routes to ask for from {}", path.display()))?;
         let mut traffic = Self::parse(&text).with_context(|| format!("in {}", path.display()))?;
         traffic.prepare = traffic.prepare.map(|script| path.with_file_name(script));
+        traffic.data = traffic.data.map(|data| Data { check: path.with_file_name(&data.check), ..data });
         Ok(traffic)
     }
 

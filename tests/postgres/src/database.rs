@@ -237,7 +237,8 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// Ends what was done: a transaction is committed if all is well, and rolled back if not.
+    /// Ends what was done: a transaction is committed if all is well, and rolled back if not. The failure of a statement has
+    /// to be among that, as PostgreSQL commits nothing afterwards, and does not say so.
     ///
     /// # Errors
     /// The failure of what was done, or to commit it.

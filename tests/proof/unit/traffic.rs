@@ -22,8 +22,9 @@ const ORDERS: &str = r#"
 fn what_is_unique_is_the_same_all_over_a_request_and_in_no_other() {
     let route = &Traffic::parse(ORDERS).unwrap().fast[0];
     let requests = [route.request(), route.request()];
-    for Request { method, path, headers, send, status, body } in &requests {
+    for Request { id: known, method, path, headers, send, status, body } in &requests {
         let id = path.strip_prefix("/orders/").unwrap();
+        assert_eq!(known.as_deref(), Some(id));
         assert!(id.len() >= 16 && !id.contains('{'), "{id}");
         assert_eq!((method, *status), (&Method::PUT, 201));
         let headers: Vec<_> = headers.iter().map(|(name, value)| (&**name, &**value)).collect();
@@ -33,6 +34,7 @@ fn what_is_unique_is_the_same_all_over_a_request_and_in_no_other() {
     }
     assert_ne!(requests[0].path, requests[1].path);
     assert_eq!(route.plain(), None);
+    assert_eq!(Traffic::parse(ORDERS).unwrap().upload[0].request().id, None);
 }
 
 #[test]

@@ -182,12 +182,13 @@ async fn a_statement_ends_in_time() {
 #[tokio::test]
 async fn what_is_broken_off_leaves_nothing_behind() {
     let url = new_database().await;
-    let database = open(&url, "database.max_connections = 2").await;
+    // No statement would end by itself in time.
+    let database = open(&url, "shutdown_timeout = '10m'\ndatabase.max_connections = 2").await;
     for step in 0..40 {
         let work = async {
             let mut transaction = database.begin().await?;
             transaction.execute("insert into items (name) values (gen_random_uuid()::text)").await?;
-            transaction.execute("select pg_sleep(10)").await?;
+            transaction.execute("select pg_sleep(60)").await?;
             transaction.end(Ok(())).await
         };
         assert!(timeout(Duration::from_micros(250 * step), work).await.is_err());
