@@ -593,7 +593,8 @@ impl Client {
             let at = self.now();
             let ask = self.http2_ask();
             let outcome = http2::exchange(stream, &ask).await;
-            self.shared.traffic.ledger.note(ask.id.as_ref(), matches!(outcome, Outcome::Answered));
+            let name = format!("{} {}", ask.method, ask.path);
+            self.shared.traffic.ledger.note(&name, ask.id.as_ref(), matches!(outcome, Outcome::Answered));
             match outcome {
                 Outcome::Answered => self.answered(at),
                 Outcome::Wrong(what) => self.failed(at, Fault::Lost { what, closed: false }),
@@ -714,7 +715,7 @@ impl Client {
         let Some(mut connection) = self.held.take() else { return };
         let at = self.now();
         let exchanged = connection.exchange(ask).await;
-        self.shared.traffic.ledger.note(ask.id.as_ref(), exchanged.is_ok());
+        self.shared.traffic.ledger.note(&ask.name, ask.id.as_ref(), exchanged.is_ok());
         match exchanged {
             Ok(Stays::Open) => {
                 self.answered(at);

@@ -31,6 +31,9 @@ use crate::secret::Secret;
 /// The migrations. The database may have more: a release before goes on beside this one, or comes back after it.
 static MIGRATIONS: Migrator = Migrator { ignore_missing: true, locking: false, ..sqlx::migrate!() };
 
+/// How long a start, for which clients wait, waits for an answer before the database counts as away.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 /// How long a migration may wait for a table, where everybody who needs that waits behind it. Then it has failed.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -136,36 +139,30 @@ impl Database {
             lease.end(answer).await
         };
         match ping.await {
-            Err(Failure::Database(sqlx::Error::PoolTimedOut)) => Ok(self.connect().await?.close().await?),
+            Err(Failure::Database(sqlx::Error::PoolTimedOut)) => {
+                let options = self.pool.connect_options();
+                let beside = within(self.pool.options().get_acquire_timeout(), options.connect()).await?;
+                Ok(beside.close().await?)
+            }
             answer => answer,
         }
     }
 
-    /// A connection beside the pool's.
-    async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
-        let options = self.pool.connect_options();
-        let connection = timeout(self.pool.options().get_acquire_timeout(), options.connect()).await;
-        connection.map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))?
-    }
-
     /// Applies the migrations that are missing: once, however many instances start at the same time.
     async fn migrate(&self) -> Result<(), sqlx::Error> {
-        let mut connection = self.connect().await?;
-        if timeout(self.pool.options().get_acquire_timeout(), is_migrated(&mut connection))
-            .await
-            .map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))??
-        {
+        let mut connection = within(PATIENCE, self.pool.connect_options().connect()).await?;
+        if within(PATIENCE, is_migrated(&mut connection)).await? {
             return Ok(());
         }
-        // From here on it takes as long as it takes: with the release before it, clients are not kept waiting.
         let began = Instant::now();
         connection.execute("set statement_timeout = 0; set idle_in_transaction_session_timeout = 0").await?;
         connection.execute(&*format!("set lock_timeout = {}", LOCK_TIMEOUT.as_millis())).await?;
         // Asked again and again, as `create index concurrently` would wait for a statement that waits.
         let lock = "select pg_try_advisory_lock(hashtextextended('migrations', 0))";
-        while !sqlx::query_scalar::<_, bool>(lock).fetch_one(&mut connection).await? {
+        while !within(PATIENCE, sqlx::query_scalar(lock).fetch_one(&mut connection)).await? {
             sleep(AGAIN).await;
         }
+        // It takes as long as it takes: clients are with the release before meanwhile.
         MIGRATIONS.run_direct(&mut connection).await?;
         tracing::info!("the database is migrated, after {:?}", began.elapsed());
         connection.close().await
@@ -196,6 +193,10 @@ impl fmt::Debug for Database {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Database").field("pool", &self.pool).finish_non_exhaustive()
     }
+}
+
+async fn within<T>(limit: Duration, answer: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
+    timeout(limit, answer).await.map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))?
 }
 
 async fn is_migrated(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {

@@ -72,7 +72,7 @@ pub async fn forget(database: Database) {
             lease.end(done.map_err(Failure::from)).await
         };
         if let Err(error) = forget.await {
-            tracing::warn!("old Idempotency-Keys are kept for another hour: {error}");
+            tracing::warn!("old Idempotency-Keys are kept for now: {error}");
         }
     }
 }

@@ -3,19 +3,23 @@
 //! Who changes something writes the message in the same transaction. Each is sent at least once, in order: one that was
 //! sent but not marked before the process died is sent again.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hitless::Handle;
 use sqlx::PgConnection;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::database::{Database, Failure};
 
 /// How long it waits when there is nothing to send.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// How many are sent before they are marked.
+/// How many are sent before they are marked, and for how long: a transaction is open meanwhile.
 const AT_ONCE: i64 = 100;
+const AT_MOST: Duration = Duration::from_millis(200);
+
+/// How long that may take in the end, before it counts as failed. So the sending of one takes less.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long a message that is being sent, and the mark, may take once the service leaves.
 const GRACE: Duration = Duration::from_secs(1);
@@ -31,6 +35,7 @@ pub async fn put(connection: &mut PgConnection, message: &str) -> Result<(), Fai
 
 /// Sends what is in the outbox, until the service leaves.
 pub async fn run(database: Database, handle: Handle) {
+    let mut fails = false;
     while handle.remaining().is_none() {
         let round = async {
             let mut transaction = database.begin().await?;
@@ -38,13 +43,18 @@ pub async fn run(database: Database, handle: Handle) {
             transaction.end(sent).await
         };
         let sent = tokio::select! {
-            sent = round => sent,
-            // The database hangs: what is not marked is sent again.
+            sent = timeout(PATIENCE, round) => {
+                sent.unwrap_or_else(|_| Err(Failure::Unavailable(format!("nothing within {PATIENCE:?}"))))
+            }
+            // What is not marked is sent again.
             () = async { handle.draining().await; sleep(GRACE).await } => break,
         };
-        if let Err(error) = &sent {
-            tracing::warn!("the outbox waits: {error}");
+        match &sent {
+            Err(error) if !fails => tracing::warn!("the outbox waits: {error}"),
+            Ok(_) if fails => tracing::info!("the outbox goes on"),
+            _ => {}
         }
+        fails = sent.is_err();
         // There may be more at once where there was something.
         if sent.is_ok_and(|sent| sent > 0) {
             continue;
@@ -66,9 +76,11 @@ async fn send(connection: &mut PgConnection, handle: &Handle) -> Result<usize, F
     let due = sqlx::query_as("select id, message from outbox where sent_at is null order by id limit $1");
     let due: Vec<(i64, String)> = due.bind(AT_ONCE).fetch_all(&mut *connection).await?;
     let mut sent = Vec::with_capacity(due.len());
+    let began = Instant::now();
     for (id, message) in due {
         // Between two: one that has begun is sent.
-        if handle.remaining().is_some() || deliver(id, &message).await.is_err() {
+        let goes_on = handle.remaining().is_none() && began.elapsed() < AT_MOST;
+        if !goes_on || deliver(id, &message).await.is_err() {
             break;
         }
         sent.push(id);

@@ -11,7 +11,7 @@ done
 counts=$({
     echo "create temporary table told (reference text primary key, acknowledged boolean not null);"
     echo "copy told from stdin with (delimiter ' ');"
-    cat
+    sed -n 's|^POST /orders ||p'
     echo '\.'
     cat <<'END'
 create temporary table kept as
