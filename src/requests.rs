@@ -126,12 +126,12 @@ impl<F: Future<Output = Result<Response, Infallible>>> Future for Answer<F> {
         let (method, path) = (beginning(this.method.as_str()), beginning(this.uri.path()));
         let took = this.begun.elapsed();
         let status = response.status().as_u16();
+        let withheld = response.extensions_mut().remove::<Withheld>();
+        let reason = withheld.map_or_else(String::new, |Withheld(text)| format!(": {text}"));
         if status >= 500 {
-            let withheld = response.extensions_mut().remove::<Withheld>();
-            let reason = withheld.map_or_else(String::new, |Withheld(text)| format!(": {text}"));
             error!(target: "requests", method, path, status, ?took, "{method} {path}: {status}{reason}");
         } else {
-            debug!(target: "requests", method, path, status, ?took, "{method} {path}: {status}");
+            debug!(target: "requests", method, path, status, ?took, "{method} {path}: {status}{reason}");
         }
         if let Some(id) = this.id.take() {
             response.headers_mut().insert(X_REQUEST_ID, id);

@@ -1,6 +1,5 @@
 //! Puts listener, application and lifecycle into `axum::serve`.
 
-use std::fmt::Write as _;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::FileTypeExt;
@@ -13,7 +12,7 @@ use axum::BoxError;
 use rustix::net::{AddressFamily, SocketType, sockopt};
 
 use crate::config::{Config, Listen};
-use crate::{telemetry, unit};
+use crate::{problem, telemetry, unit};
 use hitless::{Application, Handle, Handover, Inherited, Listener, ListeningSocket, Outcome};
 
 /// The process of a service, to its exit status: what has to be done before there are threads, then the service itself. Why
@@ -34,23 +33,11 @@ pub fn process<A: Application>(
     runtime.shutdown_background();
     Ok(outcome.as_ref().map_or_else(
         |error| {
-            tracing::error!("the service does not start: {}", with_causes(&**error));
+            tracing::error!("the service does not start: {}", problem::with_causes(&**error));
             ExitCode::FAILURE
         },
         ExitCode::from,
     ))
-}
-
-/// What an error says, and each of its causes, unless that was said already.
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    for cause in std::iter::successors(error.source(), |error| error.source()).map(ToString::to_string) {
-        if !text.ends_with(&cause) {
-            // Writing to a string cannot fail.
-            let _ = write!(text, ": {cause}");
-        }
-    }
-    text
 }
 
 /// Runs the service that `app` makes, from the start to the end of the process.

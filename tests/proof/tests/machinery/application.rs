@@ -3,7 +3,7 @@
 //!
 //! `/ping` takes its time, and `/echo` streams a body back; `/length` streams an answer whose length only the header knows,
 //! `/work` answers at once and works on, `/endless` has work that does not end, `/blocking` takes every thread there is for
-//! what blocks, and `/fails/{status}` answers with what it was sent.
+//! what blocks, `/fails/{status}` answers with what it was sent, and `/problems/{status}` with a problem that has a cause.
 
 use std::convert::Infallible;
 use std::ffi::OsString;
@@ -24,6 +24,7 @@ use axum::{BoxError, Json, Router};
 use hitless::{Application, Handle};
 use serde_json::{Value, json};
 use service::config::Config;
+use service::problem::Problem;
 use service::routes::health::{self, Readiness};
 use service::{app, server};
 use tower::Service;
@@ -160,6 +161,7 @@ fn routes() -> Router<Shared> {
         .route("/work", get(work))
         .route("/endless", get(endless))
         .route("/fails/{status}", post(fails))
+        .route("/problems/{status}", get(problem))
         .route("/blocking", get(blocking))
 }
 
@@ -208,4 +210,15 @@ async fn fails(Path(status): Path<u16>, headers: HeaderMap, body: String) -> imp
         }
     }
     (status, told, Body::from(body))
+}
+
+/// Fails with this status, and tells the client something else than its cause. Fails with nothing but the cause at 0.
+async fn problem(Path(status): Path<u16>) -> Result<(), Problem> {
+    let cause = NoDatabase(std::io::Error::other("nobody listens"));
+    if status == 0 {
+        return Err(cause.into());
+    }
+    let problem = Problem::new(StatusCode::from_u16(status).expect("a status"), "told").caused_by(cause);
+    let problem = problem.with("type", "https://test/none").with("instance", "/problems/7");
+    Err(problem.with("title", "None").with("balance", 30).with("status", "mine"))
 }

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use rustix::process::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::client::soon;
 use crate::handover::{client, start};
-use crate::start::{Process, managed};
+use crate::start::{Process, managed, variable};
 
 #[tokio::test]
 async fn a_request_is_in_the_log_with_its_id_and_its_outcome() {
@@ -83,6 +83,41 @@ async fn what_a_failure_says_is_in_the_log_once_and_not_with_the_client() {
         let said = line.split_once(": ").expect("method, path and status").1;
         let fits = if logged.ends_with('x') { said.starts_with(logged) && said.len() < LONG } else { said == *logged };
         assert!(fits, "{line}");
+    }
+}
+
+#[tokio::test]
+async fn what_a_handler_failed_of_is_in_the_log_once_and_what_it_tells_is_with_the_client() {
+    const CAUSE: &str = "no database: nobody listens";
+    let told = |status: u16| {
+        let own = json!({ "type": "https://test/none", "instance": "/problems/7", "title": "None", "balance": 30 });
+        let mut document = json!({ "detail": "told", "status": status });
+        document.as_object_mut().expect("an object").extend(own.as_object().cloned().expect("an object"));
+        document
+    };
+    let cases = [
+        (0, 500, json!({ "status": 500, "title": "Internal Server Error" }), format!("500: {CAUSE}"), "ERROR"),
+        (500, 500, told(500), format!("500: told: {CAUSE}"), "ERROR"),
+        (503, 503, told(503), format!("503: told: {CAUSE}"), "ERROR"),
+        (404, 404, told(404), format!("404: told: {CAUSE}"), "DEBUG"),
+    ];
+    let mut service = start(managed().env(variable("log.filter"), "info,requests=debug")).await;
+    for (asked, status, document, ..) in &cases {
+        let mut client = client(&service).await;
+        client
+            .send(format!("GET /problems/{asked} HTTP/1.1\r\nHost: test\r\nX-Request-Id: case-{asked}\r\n\r\n"))
+            .await;
+        let answer = client.answer().await;
+        assert_eq!((answer.status, &answer.json()), (*status, document));
+        assert_eq!(answer.header("content-type"), Some("application/problem+json"));
+    }
+    assert!(service.stop().await.expect("an end").success());
+    let log = service.log();
+    for (asked, _, _, logged, level) in &cases {
+        let lines = lines_of(&log, &format!("case-{asked}"));
+        assert_eq!(lines, [format!("GET /problems/{asked}: {logged}")]);
+        let line = log.lines().find(|line| line.contains(&lines[0])).expect("the line");
+        assert!(line.contains(level), "{line}");
     }
 }
 

@@ -4,9 +4,10 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use axum::Router;
+use axum::body::Body;
 use axum::extract::ConnectInfo;
 use axum::http::{HeaderMap, StatusCode};
-use axum::routing::get;
+use axum::routing::{get, post};
 use lab::http2;
 use lab::traffic::Request;
 use service::problem::Problem;
@@ -84,6 +85,31 @@ async fn whatever_goes_wrong_is_a_problem_document() {
     assert_eq!(client.echo("ten bytes.").await.status, 200);
     let too_large = client.echo("eleven byte").await;
     assert_problem(&too_large, 413);
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_a_body_is_its_clients_fault_whoever_reads_it() {
+    let count = post(async |body: Body| {
+        let bytes = axum::body::to_bytes(body, usize::MAX).await?;
+        Ok::<_, Problem>(bytes.len().to_string())
+    });
+    let app = spawn_app("[limits]\nmax_body_bytes = 10", Router::new().route("/count", count)).await;
+    for (chunks, status, answered) in [
+        ("5\r\nhello\r\n0\r\n\r\n", 200, "5"),
+        ("b\r\neleven byte\r\n0\r\n\r\n", 413, "length limit exceeded"),
+        ("b\r\neleven", 400, ""),
+    ] {
+        let mut client = app.client().await;
+        client.send(format!("POST /count HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}")).await;
+        if status == 400 {
+            client.close_side().await;
+        }
+        let answer = client.answer().await;
+        if status != 200 {
+            assert_problem(&answer, status);
+        }
+        assert!(answer.status == status && answer.text().contains(answered), "{answer:?}");
+    }
 }
 
 #[tokio::test]
