@@ -5,6 +5,7 @@
 pub mod app;
 pub mod config;
 mod environment;
+pub mod forwarded;
 pub mod probe;
 pub mod problem;
 pub mod requests;

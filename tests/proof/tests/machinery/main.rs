@@ -15,6 +15,7 @@ mod start;
 mod command;
 mod configuration;
 mod departures;
+mod forwarded;
 mod handover;
 mod http2;
 mod lifecycle;
