@@ -415,6 +415,22 @@ fn credentials_lie_between_the_files_and_the_environment() {
 }
 
 #[test]
+fn rust_log_is_the_filter_unless_the_services_own_variable_is_there() {
+    let filter = |own: Option<&str>, everybodys: &str| {
+        let own = own.map(|own| (variable("log.filter").into(), own.into()));
+        let variables = [own, Some(("RUST_LOG".into(), everybodys.into()))];
+        let (_folder, path) = file("log.filter = 'warn'");
+        let config = Config::load_from(&path, None, variables.into_iter().flatten());
+        config.map(|config| config.log.filter.to_string()).map_err(|error| error.to_string())
+    };
+    assert_eq!(filter(None, "debug,a=off"), Ok("a=off,debug".to_owned()));
+    assert_eq!(filter(Some("error"), "debug"), Ok("error".to_owned()));
+    assert_eq!(filter(None, ""), Ok("warn".to_owned()));
+    let error = filter(None, "loud").unwrap_err();
+    assert!(error.starts_with("RUST_LOG in the environment: log.filter: it is neither a level"), "{error}");
+}
+
+#[test]
 fn a_credential_that_makes_no_sense_is_refused_and_not_shown() {
     for (name, text, reason) in [
         ("nonsense", "hidden", "unknown field"),
