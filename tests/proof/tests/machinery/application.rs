@@ -3,7 +3,8 @@
 //!
 //! `/ping` takes its time, and `/echo` streams a body back; `/length` streams an answer whose length only the header knows,
 //! `/work` answers at once and works on, `/endless` has work that does not end, `/blocking` takes every thread there is for
-//! what blocks, and `/fails/{status}` answers with what it was sent.
+//! what blocks, `/fails/{status}` answers with what it was sent, and `/tells` has something to log after its answer, or when
+//! it is given up.
 
 use std::convert::Infallible;
 use std::ffi::OsString;
@@ -27,6 +28,7 @@ use service::config::Config;
 use service::routes::health::{self, Readiness};
 use service::{app, server};
 use tower::Service;
+use tracing::{Instrument, Span, info, info_span};
 
 /// What its handlers share.
 #[derive(Clone, Debug, FromRef)]
@@ -161,6 +163,7 @@ fn routes() -> Router<Shared> {
         .route("/endless", get(endless))
         .route("/fails/{status}", post(fails))
         .route("/blocking", get(blocking))
+        .route("/tells/{when}", get(tells))
 }
 
 async fn ping(State(delay): State<Duration>) -> Json<Value> {
@@ -208,4 +211,21 @@ async fn fails(Path(status): Path<u16>, headers: HeaderMap, body: String) -> imp
         }
     }
     (status, told, Body::from(body))
+}
+
+/// Logs, in a span of its own within that of its request: `after` its answer, or as it is `given-up`.
+async fn tells(Path(when): Path<String>) {
+    struct Tells;
+    impl Drop for Tells {
+        fn drop(&mut self) {
+            info_span!("own", number = 7).in_scope(|| info!("given up"));
+        }
+    }
+    if when == "given-up" {
+        let _tells = Tells;
+        std::future::pending().await
+    }
+    // Nothing was logged before that might have made the span.
+    let request = Span::current();
+    tokio::spawn(async { info_span!("own", number = 7).in_scope(|| info!("after")) }.instrument(request));
 }
