@@ -180,7 +180,8 @@ impl Gate {
 
     /// An id for a request that no handler gets to see.
     pub(super) fn refusal_id(&self) -> String {
-        format!("{}r{}", super::process_mark(), self.refused.fetch_add(1, Relaxed))
+        let number = self.refused.fetch_add(1, Relaxed);
+        format!("{}r{:016x}", super::request_id::process_mark(), super::request_id::opaque(number))
     }
 
     /// Enters that a connection is to make room.

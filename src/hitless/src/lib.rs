@@ -2,9 +2,6 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
-use std::sync::LazyLock;
-use std::time::{SystemTime, UNIX_EPOCH};
-
 mod connection;
 mod error;
 mod frames;
@@ -16,6 +13,7 @@ mod lifecycle;
 mod listener;
 mod notice;
 mod parcel;
+mod request_id;
 mod request_timeout;
 mod room;
 mod sibling;
@@ -32,6 +30,7 @@ pub use gate::{Cut, Limits};
 pub use handover::{Handover, Inherited, Quiesced, Server, Tracked};
 pub use lifecycle::{Handle, Outcome, Phase, ShutdownTimeout};
 pub use listener::Listener;
+pub use request_id::request_id;
 pub use request_timeout::RequestTimeout;
 pub use sibling::Siblings;
 pub use systemd::ListeningSocket;
@@ -39,15 +38,6 @@ pub use track::{Application, Track};
 
 /// The version of this crate, and of the template that a service with it was generated from.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
-
-/// What the ids of this process' requests begin with: when it began, in hexadecimal nanoseconds since 1970, and a dash.
-pub fn process_mark() -> &'static str {
-    static MARK: LazyLock<String> = LazyLock::new(|| {
-        let began = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        format!("{:x}-", began.as_nanos())
-    });
-    &MARK
-}
 
 // Not within `gate` and `upload`: tests/fuzz compiles these files where there is no runtime.
 #[cfg(all(test, feature = "proofs"))]

@@ -3,7 +3,8 @@
 //!
 //! `/ping` takes its time, and `/echo` streams a body back; `/length` streams an answer whose length only the header knows,
 //! `/work` answers at once and works on, `/endless` has work that does not end, `/blocking` takes every thread there is for
-//! what blocks, `/fails/{status}` answers with what it was sent, and `/problems/{status}` with a problem that has a cause.
+//! what blocks, `/fails/{status}` answers with what it was sent, and `/problems/{status}` with a problem that has a cause;
+//! `/tells` has something to log after its answer, or when it is given up.
 
 use std::convert::Infallible;
 use std::ffi::OsString;
@@ -28,6 +29,7 @@ use service::problem::Problem;
 use service::routes::health::{self, Readiness};
 use service::{app, server};
 use tower::Service;
+use tracing::{Instrument, Span, info, info_span};
 
 /// What its handlers share.
 #[derive(Clone, Debug, FromRef)]
@@ -163,6 +165,7 @@ fn routes() -> Router<Shared> {
         .route("/fails/{status}", post(fails))
         .route("/problems/{status}", get(problem))
         .route("/blocking", get(blocking))
+        .route("/tells/{when}", get(tells))
 }
 
 async fn ping(State(delay): State<Duration>) -> Json<Value> {
@@ -221,4 +224,21 @@ async fn problem(Path(status): Path<u16>) -> Result<(), Problem> {
     let problem = Problem::new(StatusCode::from_u16(status).expect("a status"), "told").caused_by(cause);
     let problem = problem.with("type", "https://test/none").with("instance", "/problems/7");
     Err(problem.with("title", "None").with("balance", 30).with("status", "mine"))
+}
+
+/// Logs, in a span of its own within that of its request: `after` its answer, or as it is `given-up`.
+async fn tells(Path(when): Path<String>) {
+    struct Tells;
+    impl Drop for Tells {
+        fn drop(&mut self) {
+            info_span!("own", number = 7).in_scope(|| info!("given up"));
+        }
+    }
+    if when == "given-up" {
+        let _tells = Tells;
+        std::future::pending().await
+    }
+    // Nothing was logged before that might have made the span.
+    let request = Span::current();
+    tokio::spawn(async { info_span!("own", number = 7).in_scope(|| info!("after")) }.instrument(request));
 }

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 
 use crate::client::soon;
 use crate::handover::{client, start};
@@ -146,6 +148,30 @@ async fn a_panic_is_a_line_of_the_log_with_its_request_and_its_place() {
     assert!(lines[0].starts_with("panicked at tests/proof/tests/machinery/application.rs:"), "{}", lines[0]);
     assert!(lines[0].contains("a secret\nof \u{9b}31mxxx"), "{}", lines[0]);
     assert_eq!(lines[1], "POST /fails/0: 500");
+}
+
+#[tokio::test]
+async fn what_a_request_leaves_behind_or_says_at_its_end_is_in_the_log_with_its_id() {
+    let mut service = start(managed()).await;
+    let ask = |when: &str| format!("GET /tells/{when} HTTP/1.1\r\nHost: test\r\nX-Request-Id: {when}\r\n\r\n");
+    let mut answered = client(&service).await;
+    let mut leaves = TcpStream::connect(service.address()).await.expect("connecting");
+    leaves.write_all(ask("given-up").as_bytes()).await.expect("sending");
+    answered.send(ask("after")).await;
+    assert_eq!(answered.answer().await.status, 200);
+    leaves.set_zero_linger().expect("an end that is a reset");
+    drop(leaves);
+    service.logged("given up", 1).await.expect("the line of a request that is given up");
+    drop(answered);
+    assert!(service.stop().await.expect("an end").success());
+    let log = service.log();
+    for (id, said) in [("after", "after"), ("given-up", "given up")] {
+        assert_eq!(lines_of(&log, id), [said], "{log}");
+        let line = log.lines().find(|line| line.contains(&format!("\"message\":\"{said}\""))).expect("the line");
+        let line: Value = serde_json::from_str(line).expect("a line of JSON");
+        assert_eq!(line["spans"][1]["number"], 7, "{line}");
+        assert_eq!(line["spans"].as_array().map(Vec::len), Some(2), "{line}");
+    }
 }
 
 #[tokio::test]
