@@ -14,4 +14,5 @@ pub mod secret;
 pub mod server;
 pub mod strict;
 pub mod telemetry;
+pub mod trace;
 pub mod unit;

@@ -2,22 +2,29 @@
 
 use std::cell::Cell;
 use std::convert::Infallible;
-use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Instant;
 
-use axum::extract::Request;
+use axum::body::{Body, HttpBody};
+use axum::extract::{ConnectInfo, MatchedPath, Request};
 use axum::http::header::Entry;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use axum::response::Response;
+use axum::routing::Route;
+use axum::{Extension, Router};
 use pin_project_lite::pin_project;
-use tower::{Layer, Service};
+use tower::layer::layer_fn;
+use tower::{Layer, Service, service_fn};
 use tracing::{Span, debug, error, error_span};
 
 use crate::problem::Withheld;
+use crate::trace;
 use hitless::request_id;
 
-const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The longest id that is taken from a client, in bytes.
 const LONGEST_ID: usize = 128;
@@ -27,20 +34,57 @@ const LOGGED: usize = 1024;
 
 /// Gives every request an id, the client's own ([`is_own_id`]) or a new one ([`request_id`]): it is in each log line of the
 /// request, in the request's and in the answer's `x-request-id`. Logs the outcome, with what clients are not told of a failure.
+#[derive(Clone, Debug)]
+pub struct Observe(Routes);
+
+impl Observe {
+    /// Observes the requests of these routes.
+    pub fn new(routes: &Router) -> Self {
+        Self(Routes::of(routes))
+    }
+}
+
+/// An answer of which nobody is to be told, although it is a failure by its status: that is what was asked for.
 #[derive(Clone, Copy, Debug)]
-pub struct Observe;
+pub struct Expected;
+
+/// What finds the route of a request, when a line says it: the router once more, where each handler says how it was come by.
+#[derive(Clone, Debug)]
+struct Routes(Router);
+
+impl Routes {
+    fn of(routes: &Router) -> Self {
+        let tell = |request: Request| {
+            let route = request.extensions().get::<MatchedPath>().cloned();
+            std::future::ready(Ok::<_, Infallible>((route.map(Extension), ())))
+        };
+        Self(routes.clone().layer(layer_fn(move |_: Route| service_fn(tell))))
+    }
+
+    /// The route: `/orders/{id}`.
+    fn find(&self, method: &Method, uri: &Uri) -> Option<MatchedPath> {
+        let mut request = Request::new(Body::empty());
+        (*request.method_mut(), *request.uri_mut()) = (method.clone(), uri.clone());
+        let found = pin!(self.0.clone().call(request)).poll(&mut Context::from_waker(Waker::noop()));
+        let Poll::Ready(Ok(mut found)) = found else { return None };
+        found.extensions_mut().remove()
+    }
+}
 
 impl<S> Layer<S> for Observe {
     type Service = Observed<S>;
 
     fn layer(&self, inner: S) -> Observed<S> {
-        Observed(inner)
+        Observed { routes: self.0.clone(), inner }
     }
 }
 
 /// A service whose requests are observed.
 #[derive(Clone, Debug)]
-pub struct Observed<S>(S);
+pub struct Observed<S> {
+    routes: Routes,
+    inner: S,
+}
 
 impl<S> Service<Request> for Observed<S>
 where
@@ -51,16 +95,48 @@ where
     type Future = Answer<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        self.0.poll_ready(cx)
+        self.inner.poll_ready(cx)
     }
 
     fn call(&mut self, mut request: Request) -> Self::Future {
-        let mut current = Some(Current { id: identified(request.headers_mut()), span: None });
-        let (method, uri) = (request.method().clone(), request.uri().clone());
-        let begun = Instant::now();
-        let answer = at_work(&mut current, || self.0.call(request));
-        Answer { answer: Some(answer), current, method, uri, begun }
+        let id = identified(request.headers_mut());
+        let mut current = Some(Current { id, traceparent: trace::parent(request.headers()), span: None });
+        let asked = Asked {
+            method: request.method().clone(),
+            uri: request.uri().clone(),
+            client: request.extensions().get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(client)| client.ip()),
+            begun: Instant::now(),
+            routes: self.routes.clone(),
+        };
+        let answer = at_work(&mut current, || self.inner.call(request));
+        Answer { answer: Some(answer), current, asked }
     }
+}
+
+/// What was asked: what a line of the log says of it is only made when that is written.
+struct Asked {
+    method: Method,
+    uri: Uri,
+    client: Option<IpAddr>,
+    begun: Instant,
+    routes: Routes,
+}
+
+/// Logs how a request ended, with what else is known of it.
+macro_rules! line {
+    ($level:ident, $asked:expr, { $($field:tt)* }, $outcome:expr) => {{
+        let Asked { method, uri, client, begun, routes } = $asked;
+        $level!(
+            target: "requests",
+            method = beginning(method.as_str()),
+            path = beginning(uri.path()),
+            route = routes.find(method, uri).as_ref().map(MatchedPath::as_str),
+            client = client.map(tracing::field::display),
+            took = ?begun.elapsed(),
+            $($field)*
+            "{} {}: {}", beginning(method.as_str()), beginning(uri.path()), $outcome
+        );
+    }};
 }
 
 /// The id of the request with these headers, among which it is from now on.
@@ -87,6 +163,7 @@ fn is_own_id<'a>(mut ids: impl Iterator<Item = &'a HeaderValue>) -> bool {
 /// What the log says of the request that a thread is at work for. Most requests log nothing, and need no span.
 struct Current {
     id: HeaderValue,
+    traceparent: Option<HeaderValue>,
     span: Option<Span>,
 }
 
@@ -100,7 +177,8 @@ pub(crate) fn make_span() {
     // Making a span may ask for one: meanwhile there is no request. Nor is there one for what the end of a thread logs.
     let Ok(Some(mut current)) = CURRENT.try_with(Cell::take) else { return };
     if current.span.is_none() {
-        let span = error_span!("request", request_id = current.id.to_str().unwrap_or("-"));
+        let trace_id = trace::id(current.traceparent.as_ref(), &current.id);
+        let span = error_span!("request", request_id = current.id.to_str().unwrap_or("-"), trace_id);
         span.with_subscriber(|(id, subscriber)| subscriber.enter(id));
         current.span = Some(span);
     }
@@ -134,6 +212,19 @@ fn at_work<R>(current: &mut Option<Current>, work: impl FnOnce() -> R) -> R {
     work()
 }
 
+/// An answer's status, and what clients are not told.
+struct Outcome<'a> {
+    status: u16,
+    why: Option<&'a String>,
+}
+
+impl fmt::Display for Outcome<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.status)?;
+        self.why.map_or(Ok(()), |why| write!(f, ": {why}"))
+    }
+}
+
 fn beginning(text: &str) -> &str {
     &text[..text.floor_char_boundary(LOGGED)]
 }
@@ -145,9 +236,7 @@ pin_project! {
         #[pin]
         answer: Option<F>,
         current: Option<Current>,
-        method: Method,
-        uri: Uri,
-        begun: Instant,
+        asked: Asked,
     }
 
     impl<F> PinnedDrop for Answer<F> {
@@ -155,7 +244,10 @@ pin_project! {
             let mut this = this.project();
             if this.answer.is_some() {
                 // What is given up may have something to say.
-                at_work(this.current, || this.answer.set(None));
+                at_work(this.current, || {
+                    this.answer.set(None);
+                    line!(debug, &*this.asked, {}, "given up before it was answered");
+                });
             }
         }
     }
@@ -170,15 +262,14 @@ impl<F: Future<Output = Result<Response, Infallible>>> Future for Answer<F> {
             let Ok(mut response) =
                 ready!(this.answer.as_mut().as_pin_mut().expect("polled until it is there").poll(cx));
             this.answer.set(None);
-            let (method, path) = (beginning(this.method.as_str()), beginning(this.uri.path()));
-            let took = this.begun.elapsed();
             let status = response.status().as_u16();
             let withheld = response.extensions_mut().remove::<Withheld>();
-            let reason = withheld.map_or_else(String::new, |Withheld(text)| format!(": {text}"));
-            if status >= 500 {
-                error!(target: "requests", method, path, status, ?took, "{method} {path}: {status}{reason}");
+            let outcome = Outcome { status, why: withheld.as_ref().map(|Withheld(why)| why) };
+            let bytes = response.body().size_hint().exact();
+            if status >= 500 && response.extensions_mut().remove::<Expected>().is_none() {
+                line!(error, &*this.asked, { status, bytes, }, outcome);
             } else {
-                debug!(target: "requests", method, path, status, ?took, "{method} {path}: {status}{reason}");
+                line!(debug, &*this.asked, { status, bytes, }, outcome);
             }
             Poll::Ready(response)
         });

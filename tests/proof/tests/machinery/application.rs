@@ -43,7 +43,8 @@ pub struct Shared {
 pub fn app(config: &Config, handle: Handle, ping_delay: Duration, more: Router<Shared>) -> impl Application + use<> {
     let shared = Shared { handle, readiness: Readiness::new(config.readiness_timeout), ping_delay };
     let own = routes().with_state(shared.clone());
-    app::layered(more.with_state(shared).fallback_service(own), config)
+    let routes = if more.has_routes() { more.with_state(shared).fallback_service(own) } else { own };
+    app::layered(routes, config)
 }
 
 /// As a process, a test says by its environment that it is to be one: how long `/ping` takes there.

@@ -9,6 +9,7 @@ use axum::extract::State;
 use axum::response::IntoResponse;
 use hitless::testing::{Gate, Lifecycle};
 use serde_json::{Value, json};
+use service::requests::Expected;
 use service::routes::health::{self, Readiness};
 
 use crate::start::config;
@@ -36,8 +37,9 @@ async fn without_checks_a_service_that_serves_is_ready() {
 async fn before_it_serves_it_is_not() {
     let lifecycle = Lifecycle::new(config("").shutdown_timeout);
     let readiness = Readiness::new(Duration::from_secs(1));
-    let (status, _, body) = health::readyz(State(lifecycle.handle()), State(readiness)).await;
+    let (status, _, for_log, body) = health::readyz(State(lifecycle.handle()), State(readiness)).await;
     assert_eq!(status, 503);
+    assert!(for_log.get::<Expected>().is_some(), "{for_log:?}");
     assert_eq!(serde_json::to_value(body.0).unwrap(), json!({ "phase": "starting" }));
 }
 
