@@ -31,7 +31,7 @@ adopted() { lab rehearse --no-stand-in --adopted --restarts 20 --debian bookworm
 # A real browser through restarts.
 browser() {
     needs chromedriver
-    lab browser --as-is --restarts 10 --debian trixie
+    lab browser --restarts 10 --debian trixie
 }
 
 # Updates and rollbacks by ssh, and instances restarted in turn. What runs the tests may be busy: hence the bound.

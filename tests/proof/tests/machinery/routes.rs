@@ -7,8 +7,8 @@ use axum::Router;
 use axum::extract::ConnectInfo;
 use axum::http::{HeaderMap, StatusCode};
 use axum::routing::get;
-use lab::http2;
 use lab::traffic::Request;
+use proof::http2;
 use service::problem::Problem;
 use tokio::net::TcpStream;
 
