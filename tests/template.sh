@@ -61,9 +61,10 @@ refused() {
                 echo ":$name"
             done
         done
-    # Whatever crates the service, its tests and the laboratory are made of; the template's own name is gone by then.
+    # Whatever crates the service, its tests and the laboratory are made of; the template's own name is gone by then, and http
+    # is above.
     cargo metadata --quiet --no-deps --format-version 1 | grep -oE '"name":"[^"]*","source":' | cut -d '"' -f 4 |
-        sed 's/_/-/g; /^hitless-template$/d; s/^/a crate of that name:/'
+        sed 's/_/-/g; /^hitless-template$/d; /^http$/d; s/^/a crate of that name:/'
     # Whatever users and groups every Debian has, where this is one.
     cat /usr/share/base-passwd/*.master 2>/dev/null | grep -oE '^[a-z][a-z0-9-]+' | sed 's/^/:/'
 }

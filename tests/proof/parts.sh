@@ -19,6 +19,13 @@ memory() {
 # Clients that say and do anything, while the service is restarted.
 storm() { cargo run --quiet --package proof -- storm; }
 
+# From the release before to this one and back, under load. It is built of its commit.
+releases() {
+    needs git
+    [ "$(git rev-parse --is-shallow-repository)" = false ] || cannot "the history is not all there: git fetch --unshallow"
+    cargo run --quiet --package proof -- releases
+}
+
 template() { needs git && tests/template.sh; }
 
 # Twenty restarts under load, with other programs in front and beside; on the one by TCP, on the other by a Unix socket.
@@ -87,7 +94,7 @@ steps_on() {
 
 all() {
     # Side by side what compiles into folders of its own; the restarts have the machine to themselves.
-    lane format scripts lints service units storm memory
+    lane format scripts lints service units storm releases memory
     lane template
     wait
     lane bookworm trixie adopted browser deploys delays attacks

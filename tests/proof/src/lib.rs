@@ -7,6 +7,7 @@
 //! - [`manager`]: a stand-in for systemd that can more, for tests; [`client`]: a client that says exactly what a test has it say;
 //! - [`site`], [`scene`]: a service on a host, and all that is around it; [`operator`]: who deploys it, with the very
 //!   scripts; [`release`]: what is deployed, good and bad; [`wire`]: what the operator's ssh goes over;
+//! - [`releases`]: from one release to another and back;
 //! - [`deploy`]: updates and rollbacks; [`rolling`]: several instances in turn; [`delays`]: what either costs;
 //! - [`faults`], [`stories`]: all that can go wrong with a deploy;
 //! - [`balance`]: what clients of a [`balancer`] in front notice of a restart, a stop, a reboot;
@@ -49,6 +50,7 @@ pub mod programs;
 pub mod record;
 pub mod rehearse;
 pub mod release;
+pub mod releases;
 pub mod report;
 pub mod rolling;
 pub mod scene;
