@@ -33,7 +33,8 @@ bookworm() { lab rehearse --no-stand-in --programs --restarts 20 --debian bookwo
 trixie() { lab rehearse --no-stand-in --programs --unix --restarts 20 --debian trixie; }
 
 # The same for a small service that was made hitless in ten lines, with its two units.
-adopted() { lab rehearse --no-stand-in --adopted --restarts 20 --debian bookworm; }
+adopted() { adopted_on bookworm && adopted_on trixie; }
+adopted_on() { lab rehearse --no-stand-in --adopted --restarts 20 --debian "$1"; }
 
 # A real browser through restarts.
 browser() {
@@ -94,14 +95,15 @@ steps_on() {
 
 all() {
     # Side by side what compiles into folders of its own; the restarts have the machine to themselves.
-    lane format scripts lints service units storm releases memory
-    lane template
+    lane format scripts lints service units storm releases
+    lane template memory
     wait
-    lane bookworm trixie adopted browser deploys delays attacks
+    lane bookworm trixie adopted browser delays attacks
     wait
     # They wait most of the time.
-    lane faults_12 chaos_12 balance_12
-    lane faults_13 chaos_13 balance_13
+    lane faults_12
+    lane faults_13
+    lane deploys chaos_12 chaos_13 balance_12 balance_13
 }
 
 chaos() {
