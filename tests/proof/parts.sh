@@ -28,6 +28,9 @@ releases() {
 
 template() { needs git && tests/template.sh; }
 
+# What the parts on hosts are run with, built while others wait.
+built() { cargo build --quiet --release --package proof --bin proof && cargo build --quiet --release --bin "$name"; }
+
 # Twenty restarts under load, with other programs in front and beside; on the one by TCP, on the other by a Unix socket.
 bookworm() { lab rehearse --no-stand-in --programs --restarts 20 --debian bookworm; }
 trixie() { lab rehearse --no-stand-in --programs --unix --restarts 20 --debian trixie; }
@@ -96,7 +99,7 @@ steps_on() {
 all() {
     # Side by side what compiles into folders of its own; the restarts have the machine to themselves.
     lane format scripts lints service units storm releases
-    lane template memory
+    lane template memory built
     wait
     lane bookworm trixie adopted browser delays attacks
     wait

@@ -60,20 +60,22 @@ pub async fn rehearse(options: &Options) -> anyhow::Result<Outcome> {
     print!("{}", heading(&service, stage.name(), &restarts, seconds));
     println!("{}", table(&findings.scenarios, &findings.failures));
     let all = Scenario::all(&findings.scenarios);
-    let kept = all.is_spotless() && restarts.iter().all(|restart| restart.ok);
-    conclude(kept, findings.moved, restarts.len(), all.clients, &stage).await
+    let spotless = all.is_spotless() && restarts.iter().all(|restart| restart.ok);
+    conclude(spotless, &all, findings.moved, restarts.len(), &stage).await
 }
 
-/// Says whether the promise was kept.
+/// Says whether the promise was kept: to all together, of whom so many had to keep their connection and did not.
 pub async fn conclude(
     spotless: bool,
+    all: &Scenario,
     moved: u64,
     restarts: usize,
-    clients: u64,
     stage: &Stage,
 ) -> anyhow::Result<Outcome> {
+    let Scenario { clients, kept, .. } = all;
     if spotless && moved == 0 {
         println!("{restarts} restarts under {clients} clients: nothing lost, nothing refused, no connection closed.");
+        println!("All {kept} connections that had to be kept were kept.");
         return Ok(Outcome::Kept);
     }
     if moved > 0 {

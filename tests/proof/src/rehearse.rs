@@ -146,8 +146,7 @@ async fn conclude(
             for program in record.programs.iter().filter(|program| !program.is_content()) {
                 println!("{} lost connections, or complains.", program.name);
             }
-            let clients = record.totals().clients;
-            rehearse::conclude(record.spotless(), moved, record.restarts.len(), clients, stage).await?
+            rehearse::conclude(record.spotless(), &record.totals(), moved, record.restarts.len(), stage).await?
         }
     };
     println!("Report: {}", report.display());
