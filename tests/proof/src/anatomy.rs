@@ -8,7 +8,7 @@ use anyhow::Context;
 use crate::floor::moments;
 use crate::measure::median;
 use lab::host::Host;
-use lab::verdict::millis;
+use lab::record::millis;
 
 /// The steps of a restart, in their order, and who is at work.
 const STEPS: [(&str, &str); 8] = [

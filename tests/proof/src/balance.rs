@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use crate::balancer::{Balancer, Balancers, Program};
+use crate::kinds;
 use crate::scene::{Props, Scene};
 use lab::http1::{Ask, Connection, Fault};
 use lab::load::{Findings, Kind, Load};
@@ -102,7 +103,7 @@ const CLIENTS: u32 = 12;
 const NEWCOMERS: u32 = 1;
 
 /// Who asks the only host itself, where it goes on serving.
-const DIRECT: [(Kind, u32); 2] = [(Kind::Pausing, 8), (Kind::Idle, 8)];
+const DIRECT: [(Kind, u32); 2] = [(Kind::PAUSING, 8), (Kind::IDLE, 8)];
 
 /// What nothing is to be left of, for the next row.
 const MENDED: &str = "systemctl start $N.socket $N.service && systemctl stop $N@2 $N@3";
@@ -251,7 +252,7 @@ async fn happen(row: &Row, scenes: &mut [Scene], balancers: &Balancers) -> anyho
     scenes[0].site.run(row.given).await.context("before")?;
     let servers: Vec<_> = scenes[..row.hosts].iter().map(|scene| scene.site.address()).collect();
     let balancer = balancers.start(row.program, &servers).await?;
-    let clients = [(row.program.clients(), CLIENTS), (Kind::Fresh, NEWCOMERS)];
+    let clients = [(row.program.clients(), CLIENTS), (Kind::FRESH, NEWCOMERS)];
     let through = Load::start(balancer.place(), &scenes[0].traffic, &clients);
     let direct = Load::start(servers[0], &scenes[0].traffic, if row.hosts == 1 && !row.ends { &DIRECT } else { &[] });
     for load in [&through, &direct] {
@@ -351,7 +352,7 @@ impl Flight {
 
     async fn begin(kinds: &[InFlight], scene: &Scene) -> anyhow::Result<Self> {
         let address = scene.site.address();
-        let endless: &[_] = if kinds.contains(&Endless) { &[(Kind::Relentless, Self::EACH)] } else { &[] };
+        let endless: &[_] = if kinds.contains(&Endless) { &[(kinds::RELENTLESS, Self::EACH)] } else { &[] };
         let mut flight = Self {
             slow: JoinSet::new(),
             uploads: JoinSet::new(),

@@ -11,6 +11,7 @@ use tokio::net::UnixStream;
 use tokio::process::Child;
 use tokio::time::{Instant, sleep};
 
+use crate::kinds;
 use lab::host::{Host, Image};
 use lab::http1::Place;
 use lab::load::Kind;
@@ -41,8 +42,8 @@ impl Program {
     /// Who asks through it on connections that are kept.
     pub fn clients(self) -> Kind {
         match self {
-            Self::Haproxy => Kind::Haproxy,
-            Self::Nginx => Kind::Nginx,
+            Self::Haproxy => kinds::HAPROXY,
+            Self::Nginx => kinds::NGINX,
         }
     }
 

@@ -212,13 +212,13 @@ fn hot_and_cold() -> Vec<Fault> {
 const NOBODY: &[(Kind, u32)] = &[];
 
 /// Who notices an outage.
-const FAST: [Kind; 2] = [Kind::Pausing, Kind::Fresh];
+const FAST: [Kind; 2] = [Kind::PAUSING, Kind::FRESH];
 
 /// Who is asked to go by a service that nobody takes over from.
-pub const WATCHERS: &[(Kind, u32)] = &[(Kind::Pausing, 8), (Kind::Fresh, 2), (Kind::Slow, 2), (Kind::Idle, 8)];
+pub const WATCHERS: &[(Kind, u32)] = &[(Kind::PAUSING, 8), (Kind::FRESH, 2), (Kind::SLOW, 2), (Kind::IDLE, 8)];
 
 /// Who sees to it that nothing is left of a fault.
-const AFTERWARDS: &[(Kind, u32)] = &[(Kind::Pausing, 4), (Kind::Fresh, 1), (Kind::Idle, 4)];
+const AFTERWARDS: &[(Kind, u32)] = &[(Kind::PAUSING, 4), (Kind::FRESH, 1), (Kind::IDLE, 4)];
 
 /// A script that adds `setting` to the service's unit.
 pub fn with(setting: &str) -> String {
@@ -286,7 +286,7 @@ impl Price {
             price.lost += scenario.lost;
             price.refused += scenario.refused;
             price.closed += scenario.closed;
-            if FAST.iter().any(|kind| kind.describe().0 == scenario.name) {
+            if FAST.iter().any(|kind| kind.name == scenario.name) {
                 price.out = price.out.max(Duration::from_secs_f64(scenario.slowest_ms / 1e3));
             }
         }
@@ -313,7 +313,7 @@ impl Costs {
         let mut closed = 0;
         for scenario in &findings.scenarios {
             // A client of HTTP/2 has four streams and a connection.
-            let most = u64::from(scenario.clients) * each * if scenario.name.starts_with("HTTP/2") { 5 } else { 1 };
+            let most = scenario.clients * each * if scenario.name.starts_with("HTTP/2") { 5 } else { 1 };
             let lost_most = if self == Idle { 0 } else { most };
             closed += scenario.closed;
             ensure!(

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::chaos::{Costs, Price, Seen, WATCHERS, WITHOUT, answers_again, runs, with};
 use crate::faults::EVERYBODY;
+use crate::kinds;
 use crate::release::{self, Release};
 use crate::scene::Scene;
 use lab::http1::{Ask, Connection, Fault};
@@ -24,13 +25,13 @@ use lab::traffic::Request;
 type Hurts<'a> = LocalBoxFuture<'a, anyhow::Result<Seen>>;
 
 /// There is never a calm moment for those: a service that leaves is busy with it for T/3 at the least.
-const RELENTLESS: &[(Kind, u32)] = &[(Kind::Relentless, 2)];
+const RELENTLESS: &[(Kind, u32)] = &[(kinds::RELENTLESS, 2)];
 
 /// Clients that are there at once and on whom nothing depends but connections.
-const QUICK: &[(Kind, u32)] = &[(Kind::Pausing, 8), (Kind::Fresh, 2), (Kind::Idle, 8)];
+const QUICK: &[(Kind, u32)] = &[(Kind::PAUSING, 8), (Kind::FRESH, 2), (Kind::IDLE, 8)];
 
 /// The same, and enough that a service which leaves is busy with them for some milliseconds.
-const MANY: &[(Kind, u32)] = &[(Kind::Pausing, 8), (Kind::Fresh, 2), (Kind::Idle, 1_000)];
+const MANY: &[(Kind, u32)] = &[(Kind::PAUSING, 8), (Kind::FRESH, 2), (Kind::IDLE, 1_000)];
 
 /// Takes a second until it becomes the service.
 const HESITANT: Release = Release::That("sleep 1; exec /opt/lab/good \"$@\"");
@@ -259,7 +260,7 @@ pub fn out_of_memory(scene: &mut Scene) -> Hurts<'_> {
         let kills = run(scene, [KILLS]).await?;
         let pid = run(scene, [PID, LITTLE, LIMIT, "echo PID=$PID"]).await?;
         // Each of them is some memory.
-        let load = Load::start(scene.site.address(), &scene.traffic, &[(Kind::Idle, 3_000)]);
+        let load = Load::start(scene.site.address(), &scene.traffic, &[(Kind::IDLE, 3_000)]);
         run(scene, [&pid, NEW]).await.context("it is not killed")?;
         runs(scene).await?;
         let findings = load.finish().await;
@@ -449,7 +450,7 @@ pub fn fewer_descriptors(scene: &mut Scene) -> Hurts<'_> {
     // A message of the parcel.
     const ROOM: u64 = 252;
     async {
-        let load = scene.watch(&[(Kind::Idle, CLIENTS)]).await?;
+        let load = scene.watch(&[(Kind::IDLE, CLIENTS)]).await?;
         run(scene, [&with("LimitNOFILE=400"), "\n", RESTART]).await.context("it does not start")?;
         // Those who are closed come again at once: there is no room for all of them, and each is told so, or is closed as one
         // of a flood. After a second those who are idle would make room for them, and who asks just then is lost.
@@ -540,7 +541,7 @@ pub fn socket_restarted(scene: &mut Scene) -> Hurts<'_> {
         ensure!(findings.moved == 0, "{} connections were not kept: {:?}", findings.moved, findings.failures);
         let price = Price::of(&findings);
         // A client can be turned away once, with as many requests as HTTP/2 has streams here.
-        let most = EVERYBODY.iter().filter(|(kind, _)| !kind.keeps()).map(|(_, count)| 5 * u64::from(*count)).sum();
+        let most = EVERYBODY.iter().filter(|(kind, _)| !kind.keeps).map(|(_, count)| 5 * u64::from(*count)).sum();
         ensure!(price.lost.max(price.closed) <= most, "{price:?}");
         Ok(Seen { what: String::new(), price })
     }

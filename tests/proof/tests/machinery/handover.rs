@@ -13,9 +13,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use lab::http1::{Ask, Connection, Stays};
-use lab::http2;
-use lab::manager::{Manager, Service};
 use lab::traffic::Request;
+use proof::http2;
+use proof::manager::{Manager, Service};
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, sendmsg, socketpair,
 };

@@ -12,7 +12,7 @@ use axum::routing::get;
 use hitless::testing::Reason;
 use hitless::{Cut, Handle, Outcome};
 use http_body_util::StreamBody;
-use lab::manager::Service;
+use proof::manager::Service;
 use rustix::process::Signal;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;

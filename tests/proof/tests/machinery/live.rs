@@ -1,13 +1,13 @@
-//! What lasts longer than a request, through restarts: the routes of `tests/live`, which are there to be copied.
+//! What lasts longer than a request, through restarts: the routes of `tests/proof/live`, which are there to be copied.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt, StreamExt};
-use lab::http2;
-use lab::manager::{Manager, Service};
 use lab::traffic::Request;
+use proof::http2;
+use proof::manager::{Manager, Service};
 use rustix::process::Signal;
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
@@ -20,7 +20,7 @@ use crate::client::{Client, soon};
 use crate::handover::{assert_good, client, restart, slowest_answer, start};
 use crate::start::{managed_as, variable};
 
-#[path = "../../../live/live.rs"]
+#[path = "../../live/live.rs"]
 #[expect(dead_code, reason = "its main is that of the example")]
 mod example;
 
