@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::connection::Connection;
-use super::gate::{Gate, Limits};
+use super::connections::{Gate, Limits};
 use super::lifecycle::{self, Handle, Lifecycle, Outcome, Reason, ShutdownTimeout, Succession};
 use super::listener::Listener;
 use super::room::{self, Room};

@@ -6,9 +6,9 @@ use std::sync::LazyLock;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 mod connection;
+mod connections;
 mod error;
 mod frames;
-mod gate;
 mod handover;
 mod held;
 mod ledger;
@@ -27,8 +27,8 @@ mod track;
 mod upload;
 
 pub use connection::{Connection, Fragment, Peer};
+pub use connections::{Cut, Limits};
 pub use error::Error;
-pub use gate::{Cut, Limits};
 pub use handover::{Handover, Inherited, Quiesced, Server, Tracked};
 pub use lifecycle::{Handle, Outcome, Phase, ShutdownTimeout};
 pub use listener::Listener;

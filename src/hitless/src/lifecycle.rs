@@ -12,7 +12,7 @@ use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tokio_util::task::TaskTracker;
 
-use super::gate::{Cut, Gate, Limits, Mode, Obstacle};
+use super::connections::{Cut, Gate, Limits, Mode, Obstacle};
 use super::parcel::{Clean, Parcel};
 use super::sibling::{self, Door, Siblings};
 use super::systemd;

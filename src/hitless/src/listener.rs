@@ -17,7 +17,7 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio_util::either::Either;
 
 use super::connection::{Io, Origin, Peer, Socket};
-use super::gate::{Gate, Mode};
+use super::connections::{Gate, Mode};
 use super::parcel::Clean;
 use super::systemd::ListeningSocket;
 

@@ -24,7 +24,7 @@ use rustix::net::{
 };
 
 use super::connection::Origin;
-use super::gate::Gate;
+use super::connections::Gate;
 use super::{ledger, systemd};
 
 /// The parcel's name in systemd's descriptor store.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::Error;
-use super::gate::Limits;
+use super::connections::Limits;
 use super::ledger::REST_LIMIT;
 use super::lifecycle::ShutdownTimeout;
 use super::listener::{SPARE_DESCRIPTORS, SURPLUS};

@@ -28,7 +28,7 @@ use tokio::task::{JoinError, JoinHandle};
 
 use super::Error;
 use super::connection::Origin;
-use super::gate::Gate;
+use super::connections::Gate;
 use super::parcel::{self, Clean};
 
 /// How long a sibling may take over a message, before it counts as stuck.

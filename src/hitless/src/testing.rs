@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::task::JoinSet;
 
-pub use super::gate::Gate;
+pub use super::connections::Gate;
 use super::lifecycle::ShutdownTimeout;
 pub use super::lifecycle::{Lifecycle, Reason};
 use super::listener::Listener;

@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::connection::{Io, Origin, Peer, QUIET, Socket};
-use super::gate::{Gate, Limits, Mode, Obstacle, YIELDS_AFTER};
+use super::connections::{Gate, Limits, Mode, Obstacle, YIELDS_AFTER};
 use super::systemd::ListeningSocket;
 use super::{Connection, Listener, Track};
 

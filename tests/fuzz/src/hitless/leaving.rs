@@ -8,7 +8,7 @@ use axum::serve::Listener as _;
 use shuttle::future::{JoinHandle, spawn};
 use world::Backlog;
 
-use super::gate::Mode;
+use super::connections::Mode;
 use super::listener::Listener;
 use super::parcel::Clean;
 use super::process::{Process, serve};

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tower::Service;
 
 use super::connection::{Io, Origin, Peer};
-use super::gate::Gate;
+use super::connections::Gate;
 use super::parcel::Clean;
 use super::track::Track;
 use crate::application;

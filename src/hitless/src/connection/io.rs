@@ -1,0 +1,335 @@
+//! The socket of a connection as hyper reads and writes it.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use axum::http::StatusCode;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_util::either::Either;
+
+use super::ending::refusal;
+use super::socket::{has_hung_up, has_unread, poll_read_some};
+use super::{Connection, Fate, Origin, Peer, Protocol, Shared, Socket, State};
+use crate::connections::{Gate, Mode};
+use crate::frames::Frames;
+use crate::held::{READ, READ_WHEN_TIGHT};
+use crate::ledger::Ledger;
+use crate::parcel::Clean;
+
+/// How much a connection may say before others are served: 16 KiB may be thousands of frames, or of chunks.
+const FAIR_BYTES: usize = 16 << 10;
+
+/// The socket of a connection, as hyper reads and writes it.
+#[derive(Debug)]
+pub struct Io {
+    /// Taken out in `drop` alone.
+    socket: Option<Socket>,
+    /// Bytes that another process has read and hyper here has not.
+    unread: Vec<u8>,
+    connection: Connection,
+}
+
+impl Io {
+    /// A connection behind `gate`, where it is number `id`. `rest` is what another process has read of its next request.
+    pub(crate) fn new(gate: Arc<Gate>, id: u64, socket: Socket, peer: Peer, rest: Vec<u8>, origin: Origin) -> Self {
+        let state = State {
+            ledger: Ledger::default(),
+            frames: Frames::default(),
+            protocol: Protocol::Http1,
+            fate: Fate::Open,
+            requests: Vec::new(),
+            tickets: 0,
+            asked: matches!(origin, Origin::Adopted | Origin::Guest),
+            last: false,
+            half_closed: false,
+            late: false,
+            unflushed: false,
+            unsent: false,
+            withheld: false,
+            since: Instant::now(),
+            wrote: false,
+            stalled: None,
+            expired: false,
+            yielding: false,
+            shed: false,
+            lingering: None,
+            doubted: false,
+            streak: 0,
+            reader: None,
+            writer: None,
+        };
+        let surplus = AtomicBool::new(origin == Origin::Surplus);
+        let unread = AtomicUsize::new(0);
+        let connection =
+            Connection(Arc::new(Shared { id, peer, origin, surplus, unread, gate, state: Mutex::new(state) }));
+        Self { socket: Some(socket), unread: rest, connection }
+    }
+
+    /// What others may know of it.
+    pub(crate) fn connection(&self) -> &Connection {
+        &self.connection
+    }
+}
+
+/// Why `Io::socket` can be unwrapped.
+const PRESENT: &str = "the socket is there until the drop";
+
+impl AsyncRead for Io {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let Io { socket, unread, connection } = self.get_mut();
+        let mut socket = Pin::new(socket.as_mut().expect(PRESENT));
+        let mut state = connection.lock();
+        let closed = connection.0.gate.is_closed();
+        let leaves = connection.0.gate.mode() != Mode::Open;
+        match &mut state.reader {
+            Some(waker) => waker.clone_from(cx.waker()),
+            waker => *waker = Some(cx.waker().clone()),
+        }
+        if closed && state.is_clean() {
+            state.fate = Fate::Taken;
+        }
+        if state.fate == Fate::Taken {
+            return Poll::Ready(Ok(()));
+        }
+        if state.lingering.is_some() {
+            // Its request was refused, and hyper is to drop what it has of it.
+            ready!(state.poll_linger(socket, cx, leaves));
+            state.fate = Fate::Closing;
+            return Poll::Ready(Ok(()));
+        }
+        state.look_at_unsent(&socket, leaves);
+        state.withheld = state.withholds(closed) || connection.0.gate.is_flooded();
+        if state.withheld {
+            return Poll::Pending;
+        }
+        if state.shed {
+            return state.say_goodbye(socket, cx);
+        }
+        if connection.0.gate.is_telling()
+            && state.stalled.is_none()
+            && let Some(notice) = state.frames.notice_to_leave()
+        {
+            // Where there is no room for it the client is told later, by hyper.
+            match state.interject(socket.as_mut(), cx, &notice) {
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
+                    state.fate = Fate::Closing;
+                    return Poll::Ready(Err(error));
+                }
+                _ => {}
+            }
+        }
+        if state.frames.is_http2() && state.is_quiet() && (state.expired || state.is_to_go(closed)) {
+            // However much it goes on to say, it asks nothing.
+            return state.say_goodbye(socket, cx);
+        }
+        let resets = state.frames.resets();
+        if !resets.is_empty() && unread.is_empty() {
+            match state.interject(socket.as_mut(), cx, &resets) {
+                // The client has them from the service, and hyper gets them as if they came from the client.
+                Ok(()) => *unread = resets,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => {
+                    state.fate = Fate::Closing;
+                    return Poll::Ready(Err(error));
+                }
+            }
+        }
+        if connection.is_surplus() && state.frames.has_asked() {
+            // The end of the last stream wakes the task, or that there is room after all.
+            state.withheld = state.frames.open() > 0 && !state.expired;
+            return if state.withheld { Poll::Pending } else { state.say_goodbye(socket, cx) };
+        }
+
+        let start = buf.filled().len();
+        if !unread.is_empty() {
+            let count = unread.len().min(buf.remaining());
+            buf.put_slice(&unread[..count]);
+            unread.drain(..count);
+        } else if state.streak >= FAIR_BYTES {
+            state.streak = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        } else {
+            let most = if connection.is_tight() { READ_WHEN_TIGHT } else { READ };
+            let read = poll_read_some(socket.as_mut(), cx, buf, most);
+            state.streak = if read.is_pending() { 0 } else { state.streak + buf.filled().len() - start };
+            match read {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(error)) => {
+                    state.fate = Fate::Closing;
+                    return Poll::Ready(Err(error));
+                }
+                Poll::Pending if state.expired && !has_unread(&socket) => {
+                    if state.is_at_head() {
+                        connection.refuse(&mut state, StatusCode::REQUEST_TIMEOUT, socket.as_mut(), cx);
+                        ready!(state.poll_linger(socket.as_mut(), cx, leaves));
+                    }
+                    return state.say_goodbye(socket, cx);
+                }
+                Poll::Pending if connection.0.gate.is_thinning() && state.may_leave_early() => {
+                    state.fate = Fate::Taken;
+                    return Poll::Ready(Ok(()));
+                }
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+
+        let read = &buf.filled()[start..];
+        if read.is_empty() {
+            if state.has_request() {
+                // Its request may well be whole, and it waits for the answer. hyper would drop the request.
+                state.half_closed = true;
+                state.last |= state.ledger.answer_due();
+                state.withheld = true;
+                return Poll::Pending;
+            }
+            state.fate = Fate::Closing;
+            return Poll::Ready(Ok(()));
+        }
+        connection.0.gate.take_in(read.len());
+        let now = Instant::now();
+        // A client of HTTP/2 is as silent as its streams, whatever else it sends.
+        if !state.is_at_head() && !state.frames.is_http2() {
+            state.since = now;
+        }
+        state.expired = false;
+        state.has_yielded(&connection.0.gate);
+        state.ledger.read(read);
+        if !state.ledger.is_lost() && state.ledger.head_bytes() > connection.0.gate.limits().max_head_bytes {
+            let refused = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+            buf.set_filled(start);
+            connection.refuse(&mut state, refused, socket.as_mut(), cx);
+            ready!(state.poll_linger(socket, cx, leaves));
+            state.fate = Fate::Closing;
+            return Poll::Ready(Ok(()));
+        }
+        if state.frames.read(read, now) {
+            state.streams_ended();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Io {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[io::IoSlice::new(bytes)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let Io { socket, connection, .. } = self.get_mut();
+        let mut state = connection.lock();
+        if state.fate == Fate::Taken {
+            // hyper refuses the part of a head that it has. The whole goes to another process.
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        if state.shed {
+            state.fate = Fate::Closing;
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        let mut socket = Pin::new(socket.as_mut().expect(PRESENT));
+        if state.protocol == Protocol::Http1 && state.is_quiet() {
+            // Not an answer of the application: hyper refuses what it read, and will close. Or it begins with HTTP/2.
+            if let Some(status) = refusal(bytes) {
+                connection.refuse(&mut state, status, socket.as_mut(), cx);
+                return Poll::Ready(Ok(bytes.iter().map(|slice| slice.len()).sum()));
+            }
+            state.ledger.lose();
+        }
+        let written = socket.poll_write_vectored(cx, bytes);
+        if let Poll::Ready(result) = &written {
+            state.stalled = None;
+            state.wrote = true;
+            state.writer = None;
+            let count = *result.as_ref().unwrap_or(&0);
+            state.unsent |= count > 0;
+            if state.frames.is_http2() && state.frames.written(bytes, count, Instant::now()) {
+                state.streams_ended();
+                if connection.is_surplus() || state.frames.has_heard() {
+                    // Its end is due.
+                    cx.waker().wake_by_ref();
+                }
+            }
+        } else if (state.expired && state.stalled.is_some()) || state.is_given_up(connection.0.gate.is_closed()) {
+            state.fate = Fate::Closing;
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        } else {
+            state.stalled.get_or_insert_with(Instant::now);
+            state.writer = Some(cx.waker().clone());
+        }
+        written
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // hyper flushes only when it has written all that it had. A socket's own flush does nothing.
+        let Io { socket, connection, .. } = self.get_mut();
+        let mut state = connection.lock();
+        if std::mem::take(&mut state.unflushed) {
+            state.read_again();
+        }
+        // hyper does not read while it answers a request whose body it gave up.
+        if std::mem::take(&mut state.doubted) && has_hung_up(socket.as_ref().expect(PRESENT)) {
+            state.fate = Fate::Closing;
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Io { socket, connection, .. } = self.get_mut();
+        let socket = Pin::new(socket.as_mut().expect(PRESENT));
+        let leaves = connection.0.gate.mode() != Mode::Open;
+        let mut state = connection.lock();
+        if state.fate == Fate::Taken {
+            return Poll::Ready(Ok(()));
+        }
+        state.fate = Fate::Closing;
+        if state.is_to_linger() && !state.shed {
+            state.lingering.get_or_insert_with(|| (Instant::now(), 0));
+            state.has_yielded(&connection.0.gate);
+            return state.poll_linger(socket, cx, leaves).map(Ok);
+        }
+        drop(state);
+        socket.poll_shutdown(cx)
+    }
+}
+
+impl Drop for Io {
+    fn drop(&mut self) {
+        let Some(socket) = self.socket.take() else { return };
+        let gate = &self.connection.0.gate;
+        let mut state = self.connection.lock();
+        if state.fate == Fate::Taken {
+            let mut rest = state.ledger.rest().unwrap_or_default().to_vec();
+            rest.append(&mut self.unread);
+            let socket = match socket {
+                Either::Left(tcp) => tcp.into_std().map(Into::into),
+                Either::Right(unix) => unix.into_std().map(Into::into),
+            };
+            match socket {
+                Ok(socket) => {
+                    let origin = if state.has_asked() { Origin::Adopted } else { Origin::Unasked };
+                    gate.put(vec![Clean { socket, rest, origin }]);
+                }
+                Err(error) => tracing::error!("the connection of {} cannot be taken: {error}", self.connection.peer()),
+            }
+        }
+        state.fate = Fate::Closing;
+        // What has gone makes no room.
+        state.lingering = None;
+        state.has_yielded(gate);
+        drop(state);
+        gate.forget(self.connection.0.id, self.connection.0.origin);
+    }
+}

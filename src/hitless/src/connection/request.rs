@@ -1,0 +1,213 @@
+//! The requests in flight of a connection.
+
+use std::time::Instant;
+
+use axum::http::{HeaderMap, Method, StatusCode, Uri, Version, header};
+
+use super::{Connection, Protocol, Shared};
+use crate::connections::{Cut, Mode};
+use crate::held::REQUEST;
+use crate::ledger::Body;
+use crate::notice::Kind;
+use crate::upload::{Upload, Watched};
+
+/// What a request of HTTP/1.1 carries as an extension whose target has a fragment: hyper has dropped that, and a proxy in
+/// front may have taken it for a part of the path.
+#[derive(Clone, Copy, Debug)]
+pub struct Fragment;
+
+/// How much of the path of a request that is cut off is told, in bytes.
+const PATH: usize = 256;
+
+/// A request in flight.
+#[derive(Debug)]
+pub(super) struct InFlight {
+    pub(super) ticket: u64,
+    pub(super) since: Instant,
+    /// The application's answer has begun, and goes on as long as it goes on.
+    pub(super) answering: bool,
+    /// The request's body, if it has one that has not arrived yet.
+    pub(super) upload: Option<Upload>,
+    /// The application's answer has ended. In HTTP/2 it may not have left.
+    pub(super) answered: bool,
+    /// In HTTP/2: turned into a WebSocket and the like, and that when the service had been told to leave.
+    pub(super) upgraded: bool,
+    pub(super) late: bool,
+    /// Its stream of HTTP/2.
+    pub(super) stream: Option<u32>,
+    pub(super) method: Method,
+    pub(super) uri: Uri,
+}
+
+impl Connection {
+    /// Enters that hyper handed a request to the application. From then on its body tells when it is waited for.
+    pub(crate) fn dispatched(&self, request: &mut axum::extract::Request) -> Ticket {
+        use http_body::Body as _;
+        let upload = (!request.body().is_end_stream()).then(Upload::default);
+        let mut state = self.lock();
+        let http1 = request.version() <= Version::HTTP_11;
+        let mut stream = None;
+        if !http1 {
+            state.protocol = Protocol::Http2;
+            state.ledger.lose();
+            stream = state.frames.dispatched();
+        } else {
+            if state.ledger.has_fragment() {
+                request.extensions_mut().insert(Fragment);
+            }
+            // hyper's own reading of the head, so that there are no two opinions on where the request ends.
+            let length = request.body().size_hint().exact();
+            state.ledger.dispatched(length.map_or(Body::Chunked, Body::Length));
+            // Such a client waits for the end of file.
+            state.last |= state.half_closed || request.version() < Version::HTTP_11 || says_close(request.headers());
+        }
+        self.0.gate.take_in(REQUEST);
+        state.tickets += 1;
+        let ticket = state.tickets;
+        state.requests.push(InFlight {
+            ticket,
+            since: Instant::now(),
+            answering: false,
+            upload: upload.clone(),
+            answered: false,
+            upgraded: false,
+            late: false,
+            stream,
+            method: request.method().clone(),
+            uri: request.uri().clone(),
+        });
+        state.read_again();
+        drop(state);
+        if let Some(upload) = &upload {
+            let body = std::mem::take(request.body_mut());
+            *request.body_mut() = axum::body::Body::new(Watched::new(body, upload.clone()));
+            request.extensions_mut().insert(upload.clone());
+        }
+        Ticket { connection: self.clone(), id: ticket, http1, answered: false, upload }
+    }
+
+    /// What is lost when the connection is cut now.
+    pub(crate) fn cut(&self) -> Vec<Cut> {
+        let state = self.lock();
+        let peer = self.peer();
+        if state.requests.is_empty() {
+            return vec![Cut { peer, request: None, age: state.since.elapsed(), at_work: false }];
+        }
+        let cut = |request: &InFlight| Cut {
+            peer,
+            request: Some((request.method.clone(), beginning(request.uri.path()).to_owned())),
+            age: request.since.elapsed(),
+            at_work: request.is_at_work(),
+        };
+        state.requests.iter().map(cut).collect()
+    }
+}
+
+/// As much of a path as is told. Clients choose them, kilobytes of them.
+fn beginning(path: &str) -> &str {
+    &path[..path.floor_char_boundary(PATH)]
+}
+
+/// Whether a message announces the end of its connection (RFC 9110, section 7.6.1).
+pub(crate) fn says_close(headers: &HeaderMap) -> bool {
+    let mut options = headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    options.any(|options| options.split(',').any(|option| option.trim().eq_ignore_ascii_case("close")))
+}
+
+/// A request's entry among those in flight, until it is answered. Dropped before, it stands for an answer that was
+/// given up.
+#[derive(Debug)]
+pub(crate) struct Ticket {
+    connection: Connection,
+    id: u64,
+    http1: bool,
+    answered: bool,
+    upload: Option<Upload>,
+}
+
+impl Ticket {
+    /// Enters that the answer's head is ready, and says whether it has to announce the end of the connection.
+    ///
+    /// `last`: the application ends the connection with this answer. `upgrade`: it turns it into something else.
+    pub(crate) fn answering(&self, status: StatusCode, last: bool, upgrade: bool) -> bool {
+        self.connection.0.gate.count(status.is_server_error());
+        let unread = self.upload.as_ref().is_some_and(Upload::is_abandoned);
+        let late = self.connection.0.gate.mode() != Mode::Open;
+        let mut state = self.connection.lock();
+        if let Some(request) = state.requests.iter_mut().find(|request| request.ticket == self.id) {
+            request.answering = true;
+            request.upgraded = upgrade && !self.http1;
+            request.late = request.upgraded && late;
+        }
+        if upgrade && self.http1 {
+            state.protocol = Protocol::Upgraded;
+            state.late = late;
+        }
+        if !self.http1 || upgrade {
+            state.ledger.lose();
+            state.read_again();
+            return false;
+        }
+        // In the second case hyper will close the connection, because the request's body was not read.
+        state.last |= last || (unread && !state.ledger.answer_due());
+        // What cannot be handed over ends now, with notice, rather than at a restart, without.
+        state.last |= match self.connection.0.gate.mode() {
+            Mode::Open | Mode::HandingOver => state.is_never_clean(),
+            Mode::Retiring | Mode::Retired => true,
+        };
+        state.last
+    }
+
+    pub(crate) fn connection(&self) -> Connection {
+        self.connection.clone()
+    }
+
+    /// Notes that the request is turned away, as its connection is over the limit; gives its id.
+    pub(crate) fn refuse(&self) -> String {
+        let Shared { gate, peer, .. } = &*self.connection.0;
+        gate.notice(Kind::Full, *peer);
+        gate.refusal_id()
+    }
+
+    /// Enters that the answer has ended, whole.
+    pub(crate) fn answered(&mut self) {
+        if !self.answered {
+            self.answered = true;
+            self.finish(true);
+        }
+    }
+
+    fn finish(&self, whole: bool) {
+        let mut state = self.connection.lock();
+        if let Some(request) = state.requests.iter_mut().find(|request| request.ticket == self.id) {
+            request.answering = true;
+            request.answered = true;
+        }
+        state.forget_answered();
+        state.since = Instant::now();
+        if state.protocol == Protocol::Http1 {
+            state.unflushed = true;
+            if whole {
+                state.ledger.answered();
+            } else {
+                state.ledger.lose();
+            }
+        }
+        state.read_again();
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        if !self.answered {
+            self.finish(false);
+        }
+    }
+}
+
+impl InFlight {
+    /// Whether a handler is at work, which does not wait for its client.
+    pub(super) fn is_at_work(&self) -> bool {
+        !self.answering && self.upload.as_ref().is_none_or(|upload| upload.awaited().is_none())
+    }
+}

@@ -1,0 +1,156 @@
+//! What follows from the state of a connection.
+
+use std::task::Waker;
+use std::time::{Duration, Instant};
+
+use super::socket::{Socket, is_sent};
+use super::{Fate, Protocol, QUIET, State};
+use crate::connections::Gate;
+
+/// How long a client that was told to go, or does not read, has until it is taken for one that does not hear.
+const DEAF_AFTER: Duration = Duration::from_millis(100);
+
+impl State {
+    /// Whether another process can go on with the connection.
+    pub(super) fn is_clean(&self) -> bool {
+        self.fate == Fate::Open && self.is_quiet() && !self.last && self.ledger.rest().is_some()
+    }
+
+    /// Whether there is a request of which hyper has nothing more to read, as far as is known.
+    pub(super) fn has_request(&self) -> bool {
+        self.protocol == Protocol::Http1 && (self.ledger.answer_due() || self.ledger.dispatch_due())
+    }
+
+    /// Whether hyper is not to read for now. Once it is `paused`, what follows an answer is for the next process; and the
+    /// end of file of a client that waits for its answer is no reason to drop it.
+    pub(super) fn withholds(&self, paused: bool) -> bool {
+        (paused && self.ledger.answer_due())
+            || (self.half_closed && self.has_request())
+            || ((paused || self.half_closed) && self.unflushed)
+    }
+
+    /// Enters that the connection, if it was to make room, need not be waited for: it has gone, lingers, or asks after all.
+    pub(super) fn has_yielded(&mut self, gate: &Gate) {
+        if std::mem::take(&mut self.yielding) {
+            gate.yielded();
+        }
+    }
+
+    /// Has hyper read, if that was withheld: each step of a request may have taken away the reason for it.
+    pub(super) fn read_again(&mut self) {
+        if std::mem::take(&mut self.withheld) {
+            self.wake();
+        }
+    }
+
+    /// Whether no other process can ever go on with the connection.
+    pub(super) fn is_never_clean(&self) -> bool {
+        self.last || self.ledger.is_lost()
+    }
+
+    /// Whether nobody is likely to notice that the connection is taken a little before the others.
+    pub(super) fn may_leave_early(&self) -> bool {
+        self.is_clean() && !self.is_at_head() && self.since.elapsed() >= QUIET
+    }
+
+    /// Whether nothing is lost when axum, told to end, closes the connection: HTTP/2, or what cannot be handed over,
+    /// without a request; what was only upgraded to be told goodbye; and what lingers, after its end.
+    pub(super) fn leaves_by_itself(&self) -> bool {
+        if self.lingering.is_some() {
+            return true;
+        }
+        let late = self.requests.iter().filter(|request| request.late).count();
+        let quiet = self.requests.len() == late && self.frames.open() <= late && !self.unflushed;
+        quiet && self.is_never_clean() && (self.protocol != Protocol::Upgraded || self.late)
+    }
+
+    /// Whether the kernel still holds a part of an answer that it would not send any more after the end of the process, when
+    /// the client goes on to say something. Other processes go on with HTTP/1.1.
+    pub(super) fn is_sending(&self) -> bool {
+        self.unsent && (self.protocol == Protocol::Http2 || self.lingering.is_some())
+    }
+
+    /// Looks whether that is still so, once it matters: the service `leaves`.
+    pub(super) fn look_at_unsent(&mut self, socket: &Socket, leaves: bool) {
+        if leaves && self.is_sending() && is_sent(socket) {
+            self.unsent = false;
+        }
+    }
+
+    /// Whether no request is in flight and no answer on its way to the socket.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.requests.is_empty() && self.frames.open() == 0 && !self.unflushed
+    }
+
+    /// Whether the client of HTTP/2 was told to go and has heard, or once everybody else waits, has had the time to.
+    pub(super) fn is_to_go(&self, paused: bool) -> bool {
+        self.frames.has_heard() || (paused && (self.is_deaf() || has_passed(self.frames.told())))
+    }
+
+    /// Whether the client of HTTP/2 neither asks nor reads while everybody else waits.
+    pub(super) fn is_given_up(&self, paused: bool) -> bool {
+        paused && self.frames.is_http2() && self.is_quiet() && self.is_deaf()
+    }
+
+    /// Whether nothing can be told to the client, as it does not read.
+    pub(super) fn is_deaf(&self) -> bool {
+        has_passed(self.stalled)
+    }
+
+    /// Enters that HTTP/2 streams have ended.
+    pub(super) fn streams_ended(&mut self) {
+        self.since = Instant::now();
+        self.forget_answered();
+    }
+
+    /// Drops what is known of requests whose answers have ended; in HTTP/2, have left.
+    pub(super) fn forget_answered(&mut self) {
+        let frames = &self.frames;
+        self.requests.retain(|request| !request.answered || request.stream.is_some_and(|id| frames.is_open(id)));
+    }
+
+    /// Whether the client may still send something while the last that it was sent is on its way: after an answer that
+    /// ends the connection, behind which others may be asked for already; and in HTTP/2 at any time, as each part of an
+    /// answer that it takes is told to the service. A client that was idle has everything.
+    pub(super) fn is_to_linger(&self) -> bool {
+        match self.protocol {
+            Protocol::Http1 => self.is_never_clean() || self.ledger.rest().is_none_or(|rest| !rest.is_empty()),
+            Protocol::Http2 => true,
+            Protocol::Upgraded => false,
+        }
+    }
+
+    /// Whether the beginning of a head has been read, or of the preface of HTTP/2.
+    pub(super) fn is_at_head(&self) -> bool {
+        self.ledger.rest().is_some_and(|rest| !rest.is_empty()) || self.frames.is_at_preface()
+    }
+
+    /// Whether nothing has come on a connection that was accepted here.
+    pub(super) fn is_silent(&self) -> bool {
+        !self.has_asked() && self.ledger.rest().is_some_and(<[u8]>::is_empty)
+    }
+
+    /// Whether something was asked on the connection, here or where it was accepted.
+    pub(super) fn has_asked(&self) -> bool {
+        self.tickets > 0 || self.asked
+    }
+
+    /// Whether the connection waits for its client's next request, or for the rest of its head.
+    pub(super) fn awaits_request(&self) -> bool {
+        self.fate == Fate::Open && self.is_quiet() && !self.expired && self.protocol != Protocol::Upgraded
+    }
+
+    /// Whether nothing has come of the request that the connection waits for.
+    pub(super) fn is_idle(&self) -> bool {
+        self.awaits_request() && !self.is_at_head()
+    }
+
+    pub(super) fn wake(&self) {
+        self.reader.iter().chain(&self.writer).for_each(Waker::wake_by_ref);
+    }
+}
+
+/// Whether a client has had the time to hear since then.
+fn has_passed(since: Option<Instant>) -> bool {
+    since.is_some_and(|since| since.elapsed() >= DEAF_AFTER)
+}

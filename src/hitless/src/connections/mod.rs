@@ -1,0 +1,191 @@
+//! The gate: all live connections, and whether they may still be read from.
+//!
+//! Open, it lets everything pass. Closed, it stops `accept`, and every connection that is clean, or becomes so, is taken
+//! out of hyper and put aside: for the parcel, or for the listener, should the gate open again. Those that were
+//! quiet for a while are taken a little earlier, so that thousands of them keep nobody waiting.
+//!
+//! It is closed *first*, then every connection is woken under its lock: a read that saw the gate open has left its waker
+//! there, and a later one sees the gate closed. So none is missed.
+
+mod cut;
+mod eviction;
+mod limits;
+mod memory;
+mod parked;
+mod pause;
+mod waiting;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use crate::connection::{Connection, Io, Origin, Peer, Socket};
+use crate::notice::{Kind, Notices};
+use crate::parcel::Clean;
+
+pub use cut::Cut;
+pub(crate) use eviction::YIELDS_AFTER;
+pub use limits::Limits;
+pub(crate) use pause::Obstacle;
+
+use limits::Bounds;
+
+/// How the service stands to its connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    Open,
+    /// About to hand its connections over: they stay open.
+    HandingOver,
+    /// About to close its connections: each is told so with its next answer.
+    Retiring,
+    /// The same, and new ones are no longer accepted.
+    Retired,
+}
+
+/// All live connections, and whether they may still be read from.
+#[derive(Debug, Default)]
+pub struct Gate {
+    limits: Bounds,
+    /// Idle connections, the one that is to make room first at the end, as they were found when room was wanted; and whether
+    /// they were a flood.
+    idle: Mutex<Vec<(Connection, bool)>>,
+    /// When room was last wanted, there were so many on which nothing was asked yet that they are a flood.
+    flood: AtomicBool,
+    /// Connections that were told to make room and have not gone yet.
+    yielding: AtomicUsize,
+    /// The connections hold so much that each is to hold less.
+    tight: AtomicBool,
+    /// What has been read, and asked for, since that was looked at, in bytes.
+    taken_in: AtomicUsize,
+    to_relieve: Notify,
+    notices: Notices,
+    refused: AtomicU64,
+    connections: Mutex<HashMap<u64, Connection>>,
+    taken: Mutex<Vec<Clean>>,
+    /// Those that a sibling has handed in.
+    guests: AtomicUsize,
+    ids: AtomicU64,
+    closed: AtomicBool,
+    /// The gate is about to close: connections that have been quiet for a while are taken already.
+    thinning: AtomicBool,
+    /// Clients of HTTP/2 are told to go.
+    telling: AtomicBool,
+    /// Held while a connection is accepted and taken in.
+    entering: Mutex<()>,
+    /// The gate was closed or opened, the mode was set, or a connection was taken that nobody may take any more.
+    moved: Notify,
+    mode: AtomicU8,
+    /// The listening sockets are closed.
+    deaf: AtomicBool,
+    /// A connection has gone.
+    gone: Notify,
+    answered: AtomicU64,
+    failed: AtomicU64,
+}
+
+impl Gate {
+    /// One without connections, which may take as much as `limits` says.
+    pub fn new(limits: Limits) -> Self {
+        Self { limits: Bounds(limits), ..Self::default() }
+    }
+
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.limits.0
+    }
+
+    /// Records that the service acts on account of a client.
+    pub(crate) fn notice(&self, kind: Kind, peer: Peer) {
+        self.notices.tell(kind, peer);
+    }
+
+    /// An id for a request that no handler gets to see.
+    pub(crate) fn refusal_id(&self) -> String {
+        format!("{}r{}", super::process_mark(), self.refused.fetch_add(1, Relaxed))
+    }
+
+    /// Takes a new connection in. `rest` is what another process has read of its next request.
+    pub(crate) fn admit(self: &Arc<Self>, socket: Socket, peer: Peer, rest: Vec<u8>, origin: Origin) -> Io {
+        let id = self.ids.fetch_add(1, Relaxed);
+        let io = Io::new(Arc::clone(self), id, socket, peer, rest, origin);
+        self.all().insert(id, io.connection().clone());
+        if origin == Origin::Guest {
+            self.guests.fetch_add(1, Relaxed);
+        }
+        io
+    }
+
+    /// Enters that a connection has gone.
+    pub(crate) fn forget(&self, id: u64, origin: Origin) {
+        self.all().remove(&id);
+        if origin == Origin::Guest {
+            self.guests.fetch_sub(1, Relaxed);
+        }
+        self.gone.notify_waiters();
+    }
+
+    /// The number of live connections.
+    pub fn len(&self) -> usize {
+        self.all().len()
+    }
+
+    /// The number of connections, those put aside among them, but for those that siblings have handed in, up to so many.
+    pub(crate) fn len_without(&self, guests: usize) -> usize {
+        (self.len() + self.put_aside()).saturating_sub(self.guests.load(Relaxed).min(guests))
+    }
+
+    /// Whether there is no live connection.
+    #[cfg(feature = "testing")]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Counts an answer; `failed` when the service is to blame (5xx).
+    pub(crate) fn count(&self, failed: bool) {
+        self.answered.fetch_add(1, Relaxed);
+        if failed {
+            self.failed.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// The answers so far, and how many of them are the service's failures.
+    pub fn counts(&self) -> (u64, u64) {
+        (self.answered.load(Relaxed), self.failed.load(Relaxed))
+    }
+
+    /// From now on answers leave connections open, or announce their end, as `mode` says.
+    pub(crate) fn set_mode(&self, mode: Mode) {
+        self.mode.store(mode as u8, SeqCst);
+        self.moved.notify_waiters();
+    }
+
+    pub(crate) fn mode(&self) -> Mode {
+        match self.mode.load(SeqCst) {
+            mode if mode == Mode::HandingOver as u8 => Mode::HandingOver,
+            mode if mode == Mode::Retiring as u8 => Mode::Retiring,
+            mode if mode == Mode::Retired as u8 => Mode::Retired,
+            _ => Mode::Open,
+        }
+    }
+
+    /// Ends what has reached its limit.
+    pub(crate) fn expire(&self) {
+        for connection in self.all().values() {
+            connection.expire(&self.limits.0);
+        }
+        self.notices.tell_rest();
+    }
+
+    /// Ends each HTTP/1.1 connection that has been silent between requests for so long. Those of HTTP/2 are told goodbye.
+    pub(crate) fn expire_idle(&self, silence: Duration) {
+        for connection in self.all().values() {
+            connection.expire_idle(silence);
+        }
+    }
+
+    fn all(&self) -> MutexGuard<'_, HashMap<u64, Connection>> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
