@@ -72,7 +72,7 @@ impl Inherited {
             (false, true) => (Siblings::of_unit(), Succession::AfterRestart),
         };
         let lifecycle = Lifecycle::new(timeout).among(siblings).followed(succession);
-        let lifecycle = lifecycle.ended_at_last().map_err(Error::Thread)?;
+        let lifecycle = lifecycle.with_last_resort().map_err(Error::Thread)?;
         let Room { max_connections, guests } = room::allow_connections(limits.max_connections)?;
         let sockets = match given.listeners {
             none if none.is_empty() => vec![bind().map_err(Error::Bind)?.into()],

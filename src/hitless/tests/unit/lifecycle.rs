@@ -2,8 +2,9 @@
 
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::routing::get;
 use axum::{Router, ServiceExt};
@@ -14,7 +15,9 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpStream, UnixListener};
 
 use super::super::connection::{Origin, Peer};
-use super::super::{Connection, Listener, Track, parcel};
+use super::super::parcel::{self, Clean};
+use super::super::{Connection, Cut, Listener, Track};
+use super::to_next_process::CALM;
 use super::*;
 
 fn lifecycle(timeout: u64) -> Lifecycle {
@@ -171,7 +174,7 @@ async fn those_that_serve_on_have_as_many_in_the_end() {
         let mut counted = 0;
         let leaving = lifecycle(30).among(Some(siblings));
 
-        assert!(leaving.give(&gate, Instant::now(), &mut counted).await);
+        assert!(leaving.to_siblings(&gate, Instant::now(), &mut counted).await);
 
         let mut has: Vec<_> = living.iter().map(|(gate, _)| gate.put_aside()).collect();
         has.sort_unstable();
@@ -209,7 +212,7 @@ async fn instances_of_an_earlier_release_get_as_many_each() {
     let gate = Gate::default();
     gate.put(connections(12));
     let mut counted = 0;
-    assert!(lifecycle(30).among(Some(siblings)).give(&gate, Instant::now(), &mut counted).await);
+    assert!(lifecycle(30).among(Some(siblings)).to_siblings(&gate, Instant::now(), &mut counted).await);
     assert_eq!((living.map(|has| has.load(Relaxed)), counted), ([4; 3], 12));
 }
 
@@ -221,11 +224,11 @@ async fn what_no_sibling_takes_stays_here() {
     let gate = Gate::default();
     gate.put(connections(3));
     let mut counted = 0;
-    assert!(!leaving.give(&gate, Instant::now(), &mut counted).await, "there is none");
+    assert!(!leaving.to_siblings(&gate, Instant::now(), &mut counted).await, "there is none");
     let door = siblings.open_door(Arc::default()).unwrap();
     std::fs::rename(siblings.door(std::process::id()), siblings.door(1)).unwrap();
     // It says that it takes connections, and then takes none.
-    let (given, ()) = tokio::join!(leaving.give(&gate, Instant::now(), &mut counted), async {
+    let (given, ()) = tokio::join!(leaving.to_siblings(&gate, Instant::now(), &mut counted), async {
         while !gate.is_closed() {
             tokio::task::yield_now().await;
         }
@@ -316,7 +319,7 @@ fn what_goes_on_when_the_service_has_left_keeps_its_process_for_a_moment_only() 
     runtime.block_on(async {
         let blocked = tokio::task::spawn_blocking(|| std::thread::sleep(Duration::from_secs(60)));
         let server = tokio::spawn(async {});
-        let (lifecycle, gate) = (lifecycle(30).ended_at_last().unwrap(), Gate::default());
+        let (lifecycle, gate) = (lifecycle(30).with_last_resort().unwrap(), Gate::default());
         gate.set_deaf();
         lifecycle.leave(&gate, None, Reason::Terminate, server.abort_handle()).await;
         drop(blocked);

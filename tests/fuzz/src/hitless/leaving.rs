@@ -1,4 +1,4 @@
-//! How a process accepts and leaves, beside others: the steps of `axum::serve` and of `src/hitless/src/lifecycle.rs`,
+//! How a process accepts and leaves, beside others: the steps of `axum::serve` and of `src/hitless/src/lifecycle/`,
 //! without what has to do with an operating system.
 
 use std::sync::Arc;
