@@ -227,11 +227,10 @@ impl axum::serve::Listener for Listener {
             let closed = {
                 // The gate does not close meanwhile: connections on their way back are known to nobody.
                 let _entering = gate.enter();
-                let closed = gate.is_closed();
-                if !closed && !gate.is_thinning() {
+                if gate.is_open() {
                     self.let_in(gate.take_some(BATCH));
                 }
-                closed
+                gate.is_closed()
             };
             if closed {
                 moved.await;

@@ -9,7 +9,7 @@ use std::time::Instant;
 use axum::http::StatusCode;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::{Connection, Fate, Socket, State};
+use super::{Connection, Due, Socket, Stage, State};
 use crate::notice::Kind;
 
 /// How much of what a client still sends after an early answer is discarded, in bytes.
@@ -21,7 +21,7 @@ const LINGER_READS: usize = 16;
 impl State {
     /// Closes the connection for hyper, and says so where there are words for it, as far as the socket takes them.
     pub(super) fn say_goodbye(&mut self, socket: Pin<&mut Socket>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.fate = Fate::Closing;
+        self.close();
         let Some(goodbye) = self.frames.goodbye() else { return Poll::Ready(Ok(())) };
         match self.interject(socket, cx, &goodbye) {
             Err(error) if error.kind() != io::ErrorKind::WouldBlock => Poll::Ready(Err(error)),
@@ -64,11 +64,11 @@ impl State {
             let mut scrap = ReadBuf::uninit(&mut scrap);
             let read = socket.as_mut().poll_read(cx, &mut scrap);
             let count = scrap.filled().len() as u64;
-            let (_, discarded) = self.lingering.get_or_insert_with(|| (Instant::now(), 0));
+            let Stage::Lingering { discarded, .. } = &mut self.stage else { return Poll::Ready(()) };
             *discarded += count;
             match read {
-                Poll::Ready(Ok(())) if count > 0 && *discarded < LINGER_BYTES && !self.expired => {}
-                Poll::Pending if !self.expired => return Poll::Pending,
+                Poll::Ready(Ok(())) if count > 0 && *discarded < LINGER_BYTES && self.due == Due::Not => {}
+                Poll::Pending if self.due == Due::Not => return Poll::Pending,
                 _ => return Poll::Ready(()),
             }
         }
@@ -102,9 +102,8 @@ impl Connection {
             body.len(),
         );
         state.ledger.lose();
-        state.expired = false;
-        state.lingering = Some((Instant::now(), 0));
-        state.has_yielded(gate);
+        state.stage = Stage::Lingering { since: Instant::now(), discarded: 0 };
+        state.spare(gate);
         state.unsent = socket.poll_write(cx, answer.as_bytes()).is_ready();
     }
 }

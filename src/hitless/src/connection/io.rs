@@ -4,7 +4,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Instant;
 
 use axum::http::StatusCode;
@@ -13,7 +13,7 @@ use tokio_util::either::Either;
 
 use super::ending::refusal;
 use super::socket::{has_hung_up, has_unread, poll_read_some};
-use super::{Connection, Fate, Origin, Peer, Protocol, Shared, Socket, State};
+use super::{Connection, Due, Origin, Peer, Protocol, Shared, Socket, Stage, State};
 use crate::connections::{Gate, Mode};
 use crate::frames::Frames;
 use crate::held::{READ, READ_WHEN_TIGHT};
@@ -40,23 +40,19 @@ impl Io {
             ledger: Ledger::default(),
             frames: Frames::default(),
             protocol: Protocol::Http1,
-            fate: Fate::Open,
+            stage: Stage::Open,
+            due: Due::Not,
             requests: Vec::new(),
             tickets: 0,
             asked: matches!(origin, Origin::Adopted | Origin::Guest),
             last: false,
             half_closed: false,
-            late: false,
             unflushed: false,
             unsent: false,
             withheld: false,
             since: Instant::now(),
             wrote: false,
             stalled: None,
-            expired: false,
-            yielding: false,
-            shed: false,
-            lingering: None,
             doubted: false,
             streak: 0,
             reader: None,
@@ -90,23 +86,21 @@ impl AsyncRead for Io {
             waker => *waker = Some(cx.waker().clone()),
         }
         if closed && state.is_clean() {
-            state.fate = Fate::Taken;
+            state.stage = Stage::Taken;
         }
-        if state.fate == Fate::Taken {
+        if state.stage == Stage::Taken {
             return Poll::Ready(Ok(()));
         }
-        if state.lingering.is_some() {
+        if state.is_lingering() {
             // Its request was refused, and hyper is to drop what it has of it.
-            ready!(state.poll_linger(socket, cx, leaves));
-            state.fate = Fate::Closing;
-            return Poll::Ready(Ok(()));
+            return state.poll_linger(socket, cx, leaves).map(Ok);
         }
         state.look_at_unsent(&socket, leaves);
         state.withheld = state.withholds(closed) || connection.0.gate.is_flooded();
         if state.withheld {
             return Poll::Pending;
         }
-        if state.shed {
+        if state.due == Due::Shed {
             return state.say_goodbye(socket, cx);
         }
         if connection.0.gate.is_telling()
@@ -116,13 +110,13 @@ impl AsyncRead for Io {
             // Where there is no room for it the client is told later, by hyper.
             match state.interject(socket.as_mut(), cx, &notice) {
                 Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
-                    state.fate = Fate::Closing;
+                    state.close();
                     return Poll::Ready(Err(error));
                 }
                 _ => {}
             }
         }
-        if state.frames.is_http2() && state.is_quiet() && (state.expired || state.is_to_go(closed)) {
+        if state.frames.is_http2() && state.is_quiet() && (state.due != Due::Not || state.is_to_go(closed)) {
             // However much it goes on to say, it asks nothing.
             return state.say_goodbye(socket, cx);
         }
@@ -133,14 +127,14 @@ impl AsyncRead for Io {
                 Ok(()) => *unread = resets,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => {
-                    state.fate = Fate::Closing;
+                    state.close();
                     return Poll::Ready(Err(error));
                 }
             }
         }
         if connection.is_surplus() && state.frames.has_asked() {
             // The end of the last stream wakes the task, or that there is room after all.
-            state.withheld = state.frames.open() > 0 && !state.expired;
+            state.withheld = state.frames.open() > 0 && state.due == Due::Not;
             return if state.withheld { Poll::Pending } else { state.say_goodbye(socket, cx) };
         }
 
@@ -160,18 +154,18 @@ impl AsyncRead for Io {
             match read {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(error)) => {
-                    state.fate = Fate::Closing;
+                    state.close();
                     return Poll::Ready(Err(error));
                 }
-                Poll::Pending if state.expired && !has_unread(&socket) => {
+                Poll::Pending if state.due != Due::Not && !has_unread(&socket) => {
                     if state.is_at_head() {
                         connection.refuse(&mut state, StatusCode::REQUEST_TIMEOUT, socket.as_mut(), cx);
-                        ready!(state.poll_linger(socket.as_mut(), cx, leaves));
+                        return state.poll_linger(socket, cx, leaves).map(Ok);
                     }
                     return state.say_goodbye(socket, cx);
                 }
                 Poll::Pending if connection.0.gate.is_thinning() && state.may_leave_early() => {
-                    state.fate = Fate::Taken;
+                    state.stage = Stage::Taken;
                     return Poll::Ready(Ok(()));
                 }
                 Poll::Pending => return Poll::Pending,
@@ -187,7 +181,7 @@ impl AsyncRead for Io {
                 state.withheld = true;
                 return Poll::Pending;
             }
-            state.fate = Fate::Closing;
+            state.close();
             return Poll::Ready(Ok(()));
         }
         connection.0.gate.take_in(read.len());
@@ -196,16 +190,13 @@ impl AsyncRead for Io {
         if !state.is_at_head() && !state.frames.is_http2() {
             state.since = now;
         }
-        state.expired = false;
-        state.has_yielded(&connection.0.gate);
+        state.spare(&connection.0.gate);
         state.ledger.read(read);
         if !state.ledger.is_lost() && state.ledger.head_bytes() > connection.0.gate.limits().max_head_bytes {
             let refused = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
             buf.set_filled(start);
             connection.refuse(&mut state, refused, socket.as_mut(), cx);
-            ready!(state.poll_linger(socket, cx, leaves));
-            state.fate = Fate::Closing;
-            return Poll::Ready(Ok(()));
+            return state.poll_linger(socket, cx, leaves).map(Ok);
         }
         if state.frames.read(read, now) {
             state.streams_ended();
@@ -226,12 +217,12 @@ impl AsyncWrite for Io {
     ) -> Poll<io::Result<usize>> {
         let Io { socket, connection, .. } = self.get_mut();
         let mut state = connection.lock();
-        if state.fate == Fate::Taken {
+        if state.stage == Stage::Taken {
             // hyper refuses the part of a head that it has. The whole goes to another process.
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
-        if state.shed {
-            state.fate = Fate::Closing;
+        if state.due == Due::Shed {
+            state.close();
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         let mut socket = Pin::new(socket.as_mut().expect(PRESENT));
@@ -257,8 +248,9 @@ impl AsyncWrite for Io {
                     cx.waker().wake_by_ref();
                 }
             }
-        } else if (state.expired && state.stalled.is_some()) || state.is_given_up(connection.0.gate.is_closed()) {
-            state.fate = Fate::Closing;
+        } else if (state.due != Due::Not && state.stalled.is_some()) || state.is_given_up(connection.0.gate.is_closed())
+        {
+            state.close();
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         } else {
             state.stalled.get_or_insert_with(Instant::now);
@@ -280,7 +272,7 @@ impl AsyncWrite for Io {
         }
         // hyper does not read while it answers a request whose body it gave up.
         if std::mem::take(&mut state.doubted) && has_hung_up(socket.as_ref().expect(PRESENT)) {
-            state.fate = Fate::Closing;
+            state.close();
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
         Poll::Ready(Ok(()))
@@ -291,12 +283,14 @@ impl AsyncWrite for Io {
         let socket = Pin::new(socket.as_mut().expect(PRESENT));
         let leaves = connection.0.gate.mode() != Mode::Open;
         let mut state = connection.lock();
-        if state.fate == Fate::Taken {
+        if state.stage == Stage::Taken {
             return Poll::Ready(Ok(()));
         }
-        state.fate = Fate::Closing;
-        if state.is_to_linger() && !state.shed {
-            state.lingering.get_or_insert_with(|| (Instant::now(), 0));
+        state.close();
+        if state.is_to_linger() && state.due != Due::Shed {
+            if !state.is_lingering() {
+                state.stage = Stage::Lingering { since: Instant::now(), discarded: 0 };
+            }
             state.has_yielded(&connection.0.gate);
             return state.poll_linger(socket, cx, leaves).map(Ok);
         }
@@ -310,7 +304,7 @@ impl Drop for Io {
         let Some(socket) = self.socket.take() else { return };
         let gate = &self.connection.0.gate;
         let mut state = self.connection.lock();
-        if state.fate == Fate::Taken {
+        if state.stage == Stage::Taken {
             let mut rest = state.ledger.rest().unwrap_or_default().to_vec();
             rest.append(&mut self.unread);
             let socket = match socket {
@@ -325,9 +319,8 @@ impl Drop for Io {
                 Err(error) => tracing::error!("the connection of {} cannot be taken: {error}", self.connection.peer()),
             }
         }
-        state.fate = Fate::Closing;
         // What has gone makes no room.
-        state.lingering = None;
+        state.stage = Stage::Closing;
         state.has_yielded(gate);
         drop(state);
         gate.forget(self.connection.0.id, self.connection.0.origin);

@@ -3,23 +3,23 @@
 use std::time::{Duration, Instant};
 
 use super::request::InFlight;
-use super::{Connection, Fate, Protocol};
+use super::{Connection, Protocol, Stage, Upgrade};
 use crate::connections::Obstacle;
 
 impl Connection {
     /// What keeps a moment from being calm here; as [`Gate::obstacle`].
     pub(crate) fn obstacle(&self, calm: Duration) -> Obstacle {
         let state = self.lock();
-        if state.lingering.is_some() {
+        if state.is_lingering() {
             return Obstacle::None;
         }
-        let mut slow = state.requests.iter().filter(|request| !request.late && request.since.elapsed() > calm);
+        let mut slow = state.requests.iter().filter(|request| !request.is_late() && request.since.elapsed() > calm);
         if slow.clone().any(InFlight::is_at_work) {
             return Obstacle::Bounded;
         }
         // The answer has ended, and the client does not read the rest of it.
         let unread = state.unflushed && state.since.elapsed() > calm;
-        let upgraded = state.protocol == Protocol::Upgraded && !state.late;
+        let upgraded = state.protocol == Protocol::Upgraded(Upgrade::Early);
         let unbounded = unread || upgraded || slow.next().is_some();
         if unbounded { Obstacle::Unbounded } else { Obstacle::None }
     }
@@ -28,38 +28,38 @@ impl Connection {
     pub(crate) fn is_awaited(&self, before: Option<Instant>) -> bool {
         let state = self.lock();
         match state.protocol {
-            Protocol::Http1 => state.fate == Fate::Open && !state.leaves_by_itself(),
+            Protocol::Http1 => state.stage == Stage::Open && !state.leaves_by_itself(),
             Protocol::Http2 => {
-                if state.lingering.is_some() {
+                if state.is_lingering() {
                     return false;
                 }
-                let mut requests = state.requests.iter().filter(|request| !request.upgraded);
+                let mut requests = state.requests.iter().filter(|request| request.upgrade.is_none());
                 requests.any(|request| before.is_some_and(|before| request.since < before))
             }
-            Protocol::Upgraded => false,
+            Protocol::Upgraded(_) => false,
         }
     }
 
     /// Whether the connection has lingered for so long.
     pub(crate) fn has_lingered(&self, time: Duration) -> bool {
-        self.lock().lingering.is_some_and(|(since, _)| since.elapsed() >= time)
+        matches!(self.lock().stage, Stage::Lingering { since, .. } if since.elapsed() >= time)
     }
 
     /// Whether the connection was taken from hyper, and is not put aside yet.
     pub(crate) fn is_taken(&self) -> bool {
-        self.lock().fate == Fate::Taken
+        self.lock().stage == Stage::Taken
     }
 
     /// Whether the connection, quiet since `before`, is to be taken before the gate closes and not put aside yet.
     pub(crate) fn leaves_early(&self, before: Instant) -> bool {
         let state = self.lock();
-        state.fate == Fate::Taken || (state.may_leave_early() && state.since < before)
+        state.stage == Stage::Taken || (state.may_leave_early() && state.since < before)
     }
 
     /// Whether a client of HTTP/2 is told to go since `began`, and has not heard, or not gone.
     pub(crate) fn is_told(&self, began: Instant) -> bool {
         let state = self.lock();
-        let is_told = state.frames.is_http2() && state.fate == Fate::Open && !state.is_deaf();
+        let is_told = state.frames.is_http2() && state.stage == Stage::Open && !state.is_deaf();
         let lately = state.frames.told().is_none_or(|told| told >= began);
         is_told && lately && (state.is_quiet() || !state.frames.has_heard())
     }
@@ -81,7 +81,7 @@ impl Connection {
     /// Has a connection that has ended look whether the last of its answer was sent: nothing else tells.
     pub(crate) fn look_at_unsent(&self) {
         let state = self.lock();
-        if state.lingering.is_some() && state.unsent {
+        if state.is_lingering() && state.unsent {
             state.wake();
         }
     }
@@ -97,6 +97,6 @@ impl Connection {
     /// Whether a request may well be on its way: the first one, or one whose head has begun.
     pub(crate) fn is_expected(&self) -> bool {
         let state = self.lock();
-        state.fate == Fate::Open && (state.is_at_head() || (state.tickets == 0 && state.ledger.rest().is_some()))
+        state.stage == Stage::Open && (state.is_at_head() || (state.tickets == 0 && state.ledger.rest().is_some()))
     }
 }

@@ -3,7 +3,8 @@
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use super::{Connection, Idle, Protocol};
+use super::request::Progress;
+use super::{Connection, Due, Idle, Protocol, Stage};
 use crate::connections::{Limits, YIELDS_AFTER};
 use crate::held::REQUEST;
 use crate::notice::Kind;
@@ -13,7 +14,7 @@ impl Connection {
     /// How and since when the connection waits for its client, and might make room; `None` when it does not.
     pub(crate) fn idle(&self) -> Option<(Idle, Instant)> {
         let state = self.lock();
-        if let Some((since, _)) = state.lingering.filter(|_| !state.expired) {
+        if let (Stage::Lingering { since, .. }, Due::Not) = (state.stage, state.due) {
             return Some((Idle::Lingering, since));
         }
         let kind = if state.has_asked() { Idle::Asked } else { Idle::Silent };
@@ -24,14 +25,12 @@ impl Connection {
     /// `YIELDS_AFTER`; where nothing was asked on it yet, for `patience`. Says whether it does.
     pub(crate) fn make_room(&self, patience: Duration) -> bool {
         let mut state = self.lock();
-        let lingers = state.lingering.is_some() && !state.expired;
+        let lingers = state.is_lingering() && state.due == Due::Not;
         let patience = if state.has_asked() { YIELDS_AFTER } else { patience };
         let makes_room = lingers || (state.awaits_request() && state.since.elapsed() >= patience);
         if makes_room {
-            state.expired = true;
-            if !std::mem::replace(&mut state.yielding, true) {
-                self.0.gate.yields();
-            }
+            state.due = Due::Yielding;
+            self.0.gate.yields();
             state.wake();
             self.0.gate.notice(Kind::Yielded, self.peer());
         }
@@ -57,25 +56,33 @@ impl Connection {
         let has_come = |since: Instant, limit| now.saturating_duration_since(since) > limit;
         let head = state.frames.unfinished().or((state.is_at_head() || state.is_silent()).then_some(state.since));
         match head {
-            Some(began) if state.is_quiet() && !state.expired => {
+            Some(began) if state.is_quiet() && state.due == Due::Not => {
                 // Frames that follow each other without a pause are no request either.
                 let idle = state.is_idle() && state.frames.is_http2() && has_come(state.since, limits.idle_timeout);
-                state.expired = has_come(began, limits.header_timeout) || idle;
-                if state.expired && state.is_silent() {
-                    tell(Kind::Silent);
+                if has_come(began, limits.header_timeout) || idle {
+                    state.due = Due::Expired;
+                    if state.is_silent() {
+                        tell(Kind::Silent);
+                    }
                 }
             }
-            None if state.is_idle() => state.expired = has_come(state.since, limits.idle_timeout),
+            None if state.is_idle() && has_come(state.since, limits.idle_timeout) => state.due = Due::Expired,
             _ => {}
         }
         let unread = state.stalled.is_some_and(|since| has_come(since, limits.send_timeout));
-        if !state.expired && (unread || state.frames.is_stuck(limits.send_timeout, now)) {
-            state.expired = true;
+        if state.due == Due::Not && (unread || state.frames.is_stuck(limits.send_timeout, now)) {
+            state.due = Due::Expired;
             tell(Kind::SendTimeout);
         }
-        state.expired |= state.lingering.is_some_and(|(since, _)| has_come(since, limits.linger_timeout));
-        // Others wait to be told as much as this one, which does not take what it was told.
-        state.expired |= self.is_surplus() && state.tickets > 0 && has_come(state.since, limits.linger_timeout);
+        let lingers = match state.stage {
+            Stage::Lingering { since, .. } => Some(since),
+            // Others wait to be told as much as this one, which does not take what it was told.
+            _ if self.is_surplus() && state.tickets > 0 => Some(state.since),
+            _ => None,
+        };
+        if state.due == Due::Not && lingers.is_some_and(|since| has_come(since, limits.linger_timeout)) {
+            state.due = Due::Expired;
+        }
         let given_up = state.frames.give_up(limits.send_timeout, now);
         (0..given_up).for_each(|_| tell(Kind::SendTimeout));
         let is_late = |upload: &&Upload| upload.awaited().is_some_and(|since| has_come(since, limits.body_timeout));
@@ -88,13 +95,13 @@ impl Connection {
         }
         let mute = state.protocol == Protocol::Http1
             && !state.requests.is_empty()
-            && state.requests.iter().all(|request| request.answering)
+            && state.requests.iter().all(|request| request.progress != Progress::Handling)
             && has_come(state.since, limits.idle_timeout);
         if mute {
             state.since = now;
             state.doubted = true;
         }
-        if state.expired || mute || given_up > 0 {
+        if state.due != Due::Not || mute || given_up > 0 {
             state.wake();
         }
     }
@@ -104,7 +111,7 @@ impl Connection {
     pub(crate) fn held(&self) -> Option<(usize, Duration)> {
         let mut state = self.lock();
         state.read_again();
-        if state.shed {
+        if state.due == Due::Shed {
             return None;
         }
         let uploads = state.requests.iter().filter_map(|request| Some((request.upload.as_ref()?, request.stream?)));
@@ -120,8 +127,8 @@ impl Connection {
     /// Ends the connection because of what it holds.
     pub(crate) fn shed(&self) {
         let mut state = self.lock();
-        state.shed = true;
-        state.expired = true;
+        state.has_yielded(&self.0.gate);
+        state.due = Due::Shed;
         state.wake();
         self.0.gate.notice(Kind::Shed, self.peer());
     }
@@ -131,7 +138,7 @@ impl Connection {
         let mut state = self.lock();
         let asked = !state.is_at_head() && !state.is_silent();
         if asked && state.is_idle() && !state.frames.is_http2() && state.since.elapsed() > silence {
-            state.expired = true;
+            state.due = Due::Expired;
             state.wake();
         }
     }

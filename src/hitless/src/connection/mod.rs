@@ -105,7 +105,8 @@ struct State {
     ledger: Ledger,
     frames: Frames,
     protocol: Protocol,
-    fate: Fate,
+    stage: Stage,
+    due: Due,
     /// The requests in flight: one at most in HTTP/1.1; in HTTP/2 many, each until its stream has ended.
     requests: Vec<InFlight>,
     tickets: u64,
@@ -115,8 +116,6 @@ struct State {
     last: bool,
     /// The client has closed its side, and waits for its answer.
     half_closed: bool,
-    /// Upgraded when the service had been told to leave: its handler knew so from the first moment.
-    late: bool,
     /// A response has ended and its last bytes are not known to have reached the socket.
     unflushed: bool,
     /// Something was written of which the kernel may still hold a part.
@@ -129,14 +128,6 @@ struct State {
     wrote: bool,
     /// Since when the client has not read what is written.
     stalled: Option<Instant>,
-    /// Idle, at its head, or not reading, for too long; or it is to make room.
-    expired: bool,
-    /// It is to make room, and counted so.
-    yielding: bool,
-    /// It holds too much, and is to end whatever it is at.
-    shed: bool,
-    /// Since when what the client still sends is discarded, and how much it was.
-    lingering: Option<(Instant, u64)>,
     /// To be asked whether its client has closed its side.
     doubted: bool,
     /// How much was read since there was nothing to read, or others were served.
@@ -153,17 +144,40 @@ enum Protocol {
     /// HTTP/1.1, or nothing known yet.
     Http1,
     Http2,
-    /// WebSocket and the like.
-    Upgraded,
+    Upgraded(Upgrade),
 }
 
+/// How a connection, or a stream of HTTP/2, became a WebSocket and the like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fate {
+enum Upgrade {
+    Early,
+    /// When the service had been told to leave: its handler knew so from the first moment.
+    Late,
+}
+
+/// Where a connection is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// hyper reads and writes it.
     Open,
     /// Taken from hyper; the socket belongs to the parcel.
     Taken,
+    /// It has ended for hyper, and what the client still sends is discarded: since when, and how many bytes it was.
+    Lingering { since: Instant, discarded: u64 },
     /// Being closed, by either side.
     Closing,
+}
+
+/// Whether a connection is to end, as soon as nothing is lost with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Due {
+    Not,
+    /// It was idle, at its head, or not reading, for too long.
+    Expired,
+    /// It is to make room, and counted so.
+    Yielding,
+    /// It holds too much, and is to end whatever it is at.
+    Shed,
 }
 
 impl Connection {

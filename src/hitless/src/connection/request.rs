@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use axum::http::{HeaderMap, Method, StatusCode, Uri, Version, header};
 
-use super::{Connection, Protocol, Shared};
+use super::{Connection, Protocol, Shared, Upgrade};
 use crate::connections::{Cut, Mode};
 use crate::held::REQUEST;
 use crate::ledger::Body;
@@ -16,6 +16,16 @@ use crate::upload::{Upload, Watched};
 #[derive(Clone, Copy, Debug)]
 pub struct Fragment;
 
+/// How far a request is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Progress {
+    Handling,
+    /// The application's answer has begun, and goes on as long as it goes on.
+    Answering,
+    /// The application's answer has ended. In HTTP/2 it may not have left.
+    Answered,
+}
+
 /// How much of the path of a request that is cut off is told, in bytes.
 const PATH: usize = 256;
 
@@ -24,15 +34,11 @@ const PATH: usize = 256;
 pub(super) struct InFlight {
     pub(super) ticket: u64,
     pub(super) since: Instant,
-    /// The application's answer has begun, and goes on as long as it goes on.
-    pub(super) answering: bool,
+    pub(super) progress: Progress,
     /// The request's body, if it has one that has not arrived yet.
     pub(super) upload: Option<Upload>,
-    /// The application's answer has ended. In HTTP/2 it may not have left.
-    pub(super) answered: bool,
-    /// In HTTP/2: turned into a WebSocket and the like, and that when the service had been told to leave.
-    pub(super) upgraded: bool,
-    pub(super) late: bool,
+    /// In HTTP/2: its stream was turned into a WebSocket and the like.
+    pub(super) upgrade: Option<Upgrade>,
     /// Its stream of HTTP/2.
     pub(super) stream: Option<u32>,
     pub(super) method: Method,
@@ -67,11 +73,9 @@ impl Connection {
         state.requests.push(InFlight {
             ticket,
             since: Instant::now(),
-            answering: false,
+            progress: Progress::Handling,
             upload: upload.clone(),
-            answered: false,
-            upgraded: false,
-            late: false,
+            upgrade: None,
             stream,
             method: request.method().clone(),
             uri: request.uri().clone(),
@@ -132,18 +136,17 @@ impl Ticket {
     pub(crate) fn answering(&self, status: StatusCode, last: bool, upgrade: bool) -> bool {
         self.connection.0.gate.count(status.is_server_error());
         let unread = self.upload.as_ref().is_some_and(Upload::is_abandoned);
-        let late = self.connection.0.gate.mode() != Mode::Open;
+        let leaves = self.connection.0.gate.mode() != Mode::Open;
+        let upgrade = upgrade.then_some(if leaves { Upgrade::Late } else { Upgrade::Early });
         let mut state = self.connection.lock();
         if let Some(request) = state.requests.iter_mut().find(|request| request.ticket == self.id) {
-            request.answering = true;
-            request.upgraded = upgrade && !self.http1;
-            request.late = request.upgraded && late;
+            request.progress = Progress::Answering;
+            request.upgrade = upgrade.filter(|_| !self.http1);
         }
-        if upgrade && self.http1 {
-            state.protocol = Protocol::Upgraded;
-            state.late = late;
+        if let Some(upgrade) = upgrade.filter(|_| self.http1) {
+            state.protocol = Protocol::Upgraded(upgrade);
         }
-        if !self.http1 || upgrade {
+        if !self.http1 || upgrade.is_some() {
             state.ledger.lose();
             state.read_again();
             return false;
@@ -180,8 +183,7 @@ impl Ticket {
     fn finish(&self, whole: bool) {
         let mut state = self.connection.lock();
         if let Some(request) = state.requests.iter_mut().find(|request| request.ticket == self.id) {
-            request.answering = true;
-            request.answered = true;
+            request.progress = Progress::Answered;
         }
         state.forget_answered();
         state.since = Instant::now();
@@ -206,8 +208,13 @@ impl Drop for Ticket {
 }
 
 impl InFlight {
+    /// Whether it was upgraded only to be told goodbye.
+    pub(super) fn is_late(&self) -> bool {
+        self.upgrade == Some(Upgrade::Late)
+    }
+
     /// Whether a handler is at work, which does not wait for its client.
     pub(super) fn is_at_work(&self) -> bool {
-        !self.answering && self.upload.as_ref().is_none_or(|upload| upload.awaited().is_none())
+        self.progress == Progress::Handling && self.upload.as_ref().is_none_or(|upload| upload.awaited().is_none())
     }
 }

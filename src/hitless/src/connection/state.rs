@@ -3,8 +3,9 @@
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
+use super::request::Progress;
 use super::socket::{Socket, is_sent};
-use super::{Fate, Protocol, QUIET, State};
+use super::{Due, Protocol, QUIET, Stage, State, Upgrade};
 use crate::connections::Gate;
 
 /// How long a client that was told to go, or does not read, has until it is taken for one that does not hear.
@@ -13,7 +14,7 @@ const DEAF_AFTER: Duration = Duration::from_millis(100);
 impl State {
     /// Whether another process can go on with the connection.
     pub(super) fn is_clean(&self) -> bool {
-        self.fate == Fate::Open && self.is_quiet() && !self.last && self.ledger.rest().is_some()
+        self.stage == Stage::Open && self.is_quiet() && !self.last && self.ledger.rest().is_some()
     }
 
     /// Whether there is a request of which hyper has nothing more to read, as far as is known.
@@ -31,8 +32,26 @@ impl State {
 
     /// Enters that the connection, if it was to make room, need not be waited for: it has gone, lingers, or asks after all.
     pub(super) fn has_yielded(&mut self, gate: &Gate) {
-        if std::mem::take(&mut self.yielding) {
+        if self.due == Due::Yielding {
+            self.due = Due::Expired;
             gate.yielded();
+        }
+    }
+
+    /// Enters that the connection is not to end after all: its client has said something, or is told why it ends.
+    pub(super) fn spare(&mut self, gate: &Gate) {
+        self.has_yielded(gate);
+        self.due = Due::Not;
+    }
+
+    pub(super) fn is_lingering(&self) -> bool {
+        matches!(self.stage, Stage::Lingering { .. })
+    }
+
+    /// Enters that either side closes the connection.
+    pub(super) fn close(&mut self) {
+        if !self.is_lingering() {
+            self.stage = Stage::Closing;
         }
     }
 
@@ -56,18 +75,18 @@ impl State {
     /// Whether nothing is lost when axum, told to end, closes the connection: HTTP/2, or what cannot be handed over,
     /// without a request; what was only upgraded to be told goodbye; and what lingers, after its end.
     pub(super) fn leaves_by_itself(&self) -> bool {
-        if self.lingering.is_some() {
+        if self.is_lingering() {
             return true;
         }
-        let late = self.requests.iter().filter(|request| request.late).count();
+        let late = self.requests.iter().filter(|request| request.is_late()).count();
         let quiet = self.requests.len() == late && self.frames.open() <= late && !self.unflushed;
-        quiet && self.is_never_clean() && (self.protocol != Protocol::Upgraded || self.late)
+        quiet && self.is_never_clean() && self.protocol != Protocol::Upgraded(Upgrade::Early)
     }
 
     /// Whether the kernel still holds a part of an answer that it would not send any more after the end of the process, when
     /// the client goes on to say something. Other processes go on with HTTP/1.1.
     pub(super) fn is_sending(&self) -> bool {
-        self.unsent && (self.protocol == Protocol::Http2 || self.lingering.is_some())
+        self.unsent && (self.protocol == Protocol::Http2 || self.is_lingering())
     }
 
     /// Looks whether that is still so, once it matters: the service `leaves`.
@@ -106,7 +125,9 @@ impl State {
     /// Drops what is known of requests whose answers have ended; in HTTP/2, have left.
     pub(super) fn forget_answered(&mut self) {
         let frames = &self.frames;
-        self.requests.retain(|request| !request.answered || request.stream.is_some_and(|id| frames.is_open(id)));
+        self.requests.retain(|request| {
+            request.progress != Progress::Answered || request.stream.is_some_and(|id| frames.is_open(id))
+        });
     }
 
     /// Whether the client may still send something while the last that it was sent is on its way: after an answer that
@@ -116,7 +137,7 @@ impl State {
         match self.protocol {
             Protocol::Http1 => self.is_never_clean() || self.ledger.rest().is_none_or(|rest| !rest.is_empty()),
             Protocol::Http2 => true,
-            Protocol::Upgraded => false,
+            Protocol::Upgraded(_) => false,
         }
     }
 
@@ -137,7 +158,8 @@ impl State {
 
     /// Whether the connection waits for its client's next request, or for the rest of its head.
     pub(super) fn awaits_request(&self) -> bool {
-        self.fate == Fate::Open && self.is_quiet() && !self.expired && self.protocol != Protocol::Upgraded
+        let upgraded = matches!(self.protocol, Protocol::Upgraded(_));
+        self.stage == Stage::Open && self.is_quiet() && self.due == Due::Not && !upgraded
     }
 
     /// Whether nothing has come of the request that the connection waits for.

@@ -68,15 +68,15 @@ pub struct Gate {
     /// Those that a sibling has handed in.
     guests: AtomicUsize,
     ids: AtomicU64,
-    closed: AtomicBool,
-    /// The gate is about to close: connections that have been quiet for a while are taken already.
-    thinning: AtomicBool,
+    /// A [`Flow`].
+    flow: AtomicU8,
     /// Clients of HTTP/2 are told to go.
     telling: AtomicBool,
     /// Held while a connection is accepted and taken in.
     entering: Mutex<()>,
     /// The gate was closed or opened, the mode was set, or a connection was taken that nobody may take any more.
     moved: Notify,
+    /// A [`Mode`].
     mode: AtomicU8,
     /// The listening sockets are closed.
     deaf: AtomicBool,

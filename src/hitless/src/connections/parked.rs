@@ -9,7 +9,7 @@ impl Gate {
     /// Puts connections aside: for the parcel, or for the listener while the gate is open.
     pub(crate) fn put(&self, connections: Vec<Clean>) {
         self.aside().extend(connections);
-        if !self.is_closed() && !self.is_thinning() {
+        if self.is_open() {
             self.moved.notify_waiters();
         }
     }

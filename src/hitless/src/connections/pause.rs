@@ -19,10 +19,19 @@ pub(crate) enum Obstacle {
     Unbounded,
 }
 
+/// How far the gate is closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flow {
+    Open,
+    /// It is about to close: connections that have been quiet for a while are taken already.
+    Thinning,
+    Closed,
+}
+
 impl Gate {
     /// Stops accepting, and takes every connection from hyper that is clean or becomes so.
     pub(crate) fn close(&self) {
-        self.closed.store(true, SeqCst);
+        self.set_flow(Flow::Closed);
         // A connection that is being accepted is let in first.
         drop(self.enter());
         self.wake();
@@ -49,21 +58,29 @@ impl Gate {
     pub(crate) async fn thin_out(&self, patience: Duration) {
         // Those that become quiet meanwhile are not woken, and not waited for.
         let Some(before) = Instant::now().checked_sub(QUIET) else { return };
-        self.thinning.store(true, SeqCst);
+        self.set_flow(Flow::Thinning);
         self.wake();
         let thinned = self.wait_until(|gate| !gate.all().values().any(|connection| connection.leaves_early(before)));
         let _ = tokio::time::timeout(patience, thinned).await;
     }
 
     pub(crate) fn is_thinning(&self) -> bool {
-        self.thinning.load(SeqCst)
+        self.flow.load(SeqCst) == Flow::Thinning as u8
+    }
+
+    /// Whether connections that were taken are given back to the listener.
+    pub(crate) fn is_open(&self) -> bool {
+        self.flow.load(SeqCst) == Flow::Open as u8
+    }
+
+    fn set_flow(&self, flow: Flow) {
+        self.flow.store(flow as u8, SeqCst);
     }
 
     /// Goes on accepting, and gives the connections that were taken back to the listener.
     pub(crate) fn open(&self) {
         self.telling.store(false, SeqCst);
-        self.thinning.store(false, SeqCst);
-        self.closed.store(false, SeqCst);
+        self.set_flow(Flow::Open);
         self.wake();
     }
 
@@ -80,7 +97,7 @@ impl Gate {
     }
 
     pub(crate) fn is_closed(&self) -> bool {
-        self.closed.load(SeqCst)
+        self.flow.load(SeqCst) == Flow::Closed as u8
     }
 
     /// What tells that the gate has moved, or that there is a connection to take back.
