@@ -10,10 +10,7 @@
 
 mod ending;
 mod io;
-mod leaving;
-mod limits;
 mod request;
-mod socket;
 mod state;
 
 use std::fmt;
@@ -31,10 +28,9 @@ use crate::frames::Frames;
 use crate::ledger::Ledger;
 use crate::listener::Listener;
 
-pub use io::Io;
+pub use io::{Io, Socket};
 pub use request::Fragment;
 pub(crate) use request::{Ticket, says_close};
-pub use socket::Socket;
 
 use request::InFlight;
 

@@ -7,31 +7,50 @@
 //! It is closed *first*, then every connection is woken under its lock: a read that saw the gate open has left its waker
 //! there, and a later one sees the gate closed. So none is missed.
 
-mod cut;
-mod eviction;
 mod limits;
-mod memory;
-mod parked;
 mod pause;
-mod waiting;
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use axum::http::Method;
 use tokio::sync::Notify;
 
 use crate::connection::{Connection, Io, Origin, Peer, Socket};
 use crate::notice::{Kind, Notices};
 use crate::parcel::Clean;
 
-pub use cut::Cut;
-pub(crate) use eviction::YIELDS_AFTER;
 pub use limits::Limits;
+pub(crate) use limits::YIELDS_AFTER;
 pub(crate) use pause::Obstacle;
 
 use limits::Bounds;
+
+/// Something that was cut off: a request, or a connection that would not end.
+#[derive(Debug)]
+pub struct Cut {
+    /// Whose it was.
+    pub peer: Peer,
+    /// Method and path, where a request was in flight.
+    pub request: Option<(Method, String)>,
+    /// How long it had been there.
+    pub age: Duration,
+    /// A handler was at work. Else it went on because of its client, or without end.
+    pub at_work: bool,
+}
+
+impl fmt::Display for Cut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { peer, request, age, .. } = self;
+        match request {
+            Some((method, path)) => write!(f, "{method} {path} of {peer}, after {age:?}"),
+            None => write!(f, "a connection of {peer} without a request, after {age:?}"),
+        }
+    }
+}
 
 /// How the service stands to its connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -187,5 +206,15 @@ impl Gate {
 
     fn all(&self) -> MutexGuard<'_, HashMap<u64, Connection>> {
         self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is still in flight.
+    pub(crate) fn left(&self) -> Vec<Cut> {
+        self.all().values().filter(|connection| connection.is_busy()).flat_map(Connection::cut).collect()
+    }
+
+    /// The request that has been in flight for the longest.
+    pub(crate) fn slowest(&self) -> Option<Cut> {
+        self.left().into_iter().filter(|cut| cut.request.is_some()).max_by_key(|cut| cut.age)
     }
 }

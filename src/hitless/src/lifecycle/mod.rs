@@ -1,19 +1,18 @@
 //! The life of the process: ready, leaving, gone. One number governs the end, [`ShutdownTimeout`].
 
-mod handle;
-mod last_resort;
 mod leave;
-mod outcome;
-mod signals;
 mod timeout;
 mod to_next_process;
 mod to_nobody;
 mod to_siblings;
 mod upkeep;
 
+use std::fmt;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tokio_util::task::TaskTracker;
 
@@ -21,14 +20,89 @@ use crate::connections::Gate;
 use crate::sibling::{Door, Siblings};
 use crate::systemd;
 
-pub use handle::{Handle, Phase};
-pub use outcome::Outcome;
-pub use signals::{Reason, told_to_leave};
+pub use leave::Outcome;
 pub use timeout::ShutdownTimeout;
-pub use upkeep::{expire, failure, relieve, report};
+pub use upkeep::{Reason, expire, failure, relieve, report, told_to_leave};
 
-use handle::Shared;
-use last_resort::LastResort;
+use upkeep::LastResort;
+
+/// Where the process is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Not ready yet.
+    Starting,
+    /// Ready.
+    Serving,
+    /// Told to leave, still serving (a lame duck).
+    Leaving {
+        /// When it was told.
+        since: Instant,
+        /// Whoever is sent here is served at once.
+        ready: bool,
+    },
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Phase::Starting => "starting",
+            Phase::Serving => "serving",
+            Phase::Leaving { .. } => "leaving",
+        })
+    }
+}
+
+/// What handlers and background tasks see of the process' life.
+#[derive(Clone, Debug)]
+pub struct Handle(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    timeout: ShutdownTimeout,
+    phase: watch::Receiver<Phase>,
+    tasks: TaskTracker,
+}
+
+impl Handle {
+    /// Where the process is in its life.
+    pub fn phase(&self) -> Phase {
+        *self.0.phase.borrow()
+    }
+
+    /// Whether whoever is sent here now is served at once. A service that leaves is ready as long as that is so: it hands
+    /// its connections over within a moment.
+    pub fn is_ready(&self) -> bool {
+        matches!(self.phase(), Phase::Serving | Phase::Leaving { ready: true, .. })
+    }
+
+    /// Waits until the process is told to leave.
+    ///
+    /// For what lasts: a stream of events ends, a WebSocket is closed with 1012 (service restart), a loop stops.
+    pub async fn draining(&self) {
+        let mut phase = self.0.phase.clone();
+        // The sender outlives every handler; should it go, the process is leaving all the same.
+        let _ = phase.wait_for(|phase| matches!(phase, Phase::Leaving { .. })).await;
+    }
+
+    /// How much of T is left, once the process was told to leave.
+    pub fn remaining(&self) -> Option<Duration> {
+        match self.phase() {
+            Phase::Leaving { since, .. } => Some(self.0.timeout.total().saturating_sub(since.elapsed())),
+            Phase::Starting | Phase::Serving => None,
+        }
+    }
+
+    /// Runs work that must end before the process does. The process waits for it, until T.
+    ///
+    /// Work that goes on by itself has to watch [`draining`](Self::draining).
+    pub fn spawn<F>(&self, work: F) -> JoinHandle<F::Output>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        self.0.tasks.spawn(work)
+    }
+}
 
 /// Leads the process through its life.
 #[derive(Debug)]
