@@ -15,7 +15,7 @@ mod ledger;
 mod lifecycle;
 mod listener;
 mod notice;
-mod parcel;
+mod queue;
 mod request_timeout;
 mod room;
 mod sibling;
@@ -49,11 +49,11 @@ pub fn process_mark() -> &'static str {
     &MARK
 }
 
-// Not within `gate` and `upload`: tests/fuzz compiles these files where there is no runtime.
+// Not within `connections` and `upload`: tests/fuzz compiles these files where there is no runtime.
 #[cfg(all(test, feature = "proofs"))]
 #[rustfmt::skip]
-#[path = "../tests/unit/gate.rs"]
-mod gate_tests;
+#[path = "../tests/unit/connections.rs"]
+mod connections_tests;
 #[cfg(all(test, feature = "proofs"))]
 #[rustfmt::skip]
 #[path = "../tests/unit/upload.rs"]

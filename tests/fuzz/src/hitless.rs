@@ -31,12 +31,12 @@ pub fn process_mark() -> &'static str {
     "0-"
 }
 
-pub mod parcel {
-    /// As in `src/hitless/src/parcel.rs`.
+pub mod queue {
+    /// As in `src/hitless/src/queue.rs`.
     #[derive(Debug)]
-    pub struct Clean {
+    pub struct Detached {
         pub socket: std::os::fd::OwnedFd,
-        pub rest: Vec<u8>,
+        pub unparsed: Vec<u8>,
         pub origin: super::connection::Origin,
     }
 }

@@ -15,4 +15,4 @@ pub mod case;
 pub mod hitless;
 
 // Where the machinery finds its own modules: at the root of its crate.
-use hitless::{connection, connections, frames, held, ledger, listener, notice, parcel, upload};
+use hitless::{connection, connections, frames, held, ledger, listener, notice, queue, upload};

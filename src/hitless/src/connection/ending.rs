@@ -38,21 +38,21 @@ impl Connection {
         let makes_room = lingers || (state.awaits_request() && state.since.elapsed() >= patience);
         if makes_room {
             state.due = Due::Yielding;
-            self.0.gate.yields();
+            self.0.connections.yields();
             state.wake();
-            self.0.gate.notice(Kind::Yielded, self.peer());
+            self.0.connections.notice(Kind::Yielded, self.peer());
         }
         makes_room
     }
 
     /// Whether the connection is over the limit, and stays so although it has something to ask: nobody makes room.
     pub(crate) fn is_turned_away(&self) -> bool {
-        if self.is_surplus() && self.0.gate.make_room(true, false) {
-            self.0.surplus.store(false, Relaxed);
+        if self.is_over_limit() && self.0.connections.make_room(true, false) {
+            self.0.over_limit.store(false, Relaxed);
             // It may have been taken for one that is not read any more.
             self.lock().read_again();
         }
-        self.is_surplus()
+        self.is_over_limit()
     }
 
     /// Ends what has reached its limit: silence, a head, a body that is waited for, an answer that is not read. Where an
@@ -60,7 +60,7 @@ impl Connection {
     pub(crate) fn expire(&self, limits: &Limits) {
         let mut state = self.lock();
         let now = Instant::now();
-        let tell = |kind| self.0.gate.notice(kind, self.peer());
+        let tell = |kind| self.0.connections.notice(kind, self.peer());
         let has_come = |since: Instant, limit| now.saturating_duration_since(since) > limit;
         let head = state.frames.unfinished().or((state.is_at_head() || state.is_silent()).then_some(state.since));
         match head {
@@ -85,7 +85,7 @@ impl Connection {
         let lingers = match state.stage {
             Stage::Lingering { since, .. } => Some(since),
             // Others wait to be told as much as this one, which does not take what it was told.
-            _ if self.is_surplus() && state.tickets > 0 => Some(state.since),
+            _ if self.is_over_limit() && state.dispatched > 0 => Some(state.since),
             _ => None,
         };
         if state.due == Due::Not && lingers.is_some_and(|since| has_come(since, limits.linger_timeout)) {
@@ -126,7 +126,7 @@ impl Connection {
         let uploads: usize = uploads.map(|(upload, id)| upload.held(state.frames.received(id))).sum();
         let requests = state.requests.len().max(state.frames.open()) * REQUEST;
         // hyper has what is read of a head as well.
-        let head = state.ledger.rest().map_or(0, |rest| rest.len() * 2);
+        let head = state.ledger.unparsed().map_or(0, |head| head.len() * 2);
         let since = state.frames.stands_still().or(state.stalled).unwrap_or(state.since);
         let held = self.unread().load(Relaxed) + uploads + requests + head;
         (held > 0).then(|| (held, since.elapsed()))
@@ -135,10 +135,10 @@ impl Connection {
     /// Ends the connection because of what it holds.
     pub(crate) fn shed(&self) {
         let mut state = self.lock();
-        state.has_yielded(&self.0.gate);
+        state.has_yielded(&self.0.connections);
         state.due = Due::Shed;
         state.wake();
-        self.0.gate.notice(Kind::Shed, self.peer());
+        self.0.connections.notice(Kind::Shed, self.peer());
     }
 
     /// Ends an HTTP/1.1 connection that has been silent between requests for so long.
@@ -228,10 +228,10 @@ impl Connection {
             StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => (Kind::HeadTooLarge, "the request's head is too large"),
             _ => (Kind::Malformed, "the request cannot be understood"),
         };
-        let (gate, peer) = (&self.0.gate, self.peer());
-        let id = gate.refusal_id();
-        gate.count(false);
-        gate.notice(kind, peer);
+        let (connections, peer) = (&self.0.connections, self.peer());
+        let id = connections.refusal_id();
+        connections.count(false);
+        connections.notice(kind, peer);
         tracing::debug!(%peer, request_id = id, status = status.as_u16(), "{detail}");
         let title = status.canonical_reason().unwrap_or("Error");
         let body = format!("{{\"title\":\"{title}\",\"status\":{},\"detail\":\"{detail}\"}}\n", status.as_u16());
@@ -243,7 +243,7 @@ impl Connection {
         );
         state.ledger.lose();
         state.stage = Stage::Lingering { since: Instant::now(), discarded: 0 };
-        state.spare(gate);
+        state.spare(connections);
         state.unsent = socket.poll_write(cx, answer.as_bytes()).is_ready();
     }
 }

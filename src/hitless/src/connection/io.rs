@@ -17,11 +17,11 @@ use tokio_util::either::Either;
 
 use super::ending::refusal;
 use super::{Connection, Due, Origin, Peer, Protocol, Shared, Stage, State};
-use crate::connections::{Gate, Mode};
+use crate::connections::{Connections, Mode};
 use crate::frames::Frames;
 use crate::held::{READ, READ_WHEN_TIGHT};
 use crate::ledger::Ledger;
-use crate::parcel::Clean;
+use crate::queue::Detached;
 
 /// How much a connection may say before others are served: 16 KiB may be thousands of frames, or of chunks.
 const FAIR_BYTES: usize = 16 << 10;
@@ -37,8 +37,15 @@ pub struct Io {
 }
 
 impl Io {
-    /// A connection behind `gate`, where it is number `id`. `rest` is what another process has read of its next request.
-    pub(crate) fn new(gate: Arc<Gate>, id: u64, socket: Socket, peer: Peer, rest: Vec<u8>, origin: Origin) -> Self {
+    /// A connection among `connections`, where it is number `id`. `unparsed` is what another process has read of its next request.
+    pub(crate) fn new(
+        connections: Arc<Connections>,
+        id: u64,
+        socket: Socket,
+        peer: Peer,
+        unparsed: Vec<u8>,
+        origin: Origin,
+    ) -> Self {
         let state = State {
             ledger: Ledger::default(),
             frames: Frames::default(),
@@ -46,7 +53,7 @@ impl Io {
             stage: Stage::Open,
             due: Due::Not,
             requests: Vec::new(),
-            tickets: 0,
+            dispatched: 0,
             asked: matches!(origin, Origin::Adopted | Origin::Guest),
             last: false,
             half_closed: false,
@@ -61,11 +68,18 @@ impl Io {
             reader: None,
             writer: None,
         };
-        let surplus = AtomicBool::new(origin == Origin::Surplus);
+        let over_limit = AtomicBool::new(origin == Origin::OverLimit);
         let unread = AtomicUsize::new(0);
-        let connection =
-            Connection(Arc::new(Shared { id, peer, origin, surplus, unread, gate, state: Mutex::new(state) }));
-        Self { socket: Some(socket), unread: rest, connection }
+        let connection = Connection(Arc::new(Shared {
+            id,
+            peer,
+            origin,
+            over_limit,
+            unread,
+            connections,
+            state: Mutex::new(state),
+        }));
+        Self { socket: Some(socket), unread: unparsed, connection }
     }
 
     /// What others may know of it.
@@ -82,16 +96,16 @@ impl AsyncRead for Io {
         let Io { socket, unread, connection } = self.get_mut();
         let mut socket = Pin::new(socket.as_mut().expect(PRESENT));
         let mut state = connection.lock();
-        let closed = connection.0.gate.is_closed();
-        let leaves = connection.0.gate.mode() != Mode::Open;
+        let closed = connection.0.connections.is_paused();
+        let leaves = connection.0.connections.mode() != Mode::Serving;
         match &mut state.reader {
             Some(waker) => waker.clone_from(cx.waker()),
             waker => *waker = Some(cx.waker().clone()),
         }
-        if closed && state.is_clean() {
-            state.stage = Stage::Taken;
+        if closed && state.is_at_boundary() {
+            state.stage = Stage::Detached;
         }
-        if state.stage == Stage::Taken {
+        if state.stage == Stage::Detached {
             return Poll::Ready(Ok(()));
         }
         if state.is_lingering() {
@@ -99,14 +113,14 @@ impl AsyncRead for Io {
             return state.poll_linger(socket, cx, leaves).map(Ok);
         }
         state.look_at_unsent(&socket, leaves);
-        state.withheld = state.withholds(closed) || connection.0.gate.is_flooded();
+        state.withheld = state.withholds(closed) || connection.0.connections.is_flooded();
         if state.withheld {
             return Poll::Pending;
         }
         if state.due == Due::Shed {
             return state.say_goodbye(socket, cx);
         }
-        if connection.0.gate.is_telling()
+        if connection.0.connections.is_telling()
             && state.stalled.is_none()
             && let Some(notice) = state.frames.notice_to_leave()
         {
@@ -135,7 +149,7 @@ impl AsyncRead for Io {
                 }
             }
         }
-        if connection.is_surplus() && state.frames.has_asked() {
+        if connection.is_over_limit() && state.frames.has_asked() {
             // The end of the last stream wakes the task, or that there is room after all.
             state.withheld = state.frames.open() > 0 && state.due == Due::Not;
             return if state.withheld { Poll::Pending } else { state.say_goodbye(socket, cx) };
@@ -167,8 +181,8 @@ impl AsyncRead for Io {
                     }
                     return state.say_goodbye(socket, cx);
                 }
-                Poll::Pending if connection.0.gate.is_thinning() && state.may_leave_early() => {
-                    state.stage = Stage::Taken;
+                Poll::Pending if connection.0.connections.is_detaching_idle() && state.may_leave_early() => {
+                    state.stage = Stage::Detached;
                     return Poll::Ready(Ok(()));
                 }
                 Poll::Pending => return Poll::Pending,
@@ -187,15 +201,15 @@ impl AsyncRead for Io {
             state.close();
             return Poll::Ready(Ok(()));
         }
-        connection.0.gate.take_in(read.len());
+        connection.0.connections.take_in(read.len());
         let now = Instant::now();
         // A client of HTTP/2 is as silent as its streams, whatever else it sends.
         if !state.is_at_head() && !state.frames.is_http2() {
             state.since = now;
         }
-        state.spare(&connection.0.gate);
+        state.spare(&connection.0.connections);
         state.ledger.read(read);
-        if !state.ledger.is_lost() && state.ledger.head_bytes() > connection.0.gate.limits().max_head_bytes {
+        if !state.ledger.is_lost() && state.ledger.head_bytes() > connection.0.connections.limits().max_head_bytes {
             let refused = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
             buf.set_filled(start);
             connection.refuse(&mut state, refused, socket.as_mut(), cx);
@@ -220,7 +234,7 @@ impl AsyncWrite for Io {
     ) -> Poll<io::Result<usize>> {
         let Io { socket, connection, .. } = self.get_mut();
         let mut state = connection.lock();
-        if state.stage == Stage::Taken {
+        if state.stage == Stage::Detached {
             // hyper refuses the part of a head that it has. The whole goes to another process.
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
@@ -246,12 +260,13 @@ impl AsyncWrite for Io {
             state.unsent |= count > 0;
             if state.frames.is_http2() && state.frames.written(bytes, count, Instant::now()) {
                 state.streams_ended();
-                if connection.is_surplus() || state.frames.has_heard() {
+                if connection.is_over_limit() || state.frames.has_heard() {
                     // Its end is due.
                     cx.waker().wake_by_ref();
                 }
             }
-        } else if (state.due != Due::Not && state.stalled.is_some()) || state.is_given_up(connection.0.gate.is_closed())
+        } else if (state.due != Due::Not && state.stalled.is_some())
+            || state.is_given_up(connection.0.connections.is_paused())
         {
             state.close();
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
@@ -284,9 +299,9 @@ impl AsyncWrite for Io {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Io { socket, connection, .. } = self.get_mut();
         let socket = Pin::new(socket.as_mut().expect(PRESENT));
-        let leaves = connection.0.gate.mode() != Mode::Open;
+        let leaves = connection.0.connections.mode() != Mode::Serving;
         let mut state = connection.lock();
-        if state.stage == Stage::Taken {
+        if state.stage == Stage::Detached {
             return Poll::Ready(Ok(()));
         }
         state.close();
@@ -294,7 +309,7 @@ impl AsyncWrite for Io {
             if !state.is_lingering() {
                 state.stage = Stage::Lingering { since: Instant::now(), discarded: 0 };
             }
-            state.has_yielded(&connection.0.gate);
+            state.has_yielded(&connection.0.connections);
             return state.poll_linger(socket, cx, leaves).map(Ok);
         }
         drop(state);
@@ -305,11 +320,11 @@ impl AsyncWrite for Io {
 impl Drop for Io {
     fn drop(&mut self) {
         let Some(socket) = self.socket.take() else { return };
-        let gate = &self.connection.0.gate;
+        let connections = &self.connection.0.connections;
         let mut state = self.connection.lock();
-        if state.stage == Stage::Taken {
-            let mut rest = state.ledger.rest().unwrap_or_default().to_vec();
-            rest.append(&mut self.unread);
+        if state.stage == Stage::Detached {
+            let mut unparsed = state.ledger.unparsed().unwrap_or_default().to_vec();
+            unparsed.append(&mut self.unread);
             let socket = match socket {
                 Either::Left(tcp) => tcp.into_std().map(Into::into),
                 Either::Right(unix) => unix.into_std().map(Into::into),
@@ -317,16 +332,18 @@ impl Drop for Io {
             match socket {
                 Ok(socket) => {
                     let origin = if state.has_asked() { Origin::Adopted } else { Origin::Unasked };
-                    gate.put(vec![Clean { socket, rest, origin }]);
+                    connections.park(vec![Detached { socket, unparsed, origin }]);
                 }
-                Err(error) => tracing::error!("the connection of {} cannot be taken: {error}", self.connection.peer()),
+                Err(error) => {
+                    tracing::error!("the connection of {} cannot be detached: {error}", self.connection.peer())
+                }
             }
         }
         // What has gone makes no room.
         state.stage = Stage::Closing;
-        state.has_yielded(gate);
+        state.has_yielded(connections);
         drop(state);
-        gate.forget(self.connection.0.id, self.connection.0.origin);
+        connections.forget(self.connection.0.id, self.connection.0.origin);
     }
 }
 

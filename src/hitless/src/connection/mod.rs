@@ -1,10 +1,10 @@
 //! A connection: its socket as hyper sees it, and what is known of its requests.
 //!
-//! A connection is *clean* when every byte read from it belongs to a request that was answered and flushed, apart from
-//! the beginning of a head, which travels along. Nothing else about it lives in this process, so whoever holds the
-//! socket can go on with it. Once the [gate](Gate) is closed, a clean connection leaves hyper at its next read: it gets an
-//! *end of file* without the socket being touched, takes the client for gone and lets go; [`Io`]'s drop then puts the
-//! untouched socket aside for the parcel.
+//! A connection stands *at a message boundary* when every byte read from it belongs to a request that was answered and
+//! flushed, apart from the beginning of a head, which travels along. Nothing else about it lives in this process, so whoever
+//! holds the socket can go on with it. Once the [connections](Connections) are paused, such a one is *detached* from hyper at
+//! its next read: hyper gets an *end of file* without the socket being touched, takes the client for gone and lets go;
+//! [`Io`]'s drop then parks the untouched socket.
 //!
 //! The state stands behind a lock of its own, held for a few instructions and never across an await.
 
@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use axum::extract::connect_info::Connected;
 use axum::serve::IncomingStream;
 
-use crate::connections::Gate;
+use crate::connections::Connections;
 use crate::frames::Frames;
 use crate::ledger::Ledger;
 use crate::listener::Listener;
@@ -34,7 +34,7 @@ pub(crate) use request::{Ticket, says_close};
 
 use request::InFlight;
 
-/// How long a connection has to have been quiet to be taken before the gate closes.
+/// How long a connection has to have been quiet to be detached before the others are paused.
 pub(crate) const QUIET: Duration = Duration::from_millis(500);
 
 /// Who is at the other end.
@@ -70,8 +70,8 @@ pub(crate) enum Idle {
 pub enum Origin {
     Accepted,
     /// Accepted over the limit: served if another one makes room for it, else only told so.
-    Surplus,
-    /// Handed over by the process before, or put aside by this one.
+    OverLimit,
+    /// Handed over by the process before, or parked by this one.
     Adopted,
     /// The same, and nothing was asked on it yet.
     Unasked,
@@ -89,10 +89,10 @@ struct Shared {
     peer: Peer,
     origin: Origin,
     /// Over the limit of connections.
-    surplus: AtomicBool,
+    over_limit: AtomicBool,
     /// Of its answers, what hyper has and the client has not, in bytes.
     unread: AtomicUsize,
-    gate: Arc<Gate>,
+    connections: Arc<Connections>,
     state: Mutex<State>,
 }
 
@@ -105,7 +105,8 @@ struct State {
     due: Due,
     /// The requests in flight: one at most in HTTP/1.1; in HTTP/2 many, each until its stream has ended.
     requests: Vec<InFlight>,
-    tickets: u64,
+    /// How many requests were dispatched here.
+    dispatched: u64,
     /// Something was asked on it before it came to this process.
     asked: bool,
     /// It ends with the request in flight: either side has said so.
@@ -156,8 +157,8 @@ enum Upgrade {
 enum Stage {
     /// hyper reads and writes it.
     Open,
-    /// Taken from hyper; the socket belongs to the parcel.
-    Taken,
+    /// hyper is to let go of it, and its socket to be parked.
+    Detached,
     /// It has ended for hyper, and what the client still sends is discarded: since when, and how many bytes it was.
     Lingering { since: Instant, discarded: u64 },
     /// Being closed, by either side.
@@ -183,8 +184,8 @@ impl Connection {
     }
 
     /// Whether the connection is over the limit.
-    fn is_surplus(&self) -> bool {
-        self.0.surplus.load(Relaxed)
+    fn is_over_limit(&self) -> bool {
+        self.0.over_limit.load(Relaxed)
     }
 
     /// Has hyper read from the connection once more.
@@ -199,7 +200,7 @@ impl Connection {
 
     /// Whether the connections hold so much that each is to hold less.
     pub(crate) fn is_tight(&self) -> bool {
-        self.0.gate.is_tight()
+        self.0.connections.is_tight()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -32,7 +32,7 @@ const PATH: usize = 256;
 /// A request in flight.
 #[derive(Debug)]
 pub(super) struct InFlight {
-    pub(super) ticket: u64,
+    pub(super) number: u64,
     pub(super) since: Instant,
     pub(super) progress: Progress,
     /// The request's body, if it has one that has not arrived yet.
@@ -46,7 +46,7 @@ pub(super) struct InFlight {
 }
 
 impl Connection {
-    /// Enters that hyper handed a request to the application. From then on its body tells when it is waited for.
+    /// Records that hyper handed a request to the application. From then on its body tells when it is waited for.
     pub(crate) fn dispatched(&self, request: &mut axum::extract::Request) -> Ticket {
         use http_body::Body as _;
         let upload = (!request.body().is_end_stream()).then(Upload::default);
@@ -67,11 +67,11 @@ impl Connection {
             // Such a client waits for the end of file.
             state.last |= state.half_closed || request.version() < Version::HTTP_11 || says_close(request.headers());
         }
-        self.0.gate.take_in(REQUEST);
-        state.tickets += 1;
-        let ticket = state.tickets;
+        self.0.connections.take_in(REQUEST);
+        state.dispatched += 1;
+        let number = state.dispatched;
         state.requests.push(InFlight {
-            ticket,
+            number,
             since: Instant::now(),
             progress: Progress::Handling,
             upload: upload.clone(),
@@ -87,7 +87,7 @@ impl Connection {
             *request.body_mut() = axum::body::Body::new(Watched::new(body, upload.clone()));
             request.extensions_mut().insert(upload.clone());
         }
-        Ticket { connection: self.clone(), id: ticket, http1, answered: false, upload }
+        Ticket { connection: self.clone(), number, http1, answered: false, upload }
     }
 
     /// What is lost when the connection is cut now.
@@ -123,23 +123,23 @@ pub(crate) fn says_close(headers: &HeaderMap) -> bool {
 #[derive(Debug)]
 pub(crate) struct Ticket {
     connection: Connection,
-    id: u64,
+    number: u64,
     http1: bool,
     answered: bool,
     upload: Option<Upload>,
 }
 
 impl Ticket {
-    /// Enters that the answer's head is ready, and says whether it has to announce the end of the connection.
+    /// Records that the answer's head is ready, and says whether it has to announce the end of the connection.
     ///
     /// `last`: the application ends the connection with this answer. `upgrade`: it turns it into something else.
     pub(crate) fn answering(&self, status: StatusCode, last: bool, upgrade: bool) -> bool {
-        self.connection.0.gate.count(status.is_server_error());
+        self.connection.0.connections.count(status.is_server_error());
         let unread = self.upload.as_ref().is_some_and(Upload::is_abandoned);
-        let leaves = self.connection.0.gate.mode() != Mode::Open;
+        let leaves = self.connection.0.connections.mode() != Mode::Serving;
         let upgrade = upgrade.then_some(if leaves { Upgrade::Late } else { Upgrade::Early });
         let mut state = self.connection.lock();
-        if let Some(request) = state.requests.iter_mut().find(|request| request.ticket == self.id) {
+        if let Some(request) = state.requests.iter_mut().find(|request| request.number == self.number) {
             request.progress = Progress::Answering;
             request.upgrade = upgrade.filter(|_| !self.http1);
         }
@@ -154,8 +154,8 @@ impl Ticket {
         // In the second case hyper will close the connection, because the request's body was not read.
         state.last |= last || (unread && !state.ledger.answer_due());
         // What cannot be handed over ends now, with notice, rather than at a restart, without.
-        state.last |= match self.connection.0.gate.mode() {
-            Mode::Open | Mode::HandingOver => state.is_never_clean(),
+        state.last |= match self.connection.0.connections.mode() {
+            Mode::Serving | Mode::HandingOver => state.is_never_at_boundary(),
             Mode::Retiring | Mode::Retired => true,
         };
         state.last
@@ -167,12 +167,12 @@ impl Ticket {
 
     /// Notes that the request is turned away, as its connection is over the limit; gives its id.
     pub(crate) fn refuse(&self) -> String {
-        let Shared { gate, peer, .. } = &*self.connection.0;
-        gate.notice(Kind::Full, *peer);
-        gate.refusal_id()
+        let Shared { connections, peer, .. } = &*self.connection.0;
+        connections.notice(Kind::Full, *peer);
+        connections.refusal_id()
     }
 
-    /// Enters that the answer has ended, whole.
+    /// Records that the answer has ended, whole.
     pub(crate) fn answered(&mut self) {
         if !self.answered {
             self.answered = true;
@@ -182,7 +182,7 @@ impl Ticket {
 
     fn finish(&self, whole: bool) {
         let mut state = self.connection.lock();
-        if let Some(request) = state.requests.iter_mut().find(|request| request.ticket == self.id) {
+        if let Some(request) = state.requests.iter_mut().find(|request| request.number == self.number) {
             request.progress = Progress::Answered;
         }
         state.forget_answered();

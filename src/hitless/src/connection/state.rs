@@ -6,15 +6,15 @@ use std::time::{Duration, Instant};
 use super::io::is_sent;
 use super::request::{InFlight, Progress};
 use super::{Connection, Due, Protocol, QUIET, Socket, Stage, State, Upgrade};
-use crate::connections::{Gate, Obstacle};
+use crate::connections::{Connections, Obstacle};
 
 /// How long a client that was told to go, or does not read, has until it is taken for one that does not hear.
-const DEAF_AFTER: Duration = Duration::from_millis(100);
+const UNRESPONSIVE_AFTER: Duration = Duration::from_millis(100);
 
 impl State {
     /// Whether another process can go on with the connection.
-    pub(super) fn is_clean(&self) -> bool {
-        self.stage == Stage::Open && self.is_quiet() && !self.last && self.ledger.rest().is_some()
+    pub(super) fn is_at_boundary(&self) -> bool {
+        self.stage == Stage::Open && self.is_quiet() && !self.last && self.ledger.unparsed().is_some()
     }
 
     /// Whether there is a request of which hyper has nothing more to read, as far as is known.
@@ -30,17 +30,17 @@ impl State {
             || ((paused || self.half_closed) && self.unflushed)
     }
 
-    /// Enters that the connection, if it was to make room, need not be waited for: it has gone, lingers, or asks after all.
-    pub(super) fn has_yielded(&mut self, gate: &Gate) {
+    /// Records that the connection, if it was to make room, need not be waited for: it has gone, lingers, or asks after all.
+    pub(super) fn has_yielded(&mut self, connections: &Connections) {
         if self.due == Due::Yielding {
             self.due = Due::Expired;
-            gate.yielded();
+            connections.yielded();
         }
     }
 
-    /// Enters that the connection is not to end after all: its client has said something, or is told why it ends.
-    pub(super) fn spare(&mut self, gate: &Gate) {
-        self.has_yielded(gate);
+    /// Records that the connection is not to end after all: its client has said something, or is told why it ends.
+    pub(super) fn spare(&mut self, connections: &Connections) {
+        self.has_yielded(connections);
         self.due = Due::Not;
     }
 
@@ -48,7 +48,7 @@ impl State {
         matches!(self.stage, Stage::Lingering { .. })
     }
 
-    /// Enters that either side closes the connection.
+    /// Records that either side closes the connection.
     pub(super) fn close(&mut self) {
         if !self.is_lingering() {
             self.stage = Stage::Closing;
@@ -63,13 +63,13 @@ impl State {
     }
 
     /// Whether no other process can ever go on with the connection.
-    pub(super) fn is_never_clean(&self) -> bool {
+    pub(super) fn is_never_at_boundary(&self) -> bool {
         self.last || self.ledger.is_lost()
     }
 
-    /// Whether nobody is likely to notice that the connection is taken a little before the others.
+    /// Whether nobody is likely to notice that the connection is detached a little before the others.
     pub(super) fn may_leave_early(&self) -> bool {
-        self.is_clean() && !self.is_at_head() && self.since.elapsed() >= QUIET
+        self.is_at_boundary() && !self.is_at_head() && self.since.elapsed() >= QUIET
     }
 
     /// Whether nothing is lost when axum, told to end, closes the connection: HTTP/2, or what cannot be handed over,
@@ -80,7 +80,7 @@ impl State {
         }
         let late = self.requests.iter().filter(|request| request.is_late()).count();
         let quiet = self.requests.len() == late && self.frames.open() <= late && !self.unflushed;
-        quiet && self.is_never_clean() && self.protocol != Protocol::Upgraded(Upgrade::Early)
+        quiet && self.is_never_at_boundary() && self.protocol != Protocol::Upgraded(Upgrade::Early)
     }
 
     /// Whether the kernel still holds a part of an answer that it would not send any more after the end of the process, when
@@ -103,20 +103,20 @@ impl State {
 
     /// Whether the client of HTTP/2 was told to go and has heard, or once everybody else waits, has had the time to.
     pub(super) fn is_to_go(&self, paused: bool) -> bool {
-        self.frames.has_heard() || (paused && (self.is_deaf() || has_passed(self.frames.told())))
+        self.frames.has_heard() || (paused && (self.is_unresponsive() || has_passed(self.frames.told())))
     }
 
     /// Whether the client of HTTP/2 neither asks nor reads while everybody else waits.
     pub(super) fn is_given_up(&self, paused: bool) -> bool {
-        paused && self.frames.is_http2() && self.is_quiet() && self.is_deaf()
+        paused && self.frames.is_http2() && self.is_quiet() && self.is_unresponsive()
     }
 
     /// Whether nothing can be told to the client, as it does not read.
-    pub(super) fn is_deaf(&self) -> bool {
+    pub(super) fn is_unresponsive(&self) -> bool {
         has_passed(self.stalled)
     }
 
-    /// Enters that HTTP/2 streams have ended.
+    /// Records that HTTP/2 streams have ended.
     pub(super) fn streams_ended(&mut self) {
         self.since = Instant::now();
         self.forget_answered();
@@ -135,7 +135,9 @@ impl State {
     /// answer that it takes is told to the service. A client that was idle has everything.
     pub(super) fn is_to_linger(&self) -> bool {
         match self.protocol {
-            Protocol::Http1 => self.is_never_clean() || self.ledger.rest().is_none_or(|rest| !rest.is_empty()),
+            Protocol::Http1 => {
+                self.is_never_at_boundary() || self.ledger.unparsed().is_none_or(|head| !head.is_empty())
+            }
             Protocol::Http2 => true,
             Protocol::Upgraded(_) => false,
         }
@@ -143,17 +145,17 @@ impl State {
 
     /// Whether the beginning of a head has been read, or of the preface of HTTP/2.
     pub(super) fn is_at_head(&self) -> bool {
-        self.ledger.rest().is_some_and(|rest| !rest.is_empty()) || self.frames.is_at_preface()
+        self.ledger.unparsed().is_some_and(|head| !head.is_empty()) || self.frames.is_at_preface()
     }
 
     /// Whether nothing has come on a connection that was accepted here.
     pub(super) fn is_silent(&self) -> bool {
-        !self.has_asked() && self.ledger.rest().is_some_and(<[u8]>::is_empty)
+        !self.has_asked() && self.ledger.unparsed().is_some_and(<[u8]>::is_empty)
     }
 
     /// Whether something was asked on the connection, here or where it was accepted.
     pub(super) fn has_asked(&self) -> bool {
-        self.tickets > 0 || self.asked
+        self.dispatched > 0 || self.asked
     }
 
     /// Whether the connection waits for its client's next request, or for the rest of its head.
@@ -174,11 +176,11 @@ impl State {
 
 /// Whether a client has had the time to hear since then.
 fn has_passed(since: Option<Instant>) -> bool {
-    since.is_some_and(|since| since.elapsed() >= DEAF_AFTER)
+    since.is_some_and(|since| since.elapsed() >= UNRESPONSIVE_AFTER)
 }
 
 impl Connection {
-    /// What keeps a moment from being calm here; as [`Gate::obstacle`].
+    /// What keeps a moment from being calm here; as [`Connections::obstacle`].
     pub(crate) fn obstacle(&self, calm: Duration) -> Obstacle {
         let state = self.lock();
         if state.is_lingering() {
@@ -195,7 +197,7 @@ impl Connection {
         if unbounded { Obstacle::Unbounded } else { Obstacle::None }
     }
 
-    /// Whether the connection has to be waited for before HTTP/2 is told to go away; as [`Gate::taken`].
+    /// Whether the connection has to be waited for before HTTP/2 is told to go away; as [`Connections::detached`].
     pub(crate) fn is_awaited(&self, before: Option<Instant>) -> bool {
         let state = self.lock();
         match state.protocol {
@@ -216,21 +218,21 @@ impl Connection {
         matches!(self.lock().stage, Stage::Lingering { since, .. } if since.elapsed() >= time)
     }
 
-    /// Whether the connection was taken from hyper, and is not put aside yet.
-    pub(crate) fn is_taken(&self) -> bool {
-        self.lock().stage == Stage::Taken
+    /// Whether hyper is to let go of the connection, and it is not parked yet.
+    pub(crate) fn is_detached(&self) -> bool {
+        self.lock().stage == Stage::Detached
     }
 
-    /// Whether the connection, quiet since `before`, is to be taken before the gate closes and not put aside yet.
+    /// Whether the connection, quiet since `before`, is to be detached before the others are paused and not parked yet.
     pub(crate) fn leaves_early(&self, before: Instant) -> bool {
         let state = self.lock();
-        state.stage == Stage::Taken || (state.may_leave_early() && state.since < before)
+        state.stage == Stage::Detached || (state.may_leave_early() && state.since < before)
     }
 
     /// Whether a client of HTTP/2 is told to go since `began`, and has not heard, or not gone.
     pub(crate) fn is_told(&self, began: Instant) -> bool {
         let state = self.lock();
-        let is_told = state.frames.is_http2() && state.stage == Stage::Open && !state.is_deaf();
+        let is_told = state.frames.is_http2() && state.stage == Stage::Open && !state.is_unresponsive();
         let lately = state.frames.told().is_none_or(|told| told >= began);
         is_told && lately && (state.is_quiet() || !state.frames.has_heard())
     }
@@ -268,6 +270,7 @@ impl Connection {
     /// Whether a request may well be on its way: the first one, or one whose head has begun.
     pub(crate) fn is_expected(&self) -> bool {
         let state = self.lock();
-        state.stage == Stage::Open && (state.is_at_head() || (state.tickets == 0 && state.ledger.rest().is_some()))
+        state.stage == Stage::Open
+            && (state.is_at_head() || (state.dispatched == 0 && state.ledger.unparsed().is_some()))
     }
 }

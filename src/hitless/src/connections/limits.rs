@@ -5,7 +5,7 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use super::{Gate, Mode};
+use super::{Connections, Mode};
 use crate::connection::{Connection, Idle};
 
 /// What a connection may take from the service.
@@ -46,7 +46,7 @@ impl Limits {
     }
 }
 
-/// Those of a gate.
+/// Those of all [`Connections`](super::Connections).
 #[derive(Debug)]
 pub(super) struct Bounds(pub(super) Limits);
 
@@ -64,13 +64,13 @@ const FLOOD: usize = 64;
 pub(crate) const YIELDS_AFTER: Duration = Duration::from_secs(1);
 const FLOOD_YIELDS_AFTER: Duration = Duration::from_millis(25);
 
-impl Gate {
-    /// Enters that a connection is to make room.
+impl Connections {
+    /// Records that a connection is to make room.
     pub(crate) fn yields(&self) {
         self.yielding.fetch_add(1, Relaxed);
     }
 
-    /// Enters that a connection that was to make room has gone, or that its client has said something after all.
+    /// Records that a connection that was to make room has gone, or that its client has said something after all.
     pub(crate) fn yielded(&self) {
         self.yielding.fetch_sub(1, Relaxed);
     }
@@ -176,7 +176,7 @@ impl Gate {
             // To look at thousands of connections takes a millisecond.
             tokio::time::sleep(pause / 10).await;
         }
-        if self.mode() != Mode::Open {
+        if self.mode() != Mode::Serving {
             self.all().values().for_each(Connection::look_at_unsent);
         }
     }

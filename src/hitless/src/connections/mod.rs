@@ -1,11 +1,11 @@
-//! The gate: all live connections, and whether they may still be read from.
+//! The set of all live connections, which is paused and resumed.
 //!
-//! Open, it lets everything pass. Closed, it stops `accept`, and every connection that is clean, or becomes so, is taken
-//! out of hyper and put aside: for the parcel, or for the listener, should the gate open again. Those that were
-//! quiet for a while are taken a little earlier, so that thousands of them keep nobody waiting.
+//! While it runs, everything passes. Paused, nothing is accepted, and every connection that stands at a message boundary, or
+//! comes to one, is detached from hyper and *parked*: for the handover queue, or for the listener, should the connections be
+//! resumed. Those that were quiet for a while are detached a little earlier, so that thousands of them keep nobody waiting.
 //!
-//! It is closed *first*, then every connection is woken under its lock: a read that saw the gate open has left its waker
-//! there, and a later one sees the gate closed. So none is missed.
+//! The pause is set *first*, then every connection is woken under its lock: a read that saw the connections run has left its
+//! waker there, and a later one sees the pause. So none is missed.
 
 mod limits;
 mod pause;
@@ -21,7 +21,7 @@ use tokio::sync::Notify;
 
 use crate::connection::{Connection, Io, Origin, Peer, Socket};
 use crate::notice::{Kind, Notices};
-use crate::parcel::Clean;
+use crate::queue::Detached;
 
 pub use limits::Limits;
 pub(crate) use limits::YIELDS_AFTER;
@@ -55,7 +55,7 @@ impl fmt::Display for Cut {
 /// How the service stands to its connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    Open,
+    Serving,
     /// About to hand its connections over: they stay open.
     HandingOver,
     /// About to close its connections: each is told so with its next answer.
@@ -64,9 +64,9 @@ pub enum Mode {
     Retired,
 }
 
-/// All live connections, and whether they may still be read from.
+/// All live connections.
 #[derive(Debug, Default)]
-pub struct Gate {
+pub struct Connections {
     limits: Bounds,
     /// Idle connections, the one that is to make room first at the end, as they were found when room was wanted; and whether
     /// they were a flood.
@@ -82,8 +82,8 @@ pub struct Gate {
     to_relieve: Notify,
     notices: Notices,
     refused: AtomicU64,
-    connections: Mutex<HashMap<u64, Connection>>,
-    taken: Mutex<Vec<Clean>>,
+    live: Mutex<HashMap<u64, Connection>>,
+    parked: Mutex<Vec<Detached>>,
     /// Those that a sibling has handed in.
     guests: AtomicUsize,
     ids: AtomicU64,
@@ -92,20 +92,20 @@ pub struct Gate {
     /// Clients of HTTP/2 are told to go.
     telling: AtomicBool,
     /// Held while a connection is accepted and taken in.
-    entering: Mutex<()>,
-    /// The gate was closed or opened, the mode was set, or a connection was taken that nobody may take any more.
-    moved: Notify,
+    admitting: Mutex<()>,
+    /// The connections were paused or resumed, the mode was set, or one was parked that is to be taken back.
+    changed: Notify,
     /// A [`Mode`].
     mode: AtomicU8,
     /// The listening sockets are closed.
-    deaf: AtomicBool,
+    listeners_closed: AtomicBool,
     /// A connection has gone.
     gone: Notify,
     answered: AtomicU64,
     failed: AtomicU64,
 }
 
-impl Gate {
+impl Connections {
     /// One without connections, which may take as much as `limits` says.
     pub fn new(limits: Limits) -> Self {
         Self { limits: Bounds(limits), ..Self::default() }
@@ -125,10 +125,10 @@ impl Gate {
         format!("{}r{}", super::process_mark(), self.refused.fetch_add(1, Relaxed))
     }
 
-    /// Takes a new connection in. `rest` is what another process has read of its next request.
-    pub(crate) fn admit(self: &Arc<Self>, socket: Socket, peer: Peer, rest: Vec<u8>, origin: Origin) -> Io {
+    /// Takes a new connection in. `unparsed` is what another process has read of its next request.
+    pub(crate) fn admit(self: &Arc<Self>, socket: Socket, peer: Peer, unparsed: Vec<u8>, origin: Origin) -> Io {
         let id = self.ids.fetch_add(1, Relaxed);
-        let io = Io::new(Arc::clone(self), id, socket, peer, rest, origin);
+        let io = Io::new(Arc::clone(self), id, socket, peer, unparsed, origin);
         self.all().insert(id, io.connection().clone());
         if origin == Origin::Guest {
             self.guests.fetch_add(1, Relaxed);
@@ -136,7 +136,7 @@ impl Gate {
         io
     }
 
-    /// Enters that a connection has gone.
+    /// Records that a connection has gone.
     pub(crate) fn forget(&self, id: u64, origin: Origin) {
         self.all().remove(&id);
         if origin == Origin::Guest {
@@ -150,9 +150,9 @@ impl Gate {
         self.all().len()
     }
 
-    /// The number of connections, those put aside among them, but for those that siblings have handed in, up to so many.
+    /// The number of connections, those parked among them, but for those that siblings have handed in, up to so many.
     pub(crate) fn len_without(&self, guests: usize) -> usize {
-        (self.len() + self.put_aside()).saturating_sub(self.guests.load(Relaxed).min(guests))
+        (self.len() + self.parked()).saturating_sub(self.guests.load(Relaxed).min(guests))
     }
 
     /// Whether there is no live connection.
@@ -177,7 +177,7 @@ impl Gate {
     /// From now on answers leave connections open, or announce their end, as `mode` says.
     pub(crate) fn set_mode(&self, mode: Mode) {
         self.mode.store(mode as u8, SeqCst);
-        self.moved.notify_waiters();
+        self.changed.notify_waiters();
     }
 
     pub(crate) fn mode(&self) -> Mode {
@@ -185,7 +185,7 @@ impl Gate {
             mode if mode == Mode::HandingOver as u8 => Mode::HandingOver,
             mode if mode == Mode::Retiring as u8 => Mode::Retiring,
             mode if mode == Mode::Retired as u8 => Mode::Retired,
-            _ => Mode::Open,
+            _ => Mode::Serving,
         }
     }
 
@@ -205,7 +205,7 @@ impl Gate {
     }
 
     fn all(&self) -> MutexGuard<'_, HashMap<u64, Connection>> {
-        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What is still in flight.

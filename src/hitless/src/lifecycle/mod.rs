@@ -16,8 +16,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tokio_util::task::TaskTracker;
 
-use crate::connections::Gate;
-use crate::sibling::{Door, Siblings};
+use crate::connections::Connections;
+use crate::sibling::{HandoverSocket, Siblings};
 use crate::systemd;
 
 pub use leave::Outcome;
@@ -164,12 +164,13 @@ impl Lifecycle {
         self.quiesced.clone().cancelled_owned()
     }
 
-    /// Enters that the service serves, behind `gate`: siblings may hand their connections in, at the door.
-    pub fn serving(&self, gate: &Arc<Gate>) -> Option<Door> {
+    /// Records that the service serves: siblings may hand their connections in from now on.
+    pub fn serving(&self, connections: &Arc<Connections>) -> Option<HandoverSocket> {
         self.phase.send_replace(Phase::Serving);
-        let door = self.siblings.as_ref().map(|siblings| siblings.open_door(Arc::clone(gate))).transpose();
+        let handover_socket =
+            self.siblings.as_ref().map(|siblings| siblings.listen(Arc::clone(connections))).transpose();
         systemd::ready();
-        door.unwrap_or_else(|error| {
+        handover_socket.unwrap_or_else(|error| {
             tracing::error!("instances that leave cannot hand their connections to this one: {error}");
             None
         })

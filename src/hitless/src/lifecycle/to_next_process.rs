@@ -1,11 +1,12 @@
 //! The second way to leave: to the next process. The service manager keeps the connections until it is there.
 //!
 //! ```text
-//! the empty parcel goes into the service manager's store: else nobody comes for it
+//! the empty queue goes into the service manager's store: else nobody comes for it
 //! a calm moment is waited for, for T/3 at most       everything is served
 //! clients of HTTP/2 are told to go                   everything is served
-//! quiet connections are taken                        everything else is served
-//! pause: the others are taken as they become clean   everybody waits: 100 ms, or it was no calm moment after all
+//! idle connections are detached                      everything else is served
+//! pause: the others are detached, each at its next   everybody waits: 100 ms, or it was no calm moment after all
+//! message boundary
 //! ```
 
 use std::io;
@@ -13,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use super::leave::Farewell;
 use super::{Lifecycle, Reason, Succession};
-use crate::connections::{Gate, Obstacle};
-use crate::parcel::{Clean, Parcel};
+use crate::connections::{Connections, Obstacle};
+use crate::queue::{Detached, HandoverQueue};
 
 /// How long connections that are paused wait for a request that nothing bounds but its client.
 pub(super) const UNBOUNDED: Duration = Duration::from_millis(100);
@@ -37,24 +38,24 @@ enum Moment {
 }
 
 impl Lifecycle {
-    /// Opens a `parcel` where another process follows, and takes the connections that go into it.
+    /// Opens a `queue` where another process follows, and detaches the connections that go into it.
     ///
     /// # Errors
     /// When nobody comes for it, or nobody keeps it, with the reason. The connections are then served on.
     pub(super) async fn to_next_process(
         &self,
-        gate: &Gate,
+        connections: &Connections,
         since: Instant,
         reason: Reason,
-        parcel: &mut Option<Parcel>,
+        queue: &mut Option<HandoverQueue>,
     ) -> io::Result<Farewell> {
         self.successor(reason)?;
         // It waits for the service manager, which may be busy with itself, and requests are still served.
-        let opened = parcel.insert(Parcel::open(self.handle.0.timeout.calm()).await?);
-        let paused = self.take_all(gate, since).await;
+        let opened = queue.insert(HandoverQueue::open(self.handle.0.timeout.calm()).await?);
+        let paused = self.detach_all(connections, since).await;
         if let Err(lost) = opened.is_kept() {
-            *parcel = None;
-            gate.open();
+            *queue = None;
+            connections.resume();
             return Err(lost);
         }
         Ok(Farewell { unbounded: UNBOUNDED.saturating_sub(paused.elapsed()), goodbye: UNBOUNDED })
@@ -76,38 +77,38 @@ impl Lifecycle {
         Err(io::Error::other(nobody))
     }
 
-    /// Takes every clean connection out of hyper, at a moment when that keeps nobody waiting. Gives the moment from which on
+    /// Detaches every HTTP/1.1 connection, at a moment when that keeps nobody waiting. Gives the moment from which on
     /// everybody waits.
     ///
     /// That no request in flight is old does not tell how long they will take. So this is a try: when they take long,
-    /// the gate opens again, and what was taken is served on.
-    pub(super) async fn take_all(&self, gate: &Gate, since: Instant) -> Instant {
+    /// the connections are resumed, those that were detached too.
+    pub(super) async fn detach_all(&self, connections: &Connections, since: Instant) -> Instant {
         let timeout = self.handle.0.timeout;
         let paused = loop {
-            let moment = self.moment(gate, since).await;
+            let moment = self.moment(connections, since).await;
             let left = (timeout.total() - UNBOUNDED * 2).saturating_sub(since.elapsed());
-            gate.tell_http2(HEARS_WITHIN.min(left)).await;
+            connections.tell_http2(HEARS_WITHIN.min(left)).await;
             match moment {
-                Moment::Last { at_work } => break self.pause_for_good(gate, at_work).await,
+                Moment::Last { at_work } => break self.pause_for_good(connections, at_work).await,
                 Moment::Calm => {
-                    if let Some(paused) = self.try_to_pause(gate).await {
+                    if let Some(paused) = self.try_to_pause(connections).await {
                         break paused;
                     }
                 }
             }
-            gate.open();
+            connections.resume();
             tokio::time::sleep(CALM).await;
         };
-        tracing::info!("the gate is closed after {:?}", since.elapsed());
+        tracing::info!("connections are paused after {:?}", since.elapsed());
         paused
     }
 
     /// Waits for a moment to pause the connections. For handlers at work until T/3, since their time is bounded and everybody
     /// waits for them then; for what nothing bounds until shortly before T.
-    async fn moment(&self, gate: &Gate, since: Instant) -> Moment {
+    async fn moment(&self, connections: &Connections, since: Instant) -> Moment {
         let timeout = self.handle.0.timeout;
         loop {
-            let mut obstacle = gate.obstacle(CALM);
+            let mut obstacle = connections.obstacle(CALM);
             if obstacle == Obstacle::None && !self.handle.0.tasks.is_empty() {
                 obstacle = Obstacle::Unbounded;
             }
@@ -125,42 +126,42 @@ impl Lifecycle {
     }
 
     /// Pauses the connections at a calm moment; `None` when it was none after all.
-    async fn try_to_pause(&self, gate: &Gate) -> Option<Instant> {
-        if gate.obstacle(CALM) != Obstacle::None {
+    async fn try_to_pause(&self, connections: &Connections) -> Option<Instant> {
+        if connections.obstacle(CALM) != Obstacle::None {
             return None;
         }
-        gate.thin_out(self.handle.0.timeout.total() / 30).await;
-        let paused = pause(gate);
-        let taken = tokio::time::timeout(CALM, gate.taken(Some(Instant::now()))).await;
-        taken.is_ok().then_some(paused)
+        connections.detach_idle(self.handle.0.timeout.total() / 30).await;
+        let paused = pause(connections);
+        let detached = tokio::time::timeout(CALM, connections.detached(Some(Instant::now()))).await;
+        detached.is_ok().then_some(paused)
     }
 
     /// Pauses the connections where there is no way back.
-    async fn pause_for_good(&self, gate: &Gate, at_work: bool) -> Instant {
-        let paused = pause(gate);
+    async fn pause_for_good(&self, connections: &Connections, at_work: bool) -> Instant {
+        let paused = pause(connections);
         let patience = if at_work { UNBOUNDED_BESIDE_WORK } else { UNBOUNDED };
-        let slowest = gate.slowest().map(|cut| cut.to_string()).unwrap_or_default();
+        let slowest = connections.slowest().map(|cut| cut.to_string()).unwrap_or_default();
         tracing::warn!("no calm moment: clients wait for what is in flight, above all {slowest}");
         let bound = self.handle.0.timeout.request();
-        let _ = tokio::time::timeout(bound, gate.taken_but_for_unbounded(patience)).await;
+        let _ = tokio::time::timeout(bound, connections.detached_but_for_unbounded(patience)).await;
         paused
     }
 }
 
-fn pause(gate: &Gate) -> Instant {
-    tracing::debug!("the gate closes");
+fn pause(connections: &Connections) -> Instant {
+    tracing::debug!("pausing connections");
     let paused = Instant::now();
-    gate.close();
+    connections.pause();
     paused
 }
 
-/// Packs the connections; gives how many got in.
-pub(super) fn pack(parcel: Parcel, mut connections: Vec<Clean>) -> usize {
-    let packed = parcel.pack(&mut connections).unwrap_or_else(|(packed, error)| {
-        tracing::error!("the parcel takes {packed} of {} connections: {error}", connections.len());
-        packed
+/// Fills the queue; gives how many connections got in.
+pub(super) fn fill(queue: HandoverQueue, mut detached: Vec<Detached>) -> usize {
+    let queued = queue.fill(&mut detached).unwrap_or_else(|(queued, error)| {
+        tracing::error!("the handover queue takes {queued} of {} connections: {error}", detached.len());
+        queued
     });
     // Their descriptors here end with the process, which is next: it would take 4 ms to close 10,000 one by one.
-    std::mem::forget(connections);
-    packed
+    std::mem::forget(detached);
+    queued
 }
