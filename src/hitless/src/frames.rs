@@ -504,7 +504,7 @@ fn frame(kind: u8, id: u32, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-#[cfg(all(test, feature = "proofs"))]
+#[cfg(all(test, proofs))]
 #[rustfmt::skip]
 #[path = "../tests/unit/frames.rs"]
 mod tests;

@@ -232,7 +232,7 @@ impl Future for Quiesced {
     }
 }
 
-#[cfg(all(test, feature = "proofs"))]
+#[cfg(all(test, proofs))]
 #[rustfmt::skip]
 #[path = "../tests/unit/handover.rs"]
 mod tests;

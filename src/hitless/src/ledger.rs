@@ -293,7 +293,7 @@ impl Chunk {
     }
 }
 
-#[cfg(all(test, feature = "proofs"))]
+#[cfg(all(test, proofs))]
 #[rustfmt::skip]
 #[path = "../tests/unit/ledger.rs"]
 mod tests;

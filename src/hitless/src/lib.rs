@@ -50,11 +50,11 @@ pub fn process_mark() -> &'static str {
 }
 
 // Not within `connections` and `upload`: tests/fuzz compiles these files where there is no runtime.
-#[cfg(all(test, feature = "proofs"))]
+#[cfg(all(test, proofs))]
 #[rustfmt::skip]
 #[path = "../tests/unit/connections.rs"]
 mod connections_tests;
-#[cfg(all(test, feature = "proofs"))]
+#[cfg(all(test, proofs))]
 #[rustfmt::skip]
 #[path = "../tests/unit/upload.rs"]
 mod upload_tests;

@@ -105,7 +105,7 @@ impl Notice {
     }
 }
 
-#[cfg(all(test, feature = "proofs"))]
+#[cfg(all(test, proofs))]
 #[rustfmt::skip]
 #[path = "../tests/unit/notice.rs"]
 mod tests;

@@ -301,7 +301,7 @@ fn decompose(message: &[u8], mut descriptors: Vec<OwnedFd>) -> io::Result<Vec<De
     connections.collect()
 }
 
-#[cfg(all(test, feature = "proofs"))]
+#[cfg(all(test, proofs))]
 #[rustfmt::skip]
 #[path = "../tests/unit/queue.rs"]
 mod tests;

@@ -221,7 +221,7 @@ fn seqpacket() -> io::Result<OwnedFd> {
     Ok(socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?)
 }
 
-#[cfg(all(test, feature = "proofs"))]
+#[cfg(all(test, proofs))]
 #[rustfmt::skip]
 #[path = "../tests/unit/sibling.rs"]
 mod tests;

@@ -41,7 +41,7 @@ impl Edges {
     }
 }
 
-#[cfg(all(test, feature = "proofs"))]
+#[cfg(all(test, proofs))]
 #[rustfmt::skip]
 #[path = "../../proof/unit/gate.rs"]
 mod tests;

@@ -546,7 +546,7 @@ pub fn describe(status: ExitStatus) -> String {
     }
 }
 
-#[cfg(all(test, feature = "proofs"))]
+#[cfg(all(test, proofs))]
 #[rustfmt::skip]
 #[path = "../../proof/unit/manager.rs"]
 mod tests;

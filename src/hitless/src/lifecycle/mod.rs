@@ -185,7 +185,7 @@ impl Lifecycle {
     }
 }
 
-#[cfg(all(test, feature = "proofs"))]
+#[cfg(all(test, proofs))]
 #[rustfmt::skip]
 #[path = "../../tests/unit/lifecycle.rs"]
 mod tests;
