@@ -9,6 +9,7 @@ pub mod probe;
 pub mod problem;
 pub mod requests;
 pub mod routes;
+pub mod secret;
 pub mod server;
 pub mod strict;
 pub mod telemetry;
