@@ -13,7 +13,7 @@ memory() {
     cd tests/fuzz || exit
     cargo fmt --all --check &&
         cargo clippy --quiet --workspace --all-targets --features shuttle -- --deny warnings &&
-        cargo test --quiet && cargo test --quiet --features shuttle --test gate
+        cargo test --quiet && cargo test --quiet --features shuttle --test orders
 }
 
 # Clients that say and do anything, while the service is restarted.

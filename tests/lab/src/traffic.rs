@@ -218,7 +218,7 @@ pub fn flat(settings: &Table) -> Vec<(String, String)> {
     settings.iter().flat_map(flat_value).collect()
 }
 
-#[cfg(all(test, feature = "proofs"))]
+#[cfg(all(test, proofs))]
 #[rustfmt::skip]
 #[path = "../../proof/unit/traffic.rs"]
 mod tests;

@@ -152,8 +152,7 @@ fn hurt_while_leaving<'a>(scene: &'a Scene, so_far: &'static str, does: &'static
 }
 
 /// Where a process was when it was killed.
-const MOMENTS: [&str; 6] =
-    ["not told yet", "told to leave", "gate closed", "packed", "not adopted yet", "serving again"];
+const MOMENTS: [&str; 6] = ["not told yet", "told to leave", "paused", "queued", "not adopted yet", "serving again"];
 
 /// A sweep: each time a little later.
 pub fn killed_at_any_moment(scene: &mut Scene) -> Hurts<'_> {
@@ -190,7 +189,7 @@ pub fn killed_at_any_moment(scene: &mut Scene) -> Hurts<'_> {
             let (old, killed) = pids.split_once(' ').context("no process")?;
             let moment = match old == killed {
                 true if log.contains("left after") => 3,
-                true if log.contains("the gate is closed") => 2,
+                true if log.contains("connections are paused") => 2,
                 true if log.contains("told to leave") => 1,
                 true => 0,
                 false if log.contains("serving on") => 5,
@@ -338,17 +337,17 @@ pub fn not_listened_to(scene: &mut Scene) -> Hurts<'_> {
     .boxed_local()
 }
 
-pub fn unknown_parcel(scene: &mut Scene) -> Hurts<'_> {
-    const STUFFED: Release = Release::That("exec /opt/lab/lab stuff --parcel 255 -- /opt/lab/good \"$@\"");
-    const LOGGED: &str = "journalctl --quiet --output=cat --unit=$N.service | grep 'the parcel has format 255'";
+pub fn unknown_queue(scene: &mut Scene) -> Hurts<'_> {
+    const STUFFED: Release = Release::That("exec /opt/lab/lab stuff --queue 255 -- /opt/lab/good \"$@\"");
+    const LOGGED: &str = "journalctl --quiet --output=cat --unit=$N.service | grep 'the handover queue has format 255'";
     async {
         bring_lab(scene).await?;
         swap(scene, STUFFED).await?;
-        // Without a parcel of its own, with which this one would be taken out of the store.
+        // Without a queue of its own, with which this one would be taken out of the store.
         run(scene, [STOP_START, PUT_BACK]).await?;
         let findings = under(scene, EVERYBODY, async { run(scene, [RESTART]).await.map(drop) }).await?;
         let price = priced(&findings, Costs::Nothing, 0)?;
-        run(scene, [LOGGED]).await.context("nothing is said of the parcel")?;
+        run(scene, [LOGGED]).await.context("nothing is said of the queue")?;
         Ok(Seen { what: String::new(), price })
     }
     .boxed_local()
@@ -447,7 +446,7 @@ pub fn few_descriptors(scene: &mut Scene) -> Hurts<'_> {
 /// Fewer than the old process had connections.
 pub fn fewer_descriptors(scene: &mut Scene) -> Hurts<'_> {
     const CLIENTS: u32 = 500;
-    // A message of the parcel.
+    // A message of the queue.
     const ROOM: u64 = 252;
     async {
         let load = scene.watch(&[(Kind::IDLE, CLIENTS)]).await?;
@@ -524,7 +523,7 @@ pub fn reloads_in_restarts(scene: &mut Scene) -> Hurts<'_> {
     .boxed_local()
 }
 
-pub fn reloads_with_parcel(scene: &mut Scene) -> Hurts<'_> {
+pub fn reloads_with_queue(scene: &mut Scene) -> Hurts<'_> {
     async {
         swap(scene, release::ENDS).await?;
         run(scene, ["! systemctl restart $N.service\n"]).await?;

@@ -306,8 +306,8 @@ async fn websockets_that_come_back_at_once_do_not_keep_it_from_leaving() {
             loop {
                 let message = socket.next().await.expect("a close").expect("a message");
                 assert!(message.is_close(), "{message:?}");
-                // It has the next one before it lets go of this, so that there is one at every moment; but when the gate
-                // is closed, the next process has to open it.
+                // It has the next one before it lets go of this, so that there is one at every moment; but when connections
+                // are paused, the next process has to open it.
                 let mut next = std::pin::pin!(open(address));
                 let opened = tokio::time::timeout(Duration::from_millis(250), next.as_mut()).await;
                 assert!(socket.next().await.is_none());
