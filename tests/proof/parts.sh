@@ -29,7 +29,7 @@ releases() {
 template() { needs git && tests/template.sh; }
 
 # What the parts on hosts are run with, built while others wait.
-built() { cargo build --quiet --release --package proof --bin proof && cargo build --quiet --release --bin "$name"; }
+built() { cargo build --quiet --release --package proof --bin proof && cargo build --quiet --release --bin hitless-template; }
 
 # Twenty restarts under load, with other programs in front and beside; on the one by TCP, on the other by a Unix socket.
 bookworm() { lab rehearse --no-stand-in --programs --restarts 20 --debian bookworm; }
