@@ -29,7 +29,7 @@ releases() {
 template() { needs git && tests/template.sh; }
 
 # What the parts on hosts are run with, built while others wait.
-built() { cargo build --quiet --release --package proof --bin proof && cargo build --quiet --release --bin "$name"; }
+built() { cargo build --quiet --release --package proof --bin proof && cargo build --quiet --release --bin hitless-template; }
 
 # Twenty restarts under load, with other programs in front and beside; on the one by TCP, on the other by a Unix socket.
 bookworm() { lab rehearse --no-stand-in --programs --restarts 20 --debian bookworm; }
@@ -63,7 +63,7 @@ faults_12() { faults_on bookworm; }
 faults_13() { faults_on trixie; }
 faults_on() {
     needs dpkg-shlibdeps
-    lab faults --as-is --every 3 --debian "$1"
+    lab faults --as-is --every 3 --hosts 3 --debian "$1"
 }
 
 # What can go wrong with a service that runs; what takes little time of it.
@@ -103,7 +103,7 @@ all() {
     wait
     lane bookworm trixie adopted browser delays attacks
     wait
-    # They wait most of the time.
+    # They wait most of the time, also those that have three hosts side by side.
     lane faults_12
     lane faults_13
     lane deploys chaos_12 chaos_13 balance_12 balance_13
