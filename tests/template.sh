@@ -161,7 +161,7 @@ is_small() {
     own=$(($(lines src tests/service) - $(lines src/hitless)))
     cd - >/dev/null
     echo "a generated service: $files files, $all lines of Rust, $own of them its owner's to read"
-    if [ "$files" -gt 95 ] || [ "$all" -gt 13000 ] || [ "$own" -gt 2700 ]; then fail "that is too much"; fi
+    if [ "$files" -gt 110 ] || [ "$all" -gt 13400 ] || [ "$own" -gt 2700 ]; then fail "that is too much"; fi
 }
 
 # The version that is stamped into what is generated, and that of the crate in it, are the template's.
@@ -180,7 +180,7 @@ builds() {
     locked Cargo.lock >"$work/before"
     cd "$work/my-api"
     cargo build --quiet --workspace --all-targets
-    cargo build --quiet --workspace --all-targets --locked
+    cargo build --quiet --workspace --all-targets --all-features --locked
     locked Cargo.lock | comm -13 "$work/before" - >"$work/new"
     [ ! -s "$work/new" ] || fail "the lock file changed: $(cat "$work/new")"
     [ "$("$CARGO_TARGET_DIR/debug/my-api" unit socket | grep ^FileDescriptorName)" = "FileDescriptorName=http" ]
