@@ -181,7 +181,7 @@ builds() {
     locked Cargo.lock >"$work/before"
     cd "$work/my-api"
     cargo build --quiet --workspace --all-targets
-    cargo build --quiet --workspace --all-targets --locked
+    cargo build --quiet --workspace --all-targets --all-features --locked
     locked Cargo.lock | comm -13 "$work/before" - >"$work/new"
     [ ! -s "$work/new" ] || fail "the lock file changed: $(cat "$work/new")"
     [ "$("$CARGO_TARGET_DIR/debug/my-api" unit socket | grep ^FileDescriptorName)" = "FileDescriptorName=http" ]

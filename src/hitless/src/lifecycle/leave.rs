@@ -37,8 +37,8 @@ impl Lifecycle {
 
         let mut outcome = Outcome { failed: reason == Reason::Failure, ..Outcome::default() };
         let mut queue = None;
-        // 0. Siblings get each connection as soon as it stands at a message boundary. This keeps to T by itself: whoever stopped it would not
-        //    know whose the connections on their way are.
+        // 0. Siblings get each connection as soon as it stands at a message boundary. This keeps to T by itself: whoever
+        //    stopped it would not know whose the connections on their way are.
         let given = self.to_siblings(connections, since, &mut outcome.handed_over).await;
         let in_time = tokio::time::timeout_at(deadline, async {
             let farewell = if given {

@@ -13,8 +13,8 @@ use crate::queue::Detached;
 use crate::sibling;
 
 impl Lifecycle {
-    /// Gives every connection to the siblings, each as soon as it stands at a message boundary: they serve everybody else meanwhile, so nobody
-    /// has to be waited for. Counts those `given`. False when there is no sibling that takes them (all).
+    /// Gives every connection to the siblings, each as soon as it stands at a message boundary: they serve everybody else
+    /// meanwhile, so nobody has to be waited for. Counts those `given`. False when there is no sibling that takes them (all).
     pub(super) async fn to_siblings(&self, connections: &Connections, since: Instant, given: &mut usize) -> bool {
         let Some(siblings) = &self.siblings else { return false };
         let timeout = self.handle.0.timeout;
