@@ -11,6 +11,8 @@ use axum::http::{HeaderMap, HeaderName, header};
 use serde::Deserialize;
 use tower::{Layer, Service};
 
+static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
 /// The address of who asks by the Unix socket and is no proxy, or does not say for whom: it is on this host.
 const LOCAL: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
@@ -102,10 +104,10 @@ impl Proxies {
         let mut client = None;
         let mut is_proxy = peer.map_or(self.trusted.unix, |peer| self.trusted.has(peer));
         let name = match self.header {
-            Header::XForwardedFor => HeaderName::from_static("x-forwarded-for"),
-            Header::Forwarded => header::FORWARDED,
+            Header::XForwardedFor => &X_FORWARDED_FOR,
+            Header::Forwarded => &header::FORWARDED,
         };
-        if is_proxy {
+        if is_proxy && headers.contains_key(name) {
             let values = headers.get_all(name).iter().rev().map(|value| value.to_str().unwrap_or("?"));
             let mut hops =
                 values.flat_map(|value| value.rsplit(outside_quotes(','))).filter(|hop| !hop.trim().is_empty());

@@ -11,8 +11,8 @@ use hitless::request_id;
 
 use crate::requests::X_REQUEST_ID;
 
-const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
-const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+static TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
 /// The trace of a request. A handler that asks for it takes it along to other services: `.headers(trace.headers())`.
 #[derive(Clone, Debug)]
@@ -35,8 +35,8 @@ impl Trace {
         let call = call.to_str().unwrap_or_default().rsplit('-').next().unwrap_or_default();
         let parent = format!("00-{}-{call}-{:02x}", self.id, u8::from(self.sampled));
         // Cannot fail: digits and dashes make a header.
-        let parent = HeaderValue::try_from(parent).map(|parent| (TRACEPARENT, parent));
-        parent.into_iter().chain(self.states.iter().map(|state| (TRACESTATE, state.clone()))).collect()
+        let parent = HeaderValue::try_from(parent).map(|parent| (TRACEPARENT.clone(), parent));
+        parent.into_iter().chain(self.states.iter().map(|state| (TRACESTATE.clone(), state.clone()))).collect()
     }
 }
 
@@ -46,7 +46,7 @@ impl<S: Sync> FromRequestParts<S> for Trace {
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
         Ok(match parent(&parts.headers).and_then(|parent| understood(&parent)) {
             Some((id, sampled)) => {
-                Self { id, sampled, states: parts.headers.get_all(TRACESTATE).iter().cloned().collect() }
+                Self { id, sampled, states: parts.headers.get_all(&TRACESTATE).iter().cloned().collect() }
             }
             None => {
                 let id = parts.headers.get(X_REQUEST_ID).map_or_else(|| own(&request_id()), own);
@@ -58,7 +58,7 @@ impl<S: Sync> FromRequestParts<S> for Trace {
 
 /// What the headers of a request say of its trace, unless they say two things.
 pub(crate) fn parent(headers: &HeaderMap) -> Option<HeaderValue> {
-    let mut parents = headers.get_all(TRACEPARENT).iter();
+    let mut parents = headers.get_all(&TRACEPARENT).iter();
     parents.next().filter(|_| parents.next().is_none()).cloned()
 }
 
