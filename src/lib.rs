@@ -7,6 +7,7 @@ pub mod config;
 mod environment;
 pub mod probe;
 pub mod problem;
+pub mod proxy;
 pub mod requests;
 pub mod routes;
 pub mod server;
