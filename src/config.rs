@@ -44,9 +44,9 @@ pub struct Config {
     pub limits: Limits,
     pub log: Log,
     pub unit: Unit,
-    /// The keys that the environment sets.
+    /// The keys that no file sets, but a credential or the environment.
     #[serde(skip)]
-    pub from_environment: Vec<String>,
+    pub beside_files: Vec<String>,
 }
 
 /// What a client may take from the service.
@@ -104,6 +104,8 @@ pub struct Unit {
     pub memory_max: String,
     pub tasks_max: u32,
     pub cpu_weight: u32,
+    /// The keys that credentials set.
+    pub credentials: Vec<String>,
 }
 
 /// Where the service listens.
@@ -114,7 +116,7 @@ pub enum Listen {
 }
 
 impl Config {
-    /// The effective configuration: the defaults, the host's file, `file`, the environment.
+    /// The effective configuration: the defaults, the host's file, `file`, systemd's credentials, the environment.
     ///
     /// # Errors
     /// When a layer cannot be read, or has a key or value that makes no sense; with all that is known of where.
@@ -136,7 +138,7 @@ impl Config {
         let files = exists.then_some(host).into_iter().chain(file);
         let layers = Figment::from(Toml::string(DEFAULT));
         let layers = files.fold(layers, |layers, file| layers.merge(Toml::file_exact(file)));
-        Self::extract(&layers, environment::settings(variables).map_err(|error| ConfigError(vec![error]))?)
+        Self::extract(&layers, beside_files(variables).map_err(|error| ConfigError(vec![error]))?)
     }
 
     /// The defaults, with `overrides` as a further layer, in TOML.
@@ -147,15 +149,15 @@ impl Config {
         Self::extract(&Figment::from(Toml::string(DEFAULT)).merge(Toml::string(overrides)), Vec::new())
     }
 
-    /// What `layers` and the environment say together. A setting there is a text until its field takes none, and one of
-    /// somebody else's until it is known here.
+    /// What `layers` and `settings` say together. A setting is a text until its field takes none, and one of somebody
+    /// else's until it is known here.
     fn extract(layers: &Figment, mut settings: Vec<Setting>) -> Result<Self, ConfigError> {
         loop {
             let all = settings.iter().fold(layers.clone(), |layers, setting| layers.merge(setting));
             let mut error = match all.extract::<Self>() {
                 Ok(mut config) => {
                     config.validate(&all)?;
-                    config.from_environment = settings.into_iter().map(|setting| setting.key()).collect();
+                    config.beside_files = settings.into_iter().map(|setting| setting.key()).collect();
                     return Ok(config);
                 }
                 Err(error) => error,
@@ -230,13 +232,18 @@ impl Config {
             within("unit.watchdog", watchdog, second..=DAY, "a day"),
             within("unit.tasks_max", tasks_max, 16..=u32::MAX, "and the runtime needs some"),
             within("unit.cpu_weight", cpu_weight, 1..=10_000, "as systemd has it"),
+            self.unit
+                .credentials
+                .iter()
+                .find(|key| !is_key(layers, key))
+                .map(|key| ("unit.credentials", format!("{key:?}"), "is the key of no setting".to_owned())),
         ];
         let wrong: Vec<String> = rules
             .into_iter()
             .flatten()
             .map(|(key, value, reason)| {
                 let metadata = layers.find_metadata(key);
-                let value = if is_environment(metadata) { "it" } else { &value };
+                let value = if is_concealed(metadata) { "it" } else { &value };
                 format!("{}: {key}: {value} {reason}", origin(metadata))
             })
             .collect();
@@ -423,8 +430,23 @@ fn exists(path: &Path) -> io::Result<bool> {
     }
 }
 
-/// Whether a value was set in the environment.
-fn is_environment(metadata: Option<&Metadata>) -> bool {
+/// What the credentials and then the environment set. Where the credentials are, the environment says.
+fn beside_files(variables: impl IntoIterator<Item = (OsString, OsString)>) -> Result<Vec<Setting>, String> {
+    let variables: Vec<_> = variables.into_iter().collect();
+    let directory = variables.iter().find(|(name, _)| name == "CREDENTIALS_DIRECTORY");
+    let credentials = directory.map(|(_, path)| environment::credentials(Path::new(path))).transpose()?;
+    Ok(credentials.into_iter().flatten().chain(environment::settings(variables)?).collect())
+}
+
+/// Whether there is a setting with this key.
+fn is_key(layers: &Figment, key: &str) -> bool {
+    let setting = environment::credential(key.to_owned(), String::new());
+    let error = layers.clone().merge(&setting).extract::<Config>().err();
+    !error.is_some_and(|error| matches!(error.kind, Kind::UnknownField(..) | Kind::InvalidType(Actual::Map, _)))
+}
+
+/// Whether a value is not shown: it was set by a credential, or in the environment.
+fn is_concealed(metadata: Option<&Metadata>) -> bool {
     metadata.is_some_and(|metadata| matches!(metadata.source, Some(Source::Custom(_))))
 }
 
@@ -432,13 +454,13 @@ fn is_environment(metadata: Option<&Metadata>) -> bool {
 fn origin(metadata: Option<&Metadata>) -> String {
     match metadata.and_then(|metadata| metadata.source.as_ref()) {
         Some(Source::File(path)) => path.display().to_string(),
-        Some(Source::Custom(variable)) => format!("{variable} in the environment"),
+        Some(Source::Custom(setting)) => setting.clone(),
         _ => "the defaults".to_owned(),
     }
 }
 
 /// What is wrong with the configuration: a line for each thing, with where it is set, its key and the reason. A value
-/// of the environment is not shown, nor one of another type: it may be a secret that went astray.
+/// of a credential or the environment is not shown, nor one of another type: it may be a secret that went astray.
 #[derive(Debug)]
 pub struct ConfigError(Vec<String>);
 

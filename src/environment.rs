@@ -1,7 +1,10 @@
-//! The settings in the environment: each is the text that it is, whatever its field's type, until that takes no text.
+//! The settings in the environment, and in the credentials that systemd passes on (systemd.exec(5)): each is the text that it
+//! is, whatever its field's type, until that takes no text.
 
 use std::ffi::OsString;
 use std::net::IpAddr;
+use std::path::Path;
+use std::{fs, io};
 
 use figment::providers::{Format as _, Toml};
 use figment::value::{Dict, Map, Value};
@@ -15,10 +18,12 @@ const SYSTEMD: &str = "CACHE_DIRECTORY CONFIGURATION_DIRECTORY CREDENTIALS_DIREC
     STATE_DIRECTORY SYSTEMD_EXEC_PID TRIGGER_PATH TRIGGER_TIMER_MONOTONIC_USEC TRIGGER_TIMER_REALTIME_USEC \
     TRIGGER_UNIT WATCHDOG_PID WATCHDOG_USEC";
 
-/// A variable whose name begins with the service's.
-#[derive(Debug)]
+/// A variable whose name begins with the service's, or a credential, which is named like the key that it sets.
 pub struct Setting {
-    variable: String,
+    /// The variable's name, or the credential's.
+    source: String,
+    /// Where that is.
+    among: &'static str,
     tables: Vec<String>,
     name: String,
     text: String,
@@ -44,13 +49,40 @@ fn of(prefix: &str, variables: impl IntoIterator<Item = (OsString, OsString)>) -
         let name = tables.pop().unwrap_or_default();
         let text = text.into_string().map_err(|_| format!("{variable} in the environment: is not UTF-8"))?;
         let anothers = SYSTEMD.split(' ').any(|name| name == variable) || is_of_a_service(&variable, &text);
-        settings.push(Setting { tables, name, value: Value::from(text.clone()), anothers, variable, text });
+        let value = Value::from(text.clone());
+        settings.push(Setting { source: variable, among: "in the environment", tables, name, text, value, anothers });
     }
     let links: Vec<String> = settings.iter().filter_map(Setting::link).collect();
     for setting in &mut settings {
-        setting.anothers |= links.iter().any(|link| setting.variable.starts_with(link));
+        setting.anothers |= links.iter().any(|link| setting.source.starts_with(link));
     }
     Ok(settings)
+}
+
+/// What the credentials in `directory` set: `database.url` is the key `url` in the table `database`. The end of the last
+/// line is none of the value's.
+///
+/// # Errors
+/// When one cannot be read, or is not UTF-8.
+pub fn credentials(directory: &Path) -> Result<Vec<Setting>, String> {
+    let read = || -> io::Result<Vec<(String, String)>> {
+        let entries = fs::read_dir(directory)?.map(|entry| {
+            let entry = entry?;
+            Ok((entry.file_name().to_string_lossy().into_owned(), fs::read_to_string(entry.path())?))
+        });
+        entries.collect()
+    };
+    let credentials = read().map_err(|error| format!("{}: a credential: {error}", directory.display()))?;
+    Ok(credentials.into_iter().map(|(name, text)| credential(name, text)).collect())
+}
+
+/// What a credential with this name and text sets.
+pub fn credential(source: String, text: String) -> Setting {
+    let mut tables: Vec<String> = source.split('.').map(str::to_owned).collect();
+    let name = tables.pop().unwrap_or_default();
+    let text = text.strip_suffix('\n').map(str::to_owned).unwrap_or(text);
+    let value = Value::from(text.clone());
+    Setting { source, among: "among the credentials", tables, name, text, value, anothers: false }
 }
 
 impl Setting {
@@ -98,14 +130,14 @@ impl Setting {
     /// What the variables begin with that Docker sets of the environment of a container that is linked to this one:
     /// `<ALIAS>_NAME` is `/this/that` then.
     fn link(&self) -> Option<String> {
-        let alias = self.variable.strip_suffix("_NAME")?;
+        let alias = self.source.strip_suffix("_NAME")?;
         is_link(&self.text).then(|| format!("{alias}_ENV_"))
     }
 }
 
 impl Provider for &Setting {
     fn metadata(&self) -> Metadata {
-        Metadata::from("environment variable", Source::Custom(self.variable.clone()))
+        Metadata::from("setting", Source::Custom(format!("{} {}", self.source, self.among)))
     }
 
     fn data(&self) -> Result<Map<Profile, Dict>, Error> {

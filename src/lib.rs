@@ -10,6 +10,7 @@ pub mod problem;
 pub mod proxy;
 pub mod requests;
 pub mod routes;
+pub mod secret;
 pub mod server;
 pub mod strict;
 pub mod telemetry;

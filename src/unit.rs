@@ -19,6 +19,12 @@ pub fn service(config: &Config) -> String {
     } else {
         "RestartSec=1s"
     };
+    // Without a path, systemd looks in /etc/credstore and the like, and takes it that there may be none.
+    let credential = |key: &String| format!("LoadCredential={key}:{}.{key}", env!("CARGO_PKG_NAME"));
+    let credentials = match unit.credentials.iter().map(credential).collect::<Vec<_>>() {
+        none if none.is_empty() => "# (None.)".to_owned(),
+        lines => lines.join("\n"),
+    };
     // A longer name would not be one, and systemd would give each instance a user of its own.
     let user = env!("CARGO_PKG_NAME").chars().take(31).collect();
     fill(
@@ -35,6 +41,7 @@ pub fn service(config: &Config) -> String {
             ("cpu_weight", unit.cpu_weight.to_string()),
             ("network", network.to_owned()),
             ("back_off", back_off.to_owned()),
+            ("credentials", credentials),
         ],
     )
 }
@@ -54,10 +61,10 @@ pub fn socket(config: &Config) -> String {
 pub fn asked_in_vain(config: &Config, sockets: &[Listen]) -> Vec<String> {
     let name = env!("CARGO_PKG_NAME");
     let of_units = |key: &&String| key.starts_with("unit.") || ["listen", "reuse_port", "unit"].contains(&key.as_str());
-    let set: Vec<&str> = config.from_environment.iter().filter(of_units).map(String::as_str).collect();
+    let set: Vec<&str> = config.beside_files.iter().filter(of_units).map(String::as_str).collect();
     let set = set.join(", ");
     let in_environment = format!(
-        "the environment sets {set}: that is for the units, which know nothing of it; set it in \
+        "the environment or a credential sets {set}: that is for the units, which know nothing of it; set it in \
          /etc/{name}/config.toml, then `make apply`"
     );
     let listening = sockets.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");

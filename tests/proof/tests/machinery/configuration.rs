@@ -7,7 +7,9 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use serde::Deserialize;
 use service::config::Config;
+use service::secret::Secret;
 use tempfile::TempDir;
 use toml::{Table, Value};
 
@@ -28,6 +30,22 @@ fn file(text: &str) -> (TempDir, PathBuf) {
 fn load(settings: &[(&str, &str)]) -> Result<Config, String> {
     let variables = settings.iter().map(|(key, value)| (variable(key).into(), value.into()));
     Config::load_from(Path::new("/nowhere/config.toml"), None, variables).map_err(|error| error.to_string())
+}
+
+/// The same of credentials with these names and texts, and of settings in the environment.
+fn load_credentials(
+    file: Option<&Path>,
+    credentials: &[(&str, &str)],
+    settings: &[(&str, &str)],
+) -> Result<Config, String> {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, text) in credentials {
+        fs::write(folder.path().join(name), text).unwrap();
+    }
+    let directory = ("CREDENTIALS_DIRECTORY".into(), folder.path().into());
+    let variables = settings.iter().map(|(key, value)| (variable(key).into(), value.into()));
+    let loaded = Config::load_from(Path::new("/nowhere/config.toml"), file, variables.chain([directory]));
+    loaded.map_err(|error| error.to_string())
 }
 
 /// The same of a file with this text.
@@ -142,7 +160,7 @@ type Refused = &'static [(&'static str, &'static str)];
 type Good = &'static [&'static str];
 
 /// Of each setting, values as a file has them: what cannot work, with a part of the reason; and what just works.
-const EDGES: [(&str, Refused, Good); 25] = [
+const EDGES: [(&str, Refused, Good); 26] = [
     ("shutdown_timeout", &[("'999ms'", "1s and 3600s"), ("'61m'", "1s and 3600s")], &["'1s'", "'1h'"]),
     (
         "listen",
@@ -217,6 +235,18 @@ const EDGES: [(&str, Refused, Good); 25] = [
     ("unit.memory_max", MEMORY.0, MEMORY.1),
     ("unit.tasks_max", &[("15", "16"), ("4294967296", "u32")], &["16", "4294967295"]),
     ("unit.cpu_weight", &[("0", "10000"), ("10_001", "10000")], &["1", "10_000"]),
+    (
+        "unit.credentials",
+        &[
+            ("['nonsense']", "\"nonsense\" is the key of no setting"),
+            ("['log.filter', 'log.filters']", "\"log.filters\" is"),
+            ("['']", "\"\" is"),
+            ("['listen.port']", "no setting"),
+            ("['listen\\nUser=root']", "no setting"),
+            ("'listen'", "a sequence is expected"),
+        ],
+        &["[]", "['limits.request_timeout', 'listen']"],
+    ),
     // Not only what is written like a default is a value of its type.
     (
         "limits",
@@ -272,7 +302,7 @@ fn every_setting_has_edges_within_which_it_works_and_beyond_which_it_is_refused(
 #[test]
 fn what_a_file_takes_the_environment_takes_as_the_same_text() {
     let shown = |config: Result<Config, String>| {
-        config.map(|config| format!("{:?}", Config { from_environment: Vec::new(), ..config }))
+        config.map(|config| format!("{:?}", Config { beside_files: Vec::new(), ..config }))
     };
     for (key, refused, good) in EDGES {
         let values = refused.iter().map(|(value, _)| value).chain(good);
@@ -285,8 +315,12 @@ fn what_a_file_takes_the_environment_takes_as_the_same_text() {
             if by_file.is_ok() || text == *value {
                 assert_eq!(by_environment.as_ref().ok(), by_file.as_ref().ok(), "{key} = {value}: {by_environment:?}");
             }
+            let by_credential = load_credentials(None, &[(key, &format!("{text}\n"))], &[]);
+            assert_eq!(shown(by_credential.clone()).ok(), by_environment.as_ref().ok().cloned(), "{key} = {value}");
             if let Err(error) = by_environment {
                 assert!(error.contains(&format!("{} in the environment: {key}", variable(key))), "{error}");
+                let error = by_credential.unwrap_err();
+                assert!(error.contains(&format!("{key} among the credentials: {key}")), "{error}");
             }
         }
     }
@@ -353,6 +387,58 @@ fn a_hosts_file_that_is_there_and_cannot_be_read_is_refused() {
     for path in ["none", "none/config.toml", "good"] {
         assert_eq!(load(&at(path)), Ok(()), "{path}");
     }
+}
+
+#[test]
+fn credentials_lie_between_the_files_and_the_environment() {
+    let (_folder, path) = file("[unit]\ncpu_weight = 2\ntasks_max = 22\nmemory_max = '2G'");
+    let credentials = [("unit.cpu_weight", "3"), ("unit.tasks_max", "33\n")];
+    let unit = load_credentials(Some(&path), &credentials, &[("unit.cpu_weight", "4")]).unwrap().unit;
+    assert_eq!((unit.cpu_weight, unit.tasks_max, &*unit.memory_max), (4, 33, "2G"));
+}
+
+#[test]
+fn a_credential_that_makes_no_sense_is_refused_and_not_shown() {
+    for (name, text, reason) in [
+        ("nonsense", "hidden", "unknown field"),
+        ("limits.max_conections", "5", "unknown field"),
+        ("log", "hidden", "struct Log is expected"),
+        ("listen", "hidden", "it is neither"),
+        ("limits.max_connections", "hidden", "a whole number from 0 on"),
+        ("unit.start_timeout", "2days", "it is not within"),
+        ("unit.memory_max", "hidden", "is not 512M"),
+    ] {
+        let error = load_credentials(None, &[(name, text)], &[]).expect_err(name);
+        let whole = error.starts_with(&format!("{name} among the credentials: ")) && error.contains(reason);
+        assert!(whole && !error.contains("hidden") && !error.contains("2days"), "{name}: {error}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let load = |directory: &Path| {
+        let directory = ("CREDENTIALS_DIRECTORY".into(), directory.into());
+        Config::load_from(Path::new("/nowhere"), None, [directory]).unwrap_err().to_string()
+    };
+    fs::write(folder.path().join("listen"), b"/run/\xff").unwrap();
+    assert!(load(folder.path()).contains("UTF-8"), "{}", load(folder.path()));
+    assert!(
+        load(Path::new("/nowhere")).contains("/nowhere: a credential: No such file"),
+        "{}",
+        load(Path::new("/nowhere"))
+    );
+}
+
+#[test]
+fn a_secret_is_shown_to_nobody_but_who_asks() {
+    #[derive(Debug, Deserialize)]
+    struct Database {
+        url: Secret<String>,
+        port: Secret<u16>,
+    }
+    let read = |text: &str| toml::from_str::<Database>(text);
+    let database = read("url = 'postgres://me:hidden@db'\nport = '5432'").unwrap();
+    assert_eq!((database.url.expose().as_str(), *database.port.expose()), ("postgres://me:hidden@db", 5432));
+    assert_eq!(format!("{database:?} {}", database.url), "Database { url: ***, port: *** } ***");
+    let error = read("url = ''\nport = 'hidden'").unwrap_err().message().to_owned();
+    assert_eq!(error, "is no u16");
 }
 
 #[test]
@@ -468,6 +554,7 @@ fn another(key: &str, value: &Value) -> Value {
             }
             .into(),
         ),
+        Value::Array(_) => vec![Value::from("listen")].into(),
         other => panic!("{key} = {other}"),
     }
 }

@@ -55,6 +55,19 @@ fn the_service_unit_says_what_the_configuration_says() {
 }
 
 #[test]
+fn secrets_are_passed_on_one_by_one() {
+    let lines = |settings: &str| {
+        let unit = unit::service(&config(settings));
+        unit.lines().filter(|line| line.starts_with("LoadCredential=")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert!(lines("").is_empty());
+    let name = name!();
+    let expected =
+        [format!("LoadCredential=listen:{name}.listen"), format!("LoadCredential=log.filter:{name}.log.filter")];
+    assert_eq!(lines("unit.credentials = ['listen', 'log.filter']"), expected);
+}
+
+#[test]
 fn connections_of_its_own_are_off_unless_they_are_asked_for() {
     let closed = unit::service(&config("[unit]\noutbound = false"));
     assert_says(&closed, &["PrivateNetwork=yes", "RestrictAddressFamilies=AF_UNIX"]);
@@ -95,14 +108,16 @@ fn what_the_units_do_not_follow_is_told() {
     assert_eq!(told(&[("shutdown_timeout", "20s"), ("limits.max_connections", "9")], &["0.0.0.0:8080"]), "");
     for sockets in [&[][..], &["0.0.0.0:8080"]] {
         let said = told(&[("unit.memory_max", "1G"), ("log.filter", "off"), ("reuse_port", "true")], sockets);
-        for part in ["the environment sets ", "unit.memory_max", "reuse_port", "config.toml", "make apply"] {
+        for part in
+            ["the environment or a credential sets ", "unit.memory_max", "reuse_port", "config.toml", "make apply"]
+        {
             assert!(said.contains(part) && !said.contains("log.filter"), "{part}: {said}");
         }
     }
     for elsewhere in ["0.0.0.0:8081", "127.0.0.1:8080", "[::]:8080", "/run/some.sock"] {
         let said = told(&[("listen", elsewhere)], &["0.0.0.0:8080"]);
         assert!(said.contains(" listens on 0.0.0.0:8080, not") && said.contains(elsewhere), "{said}");
-        assert!(said.contains("the environment sets listen:"), "{said}");
+        assert!(said.contains("the environment or a credential sets listen:"), "{said}");
     }
 }
 
@@ -124,6 +139,6 @@ async fn check_says_what_the_units_do_not_follow_where_there_are_units() {
         let output = command.output().await.unwrap();
         let said = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success(), "{output:?}");
-        assert_eq!(said.contains("note: the environment sets listen:"), told, "{said}");
+        assert_eq!(said.contains("note: the environment or a credential sets listen:"), told, "{said}");
     }
 }
