@@ -22,7 +22,7 @@ storm() { cargo run --quiet --package proof -- storm; }
 # From the release before to this one and back, under load. It is built of its commit.
 releases() {
     needs git
-    [ "$(git rev-parse --is-shallow-repository)" = false ] || cannot "the history is not all there: git fetch --unshallow"
+    [ "$(git rev-parse --is-shallow-repository)" = false ] || git fetch --quiet --unshallow || cannot "the history is not all there: git fetch --unshallow"
     cargo run --quiet --package proof -- releases
 }
 
