@@ -17,6 +17,7 @@ use serde::{Deserialize, Deserializer, de};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
 use crate::environment::Setting;
+use crate::forwarded::Proxies;
 use crate::{environment, probe};
 use hitless::ShutdownTimeout;
 
@@ -41,6 +42,7 @@ pub struct Config {
     pub ping_delay: Duration,
     #[serde(with = "humantime_serde")]
     pub readiness_timeout: Duration,
+    pub proxies: Proxies,
     pub limits: Limits,
     pub log: Log,
     pub unit: Unit,

@@ -18,6 +18,8 @@ const SYSTEMD: &str = "CACHE_DIRECTORY CONFIGURATION_DIRECTORY CREDENTIALS_DIREC
     STATE_DIRECTORY SYSTEMD_EXEC_PID TRIGGER_PATH TRIGGER_TIMER_MONOTONIC_USEC TRIGGER_TIMER_REALTIME_USEC \
     TRIGGER_UNIT WATCHDOG_PID WATCHDOG_USEC";
 
+const RUST_LOG: &str = "RUST_LOG";
+
 /// A variable whose name begins with the service's, or a credential, which is named like the key that it sets.
 pub struct Setting {
     /// The variable's name, or the credential's.
@@ -31,7 +33,7 @@ pub struct Setting {
     anothers: bool,
 }
 
-/// What begins with the service's name among `variables`.
+/// What begins with the service's name among `variables`, and `RUST_LOG`.
 ///
 /// # Errors
 /// When a value is not UTF-8.
@@ -44,7 +46,12 @@ fn of(prefix: &str, variables: impl IntoIterator<Item = (OsString, OsString)>) -
     let mut settings = Vec::new();
     for (variable, text) in variables {
         let variable = variable.to_string_lossy().to_ascii_uppercase();
-        let Some(key) = variable.strip_prefix(prefix) else { continue };
+        let key = match variable.strip_prefix(prefix) {
+            Some(key) => key,
+            // What everybody sets for a program in Rust.
+            None if variable == RUST_LOG && !text.is_empty() => "LOG__FILTER",
+            None => continue,
+        };
         let mut tables: Vec<String> = key.to_ascii_lowercase().split("__").map(str::to_owned).collect();
         let name = tables.pop().unwrap_or_default();
         let text = text.into_string().map_err(|_| format!("{variable} in the environment: is not UTF-8"))?;
@@ -52,6 +59,8 @@ fn of(prefix: &str, variables: impl IntoIterator<Item = (OsString, OsString)>) -
         let value = Value::from(text.clone());
         settings.push(Setting { source: variable, among: "in the environment", tables, name, text, value, anothers });
     }
+    // It is not for this service alone: its own variable wins.
+    settings.sort_by_key(|setting| setting.source != RUST_LOG);
     let links: Vec<String> = settings.iter().filter_map(Setting::link).collect();
     for setting in &mut settings {
         setting.anothers |= links.iter().any(|link| setting.source.starts_with(link));
@@ -186,6 +195,7 @@ fn is_link(text: &str) -> bool {
     text.strip_prefix('/').is_some_and(|names| names.split('/').filter(|name| !name.is_empty()).count() == 2)
 }
 
+// The tests of what is inside are the template's. {%- comment %}
 #[cfg(test)]
-#[path = "../tests/unit/environment.rs"]
-mod tests;
+#[path = "../tests/proof/unit/environment.rs"]
+mod tests; // {%- endcomment %}

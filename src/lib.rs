@@ -5,12 +5,15 @@
 pub mod app;
 pub mod config;
 mod environment;
+pub mod forwarded;
 pub mod probe;
 pub mod problem;
+pub mod proxy;
 pub mod requests;
 pub mod routes;
 pub mod secret;
 pub mod server;
 pub mod strict;
 pub mod telemetry;
+pub mod trace;
 pub mod unit;

@@ -1,19 +1,22 @@
 //! Errors as clients see them: problem documents (RFC 9457).
 
 use std::any::Any;
+use std::error::Error;
+use std::iter;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
-use axum::BoxError;
 use axum::body::{Body, Bytes, HttpBody};
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde::Serialize;
+use axum::{BoxError, Extension};
+use http_body_util::LengthLimitError;
+use serde_json::{Map, Value};
 
 /// The media type of a problem document.
 const MEDIA_TYPE: HeaderValue = HeaderValue::from_static("application/problem+json");
 
-/// The longest text of a library's error that is passed on, in bytes.
+/// The longest text of an error that is passed on, in bytes.
 const DETAIL_LIMIT: usize = 4096;
 
 /// Of how many frames a text is put together at most.
@@ -30,38 +33,102 @@ const OF_THE_BODY: [HeaderName; 7] = [
     header::LAST_MODIFIED,
 ];
 
-/// Why the server failed, as a library's answer told it: for the log, where [`Observe`](crate::requests::Observe) puts
-/// it, and not for clients.
+/// Why a request failed: for the log, where [`Observe`](crate::requests::Observe) puts it, and not for clients.
 #[derive(Clone, Debug)]
 pub struct Withheld(pub String);
 
-/// An error, as a handler returns it: `Err(Problem::new(StatusCode::CONFLICT, "the order was paid already"))`.
-#[derive(Clone, Debug, Serialize)]
-pub struct Problem {
-    title: &'static str,
-    #[serde(serialize_with = "number")]
+/// What a handler fails with: what the client may know of it, and apart from that, for the log, its cause.
+///
+/// Any error becomes one by `?`: the client learns that the service failed (500), the log with what. Only what is wrong with
+/// the request's body is the client's fault, and told.
+#[derive(Debug)]
+pub struct Problem(Box<Parts>);
+
+#[derive(Debug)]
+struct Parts {
     status: StatusCode,
-    #[serde(skip_serializing_if = "String::is_empty")]
-    detail: String,
+    members: Map<String, Value>,
+    cause: Option<BoxError>,
 }
 
 impl Problem {
     /// A problem with its HTTP status, and what the client should know of it; empty if nothing.
     pub fn new(status: StatusCode, detail: impl Into<String>) -> Self {
-        Self { title: status.canonical_reason().unwrap_or("Error"), status, detail: detail.into() }
+        let problem = Self(Box::new(Parts { status, members: Map::new(), cause: None }));
+        let problem = problem.with("title", status.canonical_reason().unwrap_or("Error"));
+        let detail = detail.into();
+        if detail.is_empty() { problem } else { problem.with("detail", detail) }
+    }
+
+    /// The same with a member of the document: `type` and `instance`, which the standard has, a `title` that suits the type,
+    /// or any of one's own.
+    #[must_use]
+    pub fn with(mut self, member: &str, value: impl Into<Value>) -> Self {
+        self.0.members.insert(member.to_owned(), value.into());
+        self
+    }
+
+    /// The same with what it came of, which the log tells with all of its own causes, and the client never hears.
+    #[must_use]
+    pub fn caused_by(mut self, cause: impl Into<BoxError>) -> Self {
+        self.0.cause = Some(cause.into());
+        self
+    }
+}
+
+impl<E: Into<BoxError>> From<E> for Problem {
+    fn from(error: E) -> Self {
+        let error = error.into();
+        // What a request's body is lacking, or has too much of, is its client's affair.
+        let status = if is_caused_by::<LengthLimitError>(&*error) {
+            StatusCode::PAYLOAD_TOO_LARGE
+        } else if is_caused_by::<axum::Error>(&*error) {
+            StatusCode::BAD_REQUEST
+        } else {
+            return Self::new(StatusCode::INTERNAL_SERVER_ERROR, "").caused_by(error);
+        };
+        Self::new(status, with_causes(&*error))
     }
 }
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        // Cannot fail: three plain fields.
-        let body = serde_json::to_vec(&self).unwrap_or_default();
-        (self.status, [(header::CONTENT_TYPE, MEDIA_TYPE)], body).into_response()
+        let Parts { status, mut members, cause } = *self.0;
+        members.insert("status".to_owned(), status.as_u16().into());
+        let told =
+            members.get("detail").and_then(Value::as_str).filter(|_| cause.is_some() || status.is_server_error());
+        let cause = cause.map(|cause| with_causes(&*cause));
+        let why: Vec<&str> = told.into_iter().chain(cause.as_deref()).collect();
+        let withheld = (!why.is_empty()).then(|| Extension(Withheld(beginning(&why.join(": ")))));
+        (status, withheld, [(header::CONTENT_TYPE, MEDIA_TYPE)], Value::Object(members).to_string()).into_response()
     }
 }
 
-fn number<S: serde::Serializer>(status: &StatusCode, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_u16(status.as_u16())
+/// What an error says, and each of its causes, unless that was said already.
+pub fn with_causes(error: &(dyn Error + 'static)) -> String {
+    let mut text = String::new();
+    for said in chain(error).map(ToString::to_string) {
+        if text.is_empty() {
+            text = said;
+        } else if !text.ends_with(&said) {
+            text = text + ": " + &said;
+        }
+    }
+    text
+}
+
+fn is_caused_by<E: Error + 'static>(error: &(dyn Error + 'static)) -> bool {
+    chain(error).any(|error| error.is::<E>())
+}
+
+/// An error and its causes.
+fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    iter::successors(Some(error), |&error| error.source())
+}
+
+/// As much of a text as is passed on.
+fn beginning(text: &str) -> String {
+    text[..text.floor_char_boundary(DETAIL_LIMIT)].trim_end().to_owned()
 }
 
 /// Turns an error that a library answered with into a problem document. Other answers pass as they are.
@@ -116,8 +183,7 @@ fn text(mut body: Body) -> String {
             break;
         }
     }
-    let text = String::from_utf8_lossy(&text);
-    text[..text.floor_char_boundary(DETAIL_LIMIT)].trim_end().to_owned()
+    beginning(&String::from_utf8_lossy(&text))
 }
 
 /// The answer of a handler that panicked. With what, [`telemetry`](crate::telemetry) has put into the log.

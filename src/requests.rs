@@ -1,25 +1,30 @@
 //! What is known of each request: its id, its span in the log, its outcome.
 
+use std::cell::Cell;
 use std::convert::Infallible;
-use std::fmt::Write;
-use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::task::{Context, Poll, ready};
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Instant;
 
-use axum::extract::Request;
+use axum::body::{Body, HttpBody};
+use axum::extract::{ConnectInfo, MatchedPath, Request};
+use axum::http::header::Entry;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use axum::response::Response;
+use axum::routing::Route;
+use axum::{Extension, Router};
 use pin_project_lite::pin_project;
-use tower::{Layer, Service};
-use tracing::instrument::Instrumented;
-use tracing::{Instrument, debug, error, error_span};
+use tower::layer::layer_fn;
+use tower::{Layer, Service, service_fn};
+use tracing::{Span, debug, error, error_span};
 
 use crate::problem::Withheld;
-use hitless::process_mark;
+use crate::trace;
+use hitless::request_id;
 
-const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The longest id that is taken from a client, in bytes.
 const LONGEST_ID: usize = 128;
@@ -27,27 +32,42 @@ const LONGEST_ID: usize = 128;
 /// How much of a method or a path is logged, in bytes. Clients choose them, up to hundreds of kilobytes.
 const LOGGED: usize = 1024;
 
-/// Gives every request an id, the client's own ([`own_id`]) or a new one: it is in each log line of the request, in the request's
-/// and in the answer's `x-request-id`. Logs the outcome, with what clients are not told of a failure.
-///
-/// An id made here is when this process began, in hexadecimal nanoseconds since 1970, and the request's number in it.
+/// Gives every request an id, the client's own ([`is_own_id`]) or a new one ([`request_id`]): it is in each log line of the
+/// request, in the request's and in the answer's `x-request-id`. Logs the outcome, with what clients are not told of a failure.
 #[derive(Clone, Debug)]
-pub struct Observe(Arc<AtomicU64>);
+pub struct Observe(Routes);
 
-impl Default for Observe {
-    fn default() -> Self {
-        Self(Arc::new(AtomicU64::new(1)))
+impl Observe {
+    /// Observes the requests of these routes.
+    pub fn new(routes: &Router) -> Self {
+        Self(Routes::of(routes))
     }
 }
 
-impl Observe {
-    fn next_id(&self) -> HeaderValue {
-        let process = process_mark();
-        let mut id = String::with_capacity(process.len() + 20);
-        id.push_str(process);
-        // Neither can fail: there is memory, and digits and a dash make a header.
-        let _ = write!(id, "{}", self.0.fetch_add(1, Relaxed));
-        HeaderValue::from_str(&id).unwrap_or(HeaderValue::from_static("-"))
+/// An answer of which nobody is to be told, although it is a failure by its status: that is what was asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Expected;
+
+/// What finds the route of a request, when a line says it: the router once more, where each handler says how it was come by.
+#[derive(Clone, Debug)]
+struct Routes(Router);
+
+impl Routes {
+    fn of(routes: &Router) -> Self {
+        let tell = |request: Request| {
+            let route = request.extensions().get::<MatchedPath>().cloned();
+            std::future::ready(Ok::<_, Infallible>((route.map(Extension), ())))
+        };
+        Self(routes.clone().layer(layer_fn(move |_: Route| service_fn(tell))))
+    }
+
+    /// The route: `/orders/{id}`.
+    fn find(&self, method: &Method, uri: &Uri) -> Option<MatchedPath> {
+        let mut request = Request::new(Body::empty());
+        (*request.method_mut(), *request.uri_mut()) = (method.clone(), uri.clone());
+        let found = pin!(self.0.clone().call(request)).poll(&mut Context::from_waker(Waker::noop()));
+        let Poll::Ready(Ok(mut found)) = found else { return None };
+        found.extensions_mut().remove()
     }
 }
 
@@ -55,14 +75,14 @@ impl<S> Layer<S> for Observe {
     type Service = Observed<S>;
 
     fn layer(&self, inner: S) -> Observed<S> {
-        Observed { observe: self.clone(), inner }
+        Observed { routes: self.0.clone(), inner }
     }
 }
 
 /// A service whose requests are observed.
 #[derive(Clone, Debug)]
 pub struct Observed<S> {
-    observe: Observe,
+    routes: Routes,
     inner: S,
 }
 
@@ -72,33 +92,137 @@ where
 {
     type Response = Response;
     type Error = Infallible;
-    type Future = Instrumented<Answer<S::Future>>;
+    type Future = Answer<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.inner.poll_ready(cx)
     }
 
     fn call(&mut self, mut request: Request) -> Self::Future {
-        let id = own_id(request.headers()).cloned().unwrap_or_else(|| {
-            let id = self.observe.next_id();
-            request.headers_mut().insert(X_REQUEST_ID, id.clone());
-            id
-        });
-        let (method, uri) = (request.method().clone(), request.uri().clone());
-        let span = error_span!("request", request_id = id.to_str().unwrap_or("-"));
-        let begun = Instant::now();
-        let answer = span.in_scope(|| self.inner.call(request));
-        Answer { answer, id: Some(id), method, uri, begun }.instrument(span)
+        let id = identified(request.headers_mut());
+        let mut current = Some(Current { id, traceparent: trace::parent(request.headers()), span: None });
+        let asked = Asked {
+            method: request.method().clone(),
+            uri: request.uri().clone(),
+            client: request.extensions().get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(client)| client.ip()),
+            begun: Instant::now(),
+            routes: self.routes.clone(),
+        };
+        let answer = at_work(&mut current, || self.inner.call(request));
+        Answer { answer: Some(answer), current, asked }
     }
 }
 
-/// The id that a client has given its request: one, of 1 to [`LONGEST_ID`] letters, digits and `-._~:/+=@`, of which
+/// What was asked: what a line of the log says of it is only made when that is written.
+struct Asked {
+    method: Method,
+    uri: Uri,
+    client: Option<IpAddr>,
+    begun: Instant,
+    routes: Routes,
+}
+
+/// Logs how a request ended, with what else is known of it.
+macro_rules! line {
+    ($level:ident, $asked:expr, { $($field:tt)* }, $outcome:expr) => {{
+        let Asked { method, uri, client, begun, routes } = $asked;
+        $level!(
+            target: "requests",
+            method = beginning(method.as_str()),
+            path = beginning(uri.path()),
+            route = routes.find(method, uri).as_ref().map(MatchedPath::as_str),
+            client = client.map(tracing::field::display),
+            took = ?begun.elapsed(),
+            $($field)*
+            "{} {}: {}", beginning(method.as_str()), beginning(uri.path()), $outcome
+        );
+    }};
+}
+
+/// The id of the request with these headers, among which it is from now on.
+fn identified(headers: &mut HeaderMap) -> HeaderValue {
+    match headers.entry(X_REQUEST_ID) {
+        Entry::Occupied(own) if is_own_id(own.iter()) => own.get().clone(),
+        Entry::Occupied(mut other) => {
+            let id = request_id();
+            other.insert(id.clone());
+            id
+        }
+        Entry::Vacant(none) => none.insert(request_id()).clone(),
+    }
+}
+
+/// Whether a client has given its request an id: one, of 1 to [`LONGEST_ID`] letters, digits and `-._~:/+=@`, of which
 /// everybody's ids are made. It goes into logs, headers and whatever is behind them, where others do harm.
-fn own_id(headers: &HeaderMap) -> Option<&HeaderValue> {
-    let mut ids = headers.get_all(X_REQUEST_ID).iter();
-    let id = ids.next().filter(|_| ids.next().is_none())?;
+fn is_own_id<'a>(mut ids: impl Iterator<Item = &'a HeaderValue>) -> bool {
+    let Some(id) = ids.next().filter(|_| ids.next().is_none()) else { return false };
     let is_plain = id.as_bytes().iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._~:/+=@".contains(byte));
-    (is_plain && (1..=LONGEST_ID).contains(&id.len())).then_some(id)
+    is_plain && (1..=LONGEST_ID).contains(&id.len())
+}
+
+/// What the log says of the request that a thread is at work for. Most requests log nothing, and need no span.
+struct Current {
+    id: HeaderValue,
+    traceparent: Option<HeaderValue>,
+    span: Option<Span>,
+}
+
+thread_local! {
+    static CURRENT: Cell<Option<Current>> = const { Cell::new(None) };
+}
+
+/// Makes the span of the request that this thread is at work for, unless there is one already: a line is to be logged, or
+/// somebody asks for the span. That is [`telemetry`](crate::telemetry)'s to notice.
+pub(crate) fn make_span() {
+    // Making a span may ask for one: meanwhile there is no request. Nor is there one for what the end of a thread logs.
+    let Ok(Some(mut current)) = CURRENT.try_with(Cell::take) else { return };
+    if current.span.is_none() {
+        let trace_id = trace::id(current.traceparent.as_ref(), &current.id);
+        let span = error_span!("request", request_id = current.id.to_str().unwrap_or("-"), trace_id);
+        span.with_subscriber(|(id, subscriber)| subscriber.enter(id));
+        current.span = Some(span);
+    }
+    CURRENT.set(Some(current));
+}
+
+fn span_of(current: &Option<Current>) -> Option<&Span> {
+    current.as_ref()?.span.as_ref()
+}
+
+/// Does what is to be done for the current request, within its span as soon as there is one.
+fn at_work<R>(current: &mut Option<Current>, work: impl FnOnce() -> R) -> R {
+    /// Takes the request up, and lays it down in the end, also when the work panics.
+    struct Turn<'a> {
+        current: &'a mut Option<Current>,
+        outer: Option<Current>,
+    }
+    impl Drop for Turn<'_> {
+        fn drop(&mut self) {
+            *self.current = CURRENT.replace(self.outer.take());
+            if let Some(span) = span_of(self.current) {
+                span.with_subscriber(|(id, subscriber)| subscriber.exit(id));
+            }
+        }
+    }
+    if let Some(span) = span_of(current) {
+        span.with_subscriber(|(id, subscriber)| subscriber.enter(id));
+    }
+    let outer = CURRENT.replace(current.take());
+    let _turn = Turn { current, outer };
+    work()
+}
+
+/// An answer's status, and what clients are not told.
+struct Outcome<'a> {
+    status: u16,
+    why: Option<&'a String>,
+}
+
+impl fmt::Display for Outcome<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.status)?;
+        self.why.map_or(Ok(()), |why| write!(f, ": {why}"))
+    }
 }
 
 fn beginning(text: &str) -> &str {
@@ -108,12 +232,24 @@ fn beginning(text: &str) -> &str {
 pin_project! {
     /// The answer to an observed request.
     pub struct Answer<F> {
+        // Until it is there.
         #[pin]
-        answer: F,
-        id: Option<HeaderValue>,
-        method: Method,
-        uri: Uri,
-        begun: Instant,
+        answer: Option<F>,
+        current: Option<Current>,
+        asked: Asked,
+    }
+
+    impl<F> PinnedDrop for Answer<F> {
+        fn drop(this: Pin<&mut Self>) {
+            let mut this = this.project();
+            if this.answer.is_some() {
+                // What is given up may have something to say.
+                at_work(this.current, || {
+                    this.answer.set(None);
+                    line!(debug, &*this.asked, {}, "given up before it was answered");
+                });
+            }
+        }
     }
 }
 
@@ -121,20 +257,25 @@ impl<F: Future<Output = Result<Response, Infallible>>> Future for Answer<F> {
     type Output = Result<Response, Infallible>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.project();
-        let Ok(mut response) = ready!(this.answer.poll(cx));
-        let (method, path) = (beginning(this.method.as_str()), beginning(this.uri.path()));
-        let took = this.begun.elapsed();
-        let status = response.status().as_u16();
-        if status >= 500 {
+        let mut this = self.project();
+        let answered = at_work(this.current, || {
+            let Ok(mut response) =
+                ready!(this.answer.as_mut().as_pin_mut().expect("polled until it is there").poll(cx));
+            this.answer.set(None);
+            let status = response.status().as_u16();
             let withheld = response.extensions_mut().remove::<Withheld>();
-            let reason = withheld.map_or_else(String::new, |Withheld(text)| format!(": {text}"));
-            error!(target: "requests", method, path, status, ?took, "{method} {path}: {status}{reason}");
-        } else {
-            debug!(target: "requests", method, path, status, ?took, "{method} {path}: {status}");
-        }
-        if let Some(id) = this.id.take() {
-            response.headers_mut().insert(X_REQUEST_ID, id);
+            let outcome = Outcome { status, why: withheld.as_ref().map(|Withheld(why)| why) };
+            let bytes = response.body().size_hint().exact();
+            if status >= 500 && response.extensions_mut().remove::<Expected>().is_none() {
+                line!(error, &*this.asked, { status, bytes, }, outcome);
+            } else {
+                line!(debug, &*this.asked, { status, bytes, }, outcome);
+            }
+            Poll::Ready(response)
+        });
+        let mut response = ready!(answered);
+        if let Some(current) = this.current.take() {
+            response.headers_mut().insert(X_REQUEST_ID, current.id);
         }
         Poll::Ready(Ok(response))
     }

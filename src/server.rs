@@ -1,19 +1,18 @@
 //! Puts listener, application and lifecycle into `axum::serve`.
 
-use std::fmt::Write as _;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::sync::Arc;
 
 use axum::BoxError;
 use rustix::net::{AddressFamily, SocketType, sockopt};
 
 use crate::config::{Config, Listen};
-use crate::{telemetry, unit};
+use crate::{problem, telemetry, unit};
 use hitless::{Application, Handle, Handover, Inherited, Listener, ListeningSocket, Outcome};
 
 /// The process of a service, to its exit status: what has to be done before there are threads, then the service itself. Why
@@ -34,23 +33,11 @@ pub fn process<A: Application>(
     runtime.shutdown_background();
     Ok(outcome.as_ref().map_or_else(
         |error| {
-            tracing::error!("the service does not start: {}", with_causes(&**error));
+            tracing::error!("the service does not start: {}", problem::with_causes(&**error));
             ExitCode::FAILURE
         },
         ExitCode::from,
     ))
-}
-
-/// What an error says, and each of its causes, unless that was said already.
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    for cause in std::iter::successors(error.source(), |error| error.source()).map(ToString::to_string) {
-        if !text.ends_with(&cause) {
-            // Writing to a string cannot fail.
-            let _ = write!(text, ": {cause}");
-        }
-    }
-    text
 }
 
 /// Runs the service that `app` makes, from the start to the end of the process.
@@ -99,11 +86,13 @@ fn bind(config: &Config) -> io::Result<ListeningSocket> {
         Listen::Unix(path) => bind_unix(path).map(ListeningSocket::Unix),
     };
     bound.map_err(|error| {
-        let holder = match &config.listen {
-            Listen::Tcp(address) if error.kind() == io::ErrorKind::AddrInUse => holder(*address),
+        let hint = match &config.listen {
+            Listen::Tcp(address) if error.kind() == io::ErrorKind::AddrInUse => {
+                format!(" (who has it: ss --listening --tcp --processes 'sport = :{}')", address.port())
+            }
             _ => String::new(),
         };
-        io::Error::new(error.kind(), format!("cannot listen on {}: {error}{holder}", config.listen))
+        io::Error::new(error.kind(), format!("cannot listen on {}: {error}{hint}", config.listen))
     })
 }
 
@@ -130,12 +119,4 @@ fn bind_unix(path: &Path) -> io::Result<UnixListener> {
         }
         bound => bound,
     }
-}
-
-/// Who listens on `address`, as far as ss(8) can tell.
-fn holder(address: SocketAddr) -> String {
-    let filter = format!("sport = :{}", address.port());
-    let output = Command::new("ss").args(["--no-header", "--listening", "--tcp", "--processes", &filter]).output();
-    let lines = output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default();
-    if lines.is_empty() { lines } else { format!("; held by:\n{lines}") }
 }

@@ -18,18 +18,22 @@ use std::time::Duration;
 
 use axum::BoxError;
 use serde_json::{Map, Value};
-use tracing::Level;
 use tracing::field::{Field, Visit};
-use tracing::span::Record;
+use tracing::span::{Attributes, Id, Record};
+use tracing::subscriber::Interest;
+use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
+use tracing_core::span::Current;
 use tracing_subscriber::field::RecordFields;
-use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::filter::{FilterId, LevelFilter, Targets};
 use tracing_subscriber::fmt::FormattedFields;
 use tracing_subscriber::fmt::format::{FormatFields, Writer};
 use tracing_subscriber::prelude::*;
+use tracing_subscriber::registry::{LookupSpan, Registry};
 use tracing_subscriber::{Layer, fmt};
 
 use crate::config::{Log, LogFormat};
+use crate::requests;
 
 /// How many lines wait for a reader that does not keep up: some megabytes.
 const KEPT_LINES: usize = 8192;
@@ -84,10 +88,80 @@ pub fn init(log: &Log) -> Result<WorkerGuard, BoxError> {
         LogFormat::Text => lines.with_ansi(colours()).with_target(false).compact().boxed(),
         _ => lines.json().flatten_event(true).with_current_span(false).fmt_fields(JsonFields).boxed(),
     };
-    tracing_subscriber::registry().with(filter(&log.filter)).with(layer).try_init()?;
+    Spans::default().with(filter(&log.filter)).with(layer).try_init()?;
     std::thread::spawn(move || tell_losses(&lost, &refused));
     std::panic::set_hook(Box::new(tell_panic));
     Ok(guard)
+}
+
+/// The registry of spans, which has the span of a [request](requests) made when that is needed: before a line is logged,
+/// another span begins within it, or somebody asks which is the current one.
+#[derive(Debug, Default)]
+struct Spans(Registry);
+
+impl Subscriber for Spans {
+    fn register_callsite(&self, metadata: &'static Metadata<'static>) -> Interest {
+        self.0.register_callsite(metadata)
+    }
+
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        self.0.enabled(metadata)
+    }
+
+    fn event_enabled(&self, event: &Event<'_>) -> bool {
+        self.0.event_enabled(event)
+    }
+
+    fn event(&self, event: &Event<'_>) {
+        requests::make_span();
+        self.0.event(event);
+    }
+
+    fn new_span(&self, attributes: &Attributes<'_>) -> Id {
+        requests::make_span();
+        self.0.new_span(attributes)
+    }
+
+    fn current_span(&self) -> Current {
+        requests::make_span();
+        self.0.current_span()
+    }
+
+    fn record(&self, span: &Id, values: &Record<'_>) {
+        self.0.record(span, values);
+    }
+
+    fn record_follows_from(&self, span: &Id, follows: &Id) {
+        self.0.record_follows_from(span, follows);
+    }
+
+    fn enter(&self, span: &Id) {
+        self.0.enter(span);
+    }
+
+    fn exit(&self, span: &Id) {
+        self.0.exit(span);
+    }
+
+    fn clone_span(&self, span: &Id) -> Id {
+        self.0.clone_span(span)
+    }
+
+    fn try_close(&self, span: Id) -> bool {
+        self.0.try_close(span)
+    }
+}
+
+impl<'a> LookupSpan<'a> for Spans {
+    type Data = <Registry as LookupSpan<'a>>::Data;
+
+    fn span_data(&'a self, span: &Id) -> Option<Self::Data> {
+        self.0.span_data(span)
+    }
+
+    fn register_filter(&mut self) -> FilterId {
+        self.0.register_filter()
+    }
 }
 
 /// A panic is a line like any other, with the id of its request, and with a backtrace where `RUST_BACKTRACE` asks for one.
@@ -327,6 +401,7 @@ impl Visit for Members<'_> {
     }
 }
 
+// The tests of what is inside are the template's. {%- comment %}
 #[cfg(test)]
-#[path = "../tests/unit/telemetry.rs"]
-mod tests;
+#[path = "../tests/proof/unit/telemetry.rs"]
+mod tests; // {%- endcomment %}

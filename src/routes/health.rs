@@ -12,10 +12,12 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{Extensions, HeaderMap, HeaderValue, StatusCode, header};
 use serde::Serialize;
 use tokio::task::JoinSet;
 
+use crate::problem::Withheld;
+use crate::requests::Expected;
 use hitless::Handle;
 
 /// What a check finds wrong, for operators to read.
@@ -98,11 +100,11 @@ pub async fn livez() -> &'static str {
     "live\n"
 }
 
-/// Says whether clients should come here.
+/// Says whether clients should come here. The log has the checks that fail; that a service leaves is no failure.
 pub async fn readyz(
     State(handle): State<Handle>,
     State(readiness): State<Readiness>,
-) -> (StatusCode, HeaderMap, Json<Report>) {
+) -> (StatusCode, HeaderMap, Extensions, Json<Report>) {
     let mut failed = BTreeMap::new();
     // A service that turns clients away is not ready, whatever its checks say.
     if handle.is_ready() {
@@ -115,7 +117,14 @@ pub async fn readyz(
     if let (false, Some(remaining)) = (ready, remaining) {
         headers.insert(header::RETRY_AFTER, HeaderValue::from(remaining.as_secs_f64().ceil() as u64));
     }
+    let mut for_log = Extensions::new();
+    if !failed.is_empty() {
+        let reasons: Vec<String> = failed.iter().map(|(name, reason)| format!("{name}: {reason}")).collect();
+        for_log.insert(Withheld(reasons.join("; ")));
+    } else if !ready {
+        for_log.insert(Expected);
+    }
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let remaining_ms = remaining.map(|remaining| remaining.as_millis() as u64);
-    (status, headers, Json(Report { phase: phase.to_string(), remaining_ms, failed }))
+    (status, headers, for_log, Json(Report { phase: phase.to_string(), remaining_ms, failed }))
 }

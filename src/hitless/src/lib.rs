@@ -2,20 +2,18 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
-use std::sync::LazyLock;
-use std::time::{SystemTime, UNIX_EPOCH};
-
 mod connection;
+mod connections;
 mod error;
 mod frames;
-mod gate;
 mod handover;
 mod held;
 mod ledger;
 mod lifecycle;
 mod listener;
 mod notice;
-mod parcel;
+mod queue;
+mod request_id;
 mod request_timeout;
 mod room;
 mod sibling;
@@ -27,11 +25,12 @@ mod track;
 mod upload;
 
 pub use connection::{Connection, Fragment, Peer};
+pub use connections::{Cut, Limits};
 pub use error::Error;
-pub use gate::{Cut, Limits};
 pub use handover::{Handover, Inherited, Quiesced, Server, Tracked};
 pub use lifecycle::{Handle, Outcome, Phase, ShutdownTimeout};
 pub use listener::Listener;
+pub use request_id::request_id;
 pub use request_timeout::RequestTimeout;
 pub use sibling::Siblings;
 pub use systemd::ListeningSocket;
@@ -40,21 +39,12 @@ pub use track::{Application, Track};
 /// The version of this crate, and of the template that a service with it was generated from.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// What the ids of this process' requests begin with: when it began, in hexadecimal nanoseconds since 1970, and a dash.
-pub fn process_mark() -> &'static str {
-    static MARK: LazyLock<String> = LazyLock::new(|| {
-        let began = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        format!("{:x}-", began.as_nanos())
-    });
-    &MARK
-}
-
-// Not within `gate` and `upload`: tests/fuzz compiles these files where there is no runtime.
-#[cfg(all(test, feature = "proofs"))]
+// Not within `connections` and `upload`: tests/fuzz compiles these files where there is no runtime.
+#[cfg(all(test, proofs))]
 #[rustfmt::skip]
-#[path = "../tests/unit/gate.rs"]
-mod gate_tests;
-#[cfg(all(test, feature = "proofs"))]
+#[path = "../tests/unit/connections.rs"]
+mod connections_tests;
+#[cfg(all(test, proofs))]
 #[rustfmt::skip]
 #[path = "../tests/unit/upload.rs"]
 mod upload_tests;

@@ -14,7 +14,7 @@ use crate::stage::Stage;
 use crate::traffic::Traffic;
 
 /// Who asks while something goes wrong.
-const CROWD: [(Kind, u32); 3] = [(Kind::Pausing, 30), (Kind::Fresh, 4), (Kind::Http2, 2)];
+const CROWD: [(Kind, u32); 2] = [(Kind::PAUSING, 30), (Kind::FRESH, 4)];
 
 /// How long they ask before it does, and afterwards.
 const MOMENT: Duration = Duration::from_secs(3);

@@ -74,8 +74,10 @@ pub fn routes() -> Router<AppState> {
 pub fn layered(routes: Router, config: &Config) -> impl Application + use<> {
     let limits = &config.limits;
     ServiceBuilder::new()
+        // Whom a request is from, proxies tell that are trusted.
+        .layer(config.proxies.clone())
         // Every request has an id, and its outcome is in the log.
-        .layer(requests::Observe::default())
+        .layer(requests::Observe::new(&routes))
         // It is clear whom each request is for, and where it ends (RFC 9112, sections 3.2 and 6.1).
         .layer(strict::Check)
         // Whatever fails, and wherever, the client gets a problem document (RFC 9457).

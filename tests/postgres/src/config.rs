@@ -18,6 +18,7 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 
 use crate::database;
 use crate::environment::Setting;
+use crate::forwarded::Proxies;
 use crate::{environment, probe};
 use hitless::ShutdownTimeout;
 
@@ -42,6 +43,7 @@ pub struct Config {
     pub ping_delay: Duration,
     #[serde(with = "humantime_serde")]
     pub readiness_timeout: Duration,
+    pub proxies: Proxies,
     pub limits: Limits,
     pub log: Log,
     pub unit: Unit,

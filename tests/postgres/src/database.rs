@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::BoxError;
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use sqlx::migrate::{MigrateError, Migrator};
@@ -318,19 +318,24 @@ impl fmt::Display for Failure {
     }
 }
 
+impl std::error::Error for Failure {}
+
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
         let status = self.status();
-        match self {
-            Self::Problem(problem) => problem.into_response(),
+        let problem = match self {
+            Self::Problem(problem) => problem,
             // A constraint's name says what is wrong: the schema gives it one that is fit for clients.
             Self::Database(sqlx::Error::Database(error)) if status.is_client_error() => {
-                Problem::new(status, error.constraint().unwrap_or_default().replace('_', " ")).into_response()
+                Problem::new(status, error.constraint().unwrap_or_default().replace('_', " "))
             }
-            Self::Database(sqlx::Error::RowNotFound) => Problem::new(status, "").into_response(),
-            // For the log, in the line of the request: the layers withhold it from the client.
-            failure => (status, failure.to_string()).into_response(),
+            Self::Database(sqlx::Error::RowNotFound) => Problem::new(status, ""),
+            failure => Problem::new(status, "").caused_by(failure.to_string()),
+        };
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            return ([(header::RETRY_AFTER, "1")], problem).into_response();
         }
+        problem.into_response()
     }
 }
 

@@ -3,17 +3,19 @@
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
+use axum::http::StatusCode;
 use axum::response::IntoResponse;
-use lab::client::soon;
-use lab::manager::{Manager, Service};
+use lab::manager::Service;
 use lab::stage::with_settings;
 use service::config::Config;
 use service::database::{Database, Failure};
+use service::problem::Problem;
 use sqlx::{Connection, Executor, PgConnection};
 use tokio::time::{sleep, timeout};
 
+use crate::asking::{get, soon};
 use crate::server::{SERVER, connect, new_database, new_folder, url};
-use crate::{BINARY, client, start_on, traffic};
+use crate::{BINARY, start_on, traffic};
 
 /// The name of a server's socket in its folder.
 const SOCKET: &str = ".s.PGSQL.5432";
@@ -28,8 +30,8 @@ async fn open(url: &str, settings: &str) -> Database {
 
 /// Whether it is ready, and what it says of it.
 async fn readiness(service: &Service) -> (u16, String) {
-    let answer = client(service).await.get("/readyz").await;
-    (answer.status, answer.text().to_owned())
+    let answer = get(service.address(), "/readyz").await;
+    (answer.status, answer.text)
 }
 
 async fn becomes_ready(service: &Service) {
@@ -50,23 +52,22 @@ async fn one_that_is_away_is_waited_for() {
     let mut service = start_on(&elsewhere, "").await;
     let (status, says) = readiness(&service).await;
     assert!(status == 503 && says.contains("database"), "{status} {says}");
-    let mut client = client(&service).await;
-    assert_eq!(client.get("/livez").await.status, 200);
-    assert_eq!(client.get("/orders").await.status, 503);
+    assert_eq!(get(service.address(), "/livez").await.status, 200);
+    assert_eq!(get(service.address(), "/orders").await.status, 503);
 
     std::os::unix::fs::symlink(SERVER.folder.join(SOCKET), folder.join(SOCKET)).expect("a link");
     becomes_ready(&service).await;
-    assert_eq!(client.get("/orders").await.status, 200);
+    assert_eq!(get(service.address(), "/orders").await.status, 200);
 
     // It goes away while the service runs, which tells why it has none.
     std::fs::remove_file(folder.join(SOCKET)).expect("no link");
     terminate(&database).await;
     let (status, says) = readiness(&service).await;
     assert!(status == 503 && says.contains("No such file"), "{status} {says}");
-    assert_eq!(client.get("/orders").await.status, 503);
+    assert_eq!(get(service.address(), "/orders").await.status, 503);
     std::os::unix::fs::symlink(SERVER.folder.join(SOCKET), folder.join(SOCKET)).expect("a link");
     becomes_ready(&service).await;
-    assert!(soon("a restart", service.restart()).await.expect("another process").success(), "{}", service.log());
+    service.restart().await.expect("another process");
     becomes_ready(&service).await;
 }
 
@@ -86,7 +87,7 @@ async fn one_that_hangs_holds_nothing_up() {
     let mut service = start_on(&url(&folder, "postgres"), "").await;
     assert_eq!(readiness(&service).await.0, 503);
     let began = Instant::now();
-    assert!(service.restart().await.expect("another process").success(), "{}", service.log());
+    service.restart().await.expect("another process");
     assert!(began.elapsed() < Duration::from_secs(5), "a restart took {:?}", began.elapsed());
 }
 
@@ -95,7 +96,7 @@ async fn one_that_hangs_holds_nothing_up() {
 async fn one_that_refuses_ends_the_start() {
     let settings = format!("database.url = '{}'", url(&SERVER.folder, "there_is_none"));
     let settings = traffic().settings_with(&settings).expect("settings");
-    let manager = with_settings(Manager::new(BINARY), env!("CARGO_PKG_NAME"), &settings);
+    let manager = with_settings(BINARY, env!("CARGO_PKG_NAME"), &settings);
     let error = soon("the start", manager.start()).await.expect_err("a refusal");
     let told = format!("{error:#}");
     assert!(told.contains("there_is_none"), "{told}");
@@ -154,6 +155,20 @@ async fn errors_have_a_status() {
     let mut lease = database.lease().await.expect("a connection");
     let none = lease.fetch_one("select 1 where false").await;
     assert_eq!(lease.end(none.map_err(Failure::from)).await.expect_err("none").into_response().status(), 404);
+}
+
+/// A transaction whose work fails leaves nothing, whatever it failed with.
+#[tokio::test]
+async fn what_fails_is_rolled_back() {
+    let database = open(&new_database().await, "").await;
+    for (done, items) in [(Err(Problem::new(StatusCode::CONFLICT, "no").into()), 2_i64), (Ok(()), 3)] {
+        let mut transaction = database.begin().await.expect("a transaction");
+        transaction.execute("insert into items (name) values ('beer')").await.expect("an item");
+        assert_eq!(transaction.end(done).await.is_ok(), items == 3);
+        let mut lease = database.lease().await.expect("a connection");
+        let count = sqlx::query_scalar("select count(*) from items").fetch_one(&mut *lease).await;
+        assert_eq!(lease.end(count.map_err(Failure::from)).await.ok(), Some(items));
+    }
 }
 
 /// Whoever comes when all connections are in use is told so soon, and not when the request's time is over.
@@ -217,12 +232,13 @@ async fn a_locked_table_holds_no_restart_up() {
     let mut holder = connect(&database).await;
     let mut lock = holder.begin().await.expect("a transaction");
     lock.execute("lock table orders").await.expect("a lock");
-    let mut waiting = client(&service).await;
-    waiting.ask("/orders").await;
+    let address = service.address();
+    let waiting = tokio::spawn(async move { get(address, "/orders").await });
+    sleep(Duration::from_millis(100)).await;
     let began = Instant::now();
-    assert!(service.restart().await.expect("another process").success(), "{}", service.log());
+    service.restart().await.expect("another process");
     assert!(began.elapsed() < Duration::from_secs(3), "a restart took {:?}", began.elapsed());
-    assert_eq!(waiting.answer().await.status, 503);
+    assert_eq!(waiting.await.expect("an answer").status, 503);
 }
 
 #[test]

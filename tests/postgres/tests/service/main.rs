@@ -1,6 +1,7 @@
 //! The tests of the service, as its clients see it. They need no root, no systemd, no free port, and no database but what
 //! they start themselves.
 
+mod asking;
 mod database;
 mod migrations;
 mod orders;
@@ -9,8 +10,8 @@ mod server;
 
 use std::path::Path;
 
-use lab::client::{Client, soon};
-use lab::manager::{Manager, Service};
+use lab::http1::Connection;
+use lab::manager::Service;
 use lab::stage::with_settings;
 use lab::traffic::Traffic;
 
@@ -32,11 +33,10 @@ async fn start(settings: &str) -> Service {
 async fn start_on(url: &str, settings: &str) -> Service {
     let settings = format!("database.url = '{url}'\n{settings}");
     let settings = traffic().settings_with(&settings).expect("settings");
-    let manager = with_settings(Manager::new(BINARY), env!("CARGO_PKG_NAME"), &settings);
-    soon("the start", manager.start()).await.expect("a service that gets ready")
+    with_settings(BINARY, env!("CARGO_PKG_NAME"), &settings).start().await.expect("a service that gets ready")
 }
 
 /// A client of it, on a connection of its own.
-async fn client(service: &Service) -> Client {
-    Client::connect(service.address()).await
+async fn client(service: &Service) -> Connection {
+    Connection::open(service.address(), None).await.expect("a connection")
 }

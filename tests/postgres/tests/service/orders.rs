@@ -2,26 +2,17 @@
 
 use std::time::Duration;
 
-use lab::client::{Answer, Client, soon};
+use lab::manager::Service;
 use serde_json::json;
 use sqlx::{Connection, Executor};
 
+use crate::asking::{Answer, ask, get, soon};
 use crate::server::{connect, new_database};
-use crate::{client, start, start_on};
+use crate::{start, start_on};
 
 /// Sends an order.
-async fn order(client: &mut Client, key: &str, body: &str) -> Answer {
-    send(client, key, body).await;
-    client.answer().await
-}
-
-async fn send(client: &mut Client, key: &str, body: &str) {
-    let length = body.len();
-    client
-        .send(format!(
-            "POST /orders HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n{key}Content-Length: {length}\r\n\r\n{body}"
-        ))
-        .await;
+async fn order(service: &Service, key: &str, body: &str) -> Answer {
+    ask(service.address(), "POST /orders", &format!("Content-Type: application/json\r\n{key}"), body).await
 }
 
 fn key(key: &str) -> String {
@@ -33,20 +24,19 @@ const COFFEE: &str = r#"{"reference":"a","item":"coffee","quantity":2}"#;
 #[tokio::test]
 async fn an_order_is_there_afterwards() {
     let service = start("").await;
-    let mut client = client(&service).await;
     for (id, reference) in [(1, "a"), (2, "b"), (3, "c")] {
         let body = json!({ "reference": reference, "item": "tea", "quantity": id });
-        let made = order(&mut client, &key(reference), &body.to_string()).await;
+        let made = order(&service, &key(reference), &body.to_string()).await;
         let expected = json!({ "id": id, "reference": reference, "item": "tea", "quantity": id });
         assert_eq!((made.status, made.json()), (201, expected.clone()));
-        assert_eq!(client.get(&format!("/orders/{id}")).await.json(), expected);
+        assert_eq!(get(service.address(), &format!("/orders/{id}")).await.json(), expected);
     }
-    assert_eq!(client.get("/orders/4").await.status, 404);
+    assert_eq!(get(service.address(), "/orders/4").await.status, 404);
     // Each once, page by page.
     let mut seen = vec![];
     let mut path = "/orders?limit=2".to_owned();
     loop {
-        let page = client.get(&path).await.json();
+        let page = get(service.address(), &path).await.json();
         seen.extend(page["orders"].as_array().expect("orders").iter().map(|order| order["id"].clone()));
         let Some(next) = page["next"].as_i64() else { break };
         path = format!("/orders?limit=2&after={next}");
@@ -58,14 +48,13 @@ async fn an_order_is_there_afterwards() {
 async fn a_key_is_good_for_one_order() {
     let url = new_database().await;
     let service = start_on(&url, "").await;
-    let mut client = client(&service).await;
-    let first = order(&mut client, &key("k"), COFFEE).await;
-    let again = order(&mut client, &key("k"), COFFEE).await;
-    assert_eq!((first.status, again.status, first.text()), (201, 201, again.text()));
-    let other = order(&mut client, &key("k"), &COFFEE.replace('2', "3")).await;
+    let first = order(&service, &key("k"), COFFEE).await;
+    let again = order(&service, &key("k"), COFFEE).await;
+    assert_eq!((first.status, again.status, first.text), (201, 201, again.text));
+    let other = order(&service, &key("k"), &COFFEE.replace('2', "3")).await;
     assert_eq!(other.status, 422, "{other:?}");
     for bad in ["", "Idempotency-Key: \r\n", &key(&"k".repeat(201)), &(key("a") + &key("b"))] {
-        assert_eq!(order(&mut client, bad, COFFEE).await.status, 400, "{bad}");
+        assert_eq!(order(&service, bad, COFFEE).await.status, 400, "{bad}");
     }
     let mut connection = connect(&url).await;
     let counts = "select (select count(*) from orders), (select count(*) from outbox)";
@@ -76,39 +65,41 @@ async fn a_key_is_good_for_one_order() {
 async fn an_order_that_is_being_taken_is_not_taken_twice() {
     let url = new_database().await;
     let service = start_on(&url, "").await;
-    let (mut one, mut two) = (client(&service).await, client(&service).await);
     // Whoever comes to the orders waits.
     let mut connection = connect(&url).await;
     let mut lock = connection.begin().await.expect("a transaction");
     lock.execute("lock table orders").await.expect("a lock");
-    send(&mut one, &key("k"), COFFEE).await;
+    let key = key("k");
+    let first = order(&service, &key, COFFEE);
     let mut observer = connect(&url).await;
     let waits = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
-    soon("a wait", async { while sqlx::query_scalar(waits).fetch_one(&mut observer).await.ok() != Some(1_i64) {} })
-        .await;
-    let other = order(&mut two, &key("k"), COFFEE).await;
-    assert!(other.status == 409 && other.text().contains("in progress"), "{other:?}");
-    lock.rollback().await.expect("no lock");
-    let (first, again) = (one.answer().await, order(&mut two, &key("k"), COFFEE).await);
-    assert_eq!((first.status, again.status, first.text()), (201, 201, again.text()));
+    let meanwhile = async {
+        soon("a wait", async { while sqlx::query_scalar(waits).fetch_one(&mut observer).await.ok() != Some(1_i64) {} })
+            .await;
+        let other = order(&service, &key, COFFEE).await;
+        assert!(other.status == 409 && other.detail().contains("in progress"), "{other:?}");
+        lock.rollback().await.expect("no lock");
+    };
+    let (first, ()) = tokio::join!(first, meanwhile);
+    let again = order(&service, &key, COFFEE).await;
+    assert_eq!((first.status, again.status, first.text), (201, 201, again.text));
 }
 
 #[tokio::test]
 async fn what_the_schema_refuses_is_the_clients() {
     let service = start("").await;
-    let mut client = client(&service).await;
-    assert_eq!(order(&mut client, &key("a"), COFFEE).await.status, 201);
+    assert_eq!(order(&service, &key("a"), COFFEE).await.status, 201);
     for (body, status, detail) in [
         (COFFEE.to_owned(), 409, "a reference is used once"),
         (COFFEE.replace("coffee", "beer").replace("\"a\"", "\"b\""), 422, "there is such an item"),
         (COFFEE.replace('2', "0"), 422, "a quantity is from 1 to 1000"),
         (COFFEE.replace("\"a\"", "\"\""), 422, "a reference has 1 to 200 characters"),
     ] {
-        let answer = order(&mut client, &key(&body), &body).await;
-        assert_eq!((answer.status, answer.json()["detail"].as_str()), (status, Some(detail)), "{answer:?}");
+        let answer = order(&service, &key(&body), &body).await;
+        assert_eq!((answer.status, &*answer.detail()), (status, detail), "{answer:?}");
     }
     // None of it has taken the key, nor the connection.
-    assert_eq!(order(&mut client, &key("new"), &COFFEE.replace("\"a\"", "\"b\"")).await.status, 201);
+    assert_eq!(order(&service, &key("new"), &COFFEE.replace("\"a\"", "\"b\"")).await.status, 201);
 }
 
 /// Each message is sent at least once, and marked in order, through restarts.
@@ -117,12 +108,10 @@ async fn what_was_ordered_is_told() {
     let url = new_database().await;
     let mut service = start_on(&url, "").await;
     for number in 0..30 {
-        let mut client = client(&service).await;
         let body = COFFEE.replace("\"a\"", &format!("\"{number}\""));
-        assert_eq!(order(&mut client, &key(&number.to_string()), &body).await.status, 201);
+        assert_eq!(order(&service, &key(&number.to_string()), &body).await.status, 201);
         if number % 10 == 9 {
-            let status = soon("a restart", service.restart()).await.expect("another process");
-            assert!(status.success(), "{}", service.log());
+            service.restart().await.expect("another process");
         }
     }
     let mut connection = connect(&url).await;

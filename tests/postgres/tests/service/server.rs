@@ -6,8 +6,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
-use lab::client::soon;
 use sqlx::{Connection, Executor, PgConnection};
+
+use crate::asking::soon;
 
 /// What the tests have a database on.
 pub struct Server {

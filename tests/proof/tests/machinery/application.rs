@@ -3,7 +3,8 @@
 //!
 //! `/ping` takes its time, and `/echo` streams a body back; `/length` streams an answer whose length only the header knows,
 //! `/work` answers at once and works on, `/endless` has work that does not end, `/blocking` takes every thread there is for
-//! what blocks, and `/fails/{status}` answers with what it was sent.
+//! what blocks, `/fails/{status}` answers with what it was sent, and `/problems/{status}` with a problem that has a cause;
+//! `/tells` has something to log after its answer, or when it is given up.
 
 use std::convert::Infallible;
 use std::ffi::OsString;
@@ -24,9 +25,11 @@ use axum::{BoxError, Json, Router};
 use hitless::{Application, Handle};
 use serde_json::{Value, json};
 use service::config::Config;
+use service::problem::Problem;
 use service::routes::health::{self, Readiness};
 use service::{app, server};
 use tower::Service;
+use tracing::{Instrument, Span, info, info_span};
 
 /// What its handlers share.
 #[derive(Clone, Debug, FromRef)]
@@ -40,7 +43,8 @@ pub struct Shared {
 pub fn app(config: &Config, handle: Handle, ping_delay: Duration, more: Router<Shared>) -> impl Application + use<> {
     let shared = Shared { handle, readiness: Readiness::new(config.readiness_timeout), ping_delay };
     let own = routes().with_state(shared.clone());
-    app::layered(more.with_state(shared).fallback_service(own), config)
+    let routes = if more.has_routes() { more.with_state(shared).fallback_service(own) } else { own };
+    app::layered(routes, config)
 }
 
 /// As a process, a test says by its environment that it is to be one: how long `/ping` takes there.
@@ -160,7 +164,9 @@ fn routes() -> Router<Shared> {
         .route("/work", get(work))
         .route("/endless", get(endless))
         .route("/fails/{status}", post(fails))
+        .route("/problems/{status}", get(problem))
         .route("/blocking", get(blocking))
+        .route("/tells/{when}", get(tells))
 }
 
 async fn ping(State(delay): State<Duration>) -> Json<Value> {
@@ -208,4 +214,32 @@ async fn fails(Path(status): Path<u16>, headers: HeaderMap, body: String) -> imp
         }
     }
     (status, told, Body::from(body))
+}
+
+/// Fails with this status, and tells the client something else than its cause. Fails with nothing but the cause at 0.
+async fn problem(Path(status): Path<u16>) -> Result<(), Problem> {
+    let cause = NoDatabase(std::io::Error::other("nobody listens"));
+    if status == 0 {
+        return Err(cause.into());
+    }
+    let problem = Problem::new(StatusCode::from_u16(status).expect("a status"), "told").caused_by(cause);
+    let problem = problem.with("type", "https://test/none").with("instance", "/problems/7");
+    Err(problem.with("title", "None").with("balance", 30).with("status", "mine"))
+}
+
+/// Logs, in a span of its own within that of its request: `after` its answer, or as it is `given-up`.
+async fn tells(Path(when): Path<String>) {
+    struct Tells;
+    impl Drop for Tells {
+        fn drop(&mut self) {
+            info_span!("own", number = 7).in_scope(|| info!("given up"));
+        }
+    }
+    if when == "given-up" {
+        let _tells = Tells;
+        std::future::pending().await
+    }
+    // Nothing was logged before that might have made the span.
+    let request = Span::current();
+    tokio::spawn(async { info_span!("own", number = 7).in_scope(|| info!("after")) }.instrument(request));
 }

@@ -160,7 +160,7 @@ type Refused = &'static [(&'static str, &'static str)];
 type Good = &'static [&'static str];
 
 /// Of each setting, values as a file has them: what cannot work, with a part of the reason; and what just works.
-const EDGES: [(&str, Refused, Good); 26] = [
+const EDGES: [(&str, Refused, Good); 29] = [
     ("shutdown_timeout", &[("'999ms'", "1s and 3600s"), ("'61m'", "1s and 3600s")], &["'1s'", "'1h'"]),
     (
         "listen",
@@ -253,6 +253,23 @@ const EDGES: [(&str, Refused, Good); 26] = [
         &[("5", "Limits"), ("'{}'", "Limits"), ("{ nonsense = 1 }", "unknown field")],
         &["{ max_connections = 0x10 }"],
     ),
+    (
+        "proxies.trusted",
+        &[
+            ("['localhost']", "neither ADDRESS, ADDRESS/PREFIX nor unix"),
+            ("['10.0.0.0/']", "neither"),
+            ("['10.0.0.0/33']", "from 1 to 32"),
+            ("['0.0.0.0/0']", "everybody"),
+            ("['::/0']", "from 1 to 128"),
+            ("['10.0.0.1/8']", "bits beyond"),
+            ("['fd00::1/8']", "bits beyond"),
+            ("['127.0.0.1:80']", "neither"),
+            ("'unix'", "a sequence is expected"),
+        ],
+        &["[]", "['unix', '128.0.0.0/1', '10.0.0.1/32', 'fd00::/8', '::1/128', '::1']"],
+    ),
+    ("proxies.header", &[("'X-Forwarded-For'", "x-forwarded-for, forwarded"), ("''", "none of")], &["'forwarded'"]),
+    ("proxies", &[("5", "Proxies")], &["{ trusted = [] }"]),
     ("log", &[("[]", "Log")], &["{ filter = 'debug', format = 'text' }"]),
     ("unit", &[("true", "Unit")], &["{ cpu_weight = 0b11 }"]),
 ];
@@ -395,6 +412,22 @@ fn credentials_lie_between_the_files_and_the_environment() {
     let credentials = [("unit.cpu_weight", "3"), ("unit.tasks_max", "33\n")];
     let unit = load_credentials(Some(&path), &credentials, &[("unit.cpu_weight", "4")]).unwrap().unit;
     assert_eq!((unit.cpu_weight, unit.tasks_max, &*unit.memory_max), (4, 33, "2G"));
+}
+
+#[test]
+fn rust_log_is_the_filter_unless_the_services_own_variable_is_there() {
+    let filter = |own: Option<&str>, everybodys: &str| {
+        let own = own.map(|own| (variable("log.filter").into(), own.into()));
+        let variables = [own, Some(("RUST_LOG".into(), everybodys.into()))];
+        let (_folder, path) = file("log.filter = 'warn'");
+        let config = Config::load_from(&path, None, variables.into_iter().flatten());
+        config.map(|config| config.log.filter.to_string()).map_err(|error| error.to_string())
+    };
+    assert_eq!(filter(None, "debug,a=off"), Ok("a=off,debug".to_owned()));
+    assert_eq!(filter(Some("error"), "debug"), Ok("error".to_owned()));
+    assert_eq!(filter(None, ""), Ok("warn".to_owned()));
+    let error = filter(None, "loud").unwrap_err();
+    assert!(error.starts_with("RUST_LOG in the environment: log.filter: it is neither a level"), "{error}");
 }
 
 #[test]
@@ -549,12 +582,13 @@ fn another(key: &str, value: &Value) -> Value {
                 "listen" => "127.0.0.1:1",
                 "filter" => "debug",
                 "format" => "json",
+                "header" => "forwarded",
                 "memory_high" | "memory_max" => "2G",
                 _ => "4s",
             }
             .into(),
         ),
-        Value::Array(_) => vec![Value::from("listen")].into(),
+        Value::Array(_) => vec![Value::from(if key == "trusted" { "unix" } else { "listen" })].into(),
         other => panic!("{key} = {other}"),
     }
 }

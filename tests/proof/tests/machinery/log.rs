@@ -3,25 +3,65 @@
 use std::time::Duration;
 
 use rustix::process::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 
 use crate::client::soon;
 use crate::handover::{client, start};
-use crate::start::{Process, managed};
+use crate::start::{Process, managed, variable};
+
+const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 
 #[tokio::test]
-async fn a_request_is_in_the_log_with_its_id_and_its_outcome() {
+async fn a_request_is_in_the_log_with_what_is_known_of_it_and_its_outcome() {
     let process = Process::start(&[("log.filter", "info,requests=debug"), ("log.format", "json")]).await;
-    let mut client = process.client().await;
-    client.send("GET /livez?secret=1 HTTP/1.1\r\nHost: test\r\nX-Request-Id: my-own\r\n\r\n").await;
-    assert_eq!(client.answer().await.status, 200);
-    drop(client);
-    process.signal(Signal::INT);
+    for (path, id, parent) in [
+        ("/livez?secret=1", "my-own", format!("00-{TRACE}-00f067aa0ba902b7-01")),
+        ("/nowhere", "lost", "00-0".to_owned()),
+    ] {
+        let mut proxy = process.client().await;
+        proxy
+            .send(format!(
+                "GET {path} HTTP/1.1\r\nHost: test\r\nX-Request-Id: {id}\r\nX-Forwarded-For: 1.2.3.4\r\n\
+                 Traceparent: {parent}\r\n\r\n"
+            ))
+            .await;
+        proxy.answer().await;
+    }
+    let mut probe = process.client().await;
+    process.signal(Signal::TERM);
+    soon("leaving", async {
+        while probe.get("/readyz").await.status == 200 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
     let (_, log) = process.ended().await;
-    let line = log.lines().find(|line| line.contains("my-own")).unwrap_or_else(|| panic!("{log}"));
-    let line: Value = serde_json::from_str(line).unwrap();
-    assert_eq!((&line["method"], &line["path"], &line["status"]), (&"GET".into(), &"/livez".into(), &200.into()));
-    assert_eq!(line["spans"][0]["request_id"], "my-own");
+    let line = |has: &str| -> Value {
+        let line = log.lines().rfind(|line| line.contains(has)).unwrap_or_else(|| panic!("no {has} in {log}"));
+        serde_json::from_str(line).expect("a line of JSON")
+    };
+    let known = line("my-own");
+    for (field, value) in [
+        ("message", json!("GET /livez: 200")),
+        ("method", json!("GET")),
+        ("path", json!("/livez")),
+        ("route", json!("/livez")),
+        ("status", json!(200)),
+        ("bytes", json!(5)),
+        ("client", json!("1.2.3.4")),
+    ] {
+        assert_eq!(known[field], value, "{field} of {known}");
+    }
+    assert!(known["took"].is_string(), "{known}");
+    assert_eq!(known["spans"][0]["request_id"], "my-own");
+    assert_eq!(known["spans"][0]["trace_id"], TRACE);
+    let unknown = line("GET /nowhere: 404");
+    assert_eq!(unknown.get("route"), None, "{unknown}");
+    assert_eq!(unknown["spans"][0]["trace_id"].as_str().map(str::len), Some(32), "{unknown}");
+    // It leaves, as it was told to: that is nobody's fault.
+    assert_eq!(line("GET /readyz: 503")["level"], "DEBUG");
 }
 
 /// What is logged of a request with this id, by message.
@@ -87,6 +127,41 @@ async fn what_a_failure_says_is_in_the_log_once_and_not_with_the_client() {
 }
 
 #[tokio::test]
+async fn what_a_handler_failed_of_is_in_the_log_once_and_what_it_tells_is_with_the_client() {
+    const CAUSE: &str = "no database: nobody listens";
+    let told = |status: u16| {
+        let own = json!({ "type": "https://test/none", "instance": "/problems/7", "title": "None", "balance": 30 });
+        let mut document = json!({ "detail": "told", "status": status });
+        document.as_object_mut().expect("an object").extend(own.as_object().cloned().expect("an object"));
+        document
+    };
+    let cases = [
+        (0, 500, json!({ "status": 500, "title": "Internal Server Error" }), format!("500: {CAUSE}"), "ERROR"),
+        (500, 500, told(500), format!("500: told: {CAUSE}"), "ERROR"),
+        (503, 503, told(503), format!("503: told: {CAUSE}"), "ERROR"),
+        (404, 404, told(404), format!("404: told: {CAUSE}"), "DEBUG"),
+    ];
+    let mut service = start(managed().env(variable("log.filter"), "info,requests=debug")).await;
+    for (asked, status, document, ..) in &cases {
+        let mut client = client(&service).await;
+        client
+            .send(format!("GET /problems/{asked} HTTP/1.1\r\nHost: test\r\nX-Request-Id: case-{asked}\r\n\r\n"))
+            .await;
+        let answer = client.answer().await;
+        assert_eq!((answer.status, &answer.json()), (*status, document));
+        assert_eq!(answer.header("content-type"), Some("application/problem+json"));
+    }
+    assert!(service.stop().await.expect("an end").success());
+    let log = service.log();
+    for (asked, _, _, logged, level) in &cases {
+        let lines = lines_of(&log, &format!("case-{asked}"));
+        assert_eq!(lines, [format!("GET /problems/{asked}: {logged}")]);
+        let line = log.lines().find(|line| line.contains(&lines[0])).expect("the line");
+        assert!(line.contains(level), "{line}");
+    }
+}
+
+#[tokio::test]
 async fn a_panic_is_a_line_of_the_log_with_its_request_and_its_place() {
     let long = format!("a secret\nof \u{9b}31m{}", "x".repeat(100_000));
     let service = managed().env("RUST_BACKTRACE", "0");
@@ -111,6 +186,34 @@ async fn a_panic_is_a_line_of_the_log_with_its_request_and_its_place() {
     assert!(lines[0].starts_with("panicked at tests/proof/tests/machinery/application.rs:"), "{}", lines[0]);
     assert!(lines[0].contains("a secret\nof \u{9b}31mxxx"), "{}", lines[0]);
     assert_eq!(lines[1], "POST /fails/0: 500");
+}
+
+#[tokio::test]
+async fn what_a_request_leaves_behind_or_says_at_its_end_is_in_the_log_with_its_id() {
+    let mut service = start(managed().env(variable("log.filter"), "info,requests=debug")).await;
+    let ask = |when: &str| format!("GET /tells/{when} HTTP/1.1\r\nHost: test\r\nX-Request-Id: {when}\r\n\r\n");
+    let mut answered = client(&service).await;
+    let mut leaves = TcpStream::connect(service.address()).await.expect("connecting");
+    leaves.write_all(ask("given-up").as_bytes()).await.expect("sending");
+    answered.send(ask("after")).await;
+    assert_eq!(answered.answer().await.status, 200);
+    leaves.set_zero_linger().expect("an end that is a reset");
+    drop(leaves);
+    service.logged("given up before it was answered", 1).await.expect("the line of a request that is given up");
+    drop(answered);
+    assert!(service.stop().await.expect("an end").success());
+    let log = service.log();
+    let outcome = |when: &str, outcome: &str| format!("GET /tells/{when}: {outcome}");
+    let (after, given_up) = (outcome("after", "200"), outcome("given-up", "given up before it was answered"));
+    for (id, said, outcome) in [("after", "after", after), ("given-up", "given up", given_up)] {
+        let mut lines = lines_of(&log, id);
+        lines.sort_unstable();
+        assert_eq!(lines, [outcome, said.to_owned()], "{log}");
+        let line = log.lines().find(|line| line.contains(&format!("\"message\":\"{said}\""))).expect("the line");
+        let line: Value = serde_json::from_str(line).expect("a line of JSON");
+        assert_eq!(line["spans"][1]["number"], 7, "{line}");
+        assert_eq!(line["spans"].as_array().map(Vec::len), Some(2), "{line}");
+    }
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! The service as its clients, its operators and its service manager see it, with an application of the proofs. `tests/proof/README.md` says what proves what.
 
-use lab::client;
+use proof::client;
 
 /// What the template is called.
 macro_rules! name {
@@ -15,6 +15,7 @@ mod start;
 mod command;
 mod configuration;
 mod departures;
+mod forwarded;
 mod handover;
 mod http2;
 mod lifecycle;
@@ -23,6 +24,7 @@ mod listening;
 mod live;
 mod log;
 mod memory;
+mod proxy;
 mod readiness;
 mod routes;
 mod siblings;

@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use axum::body::to_bytes;
 use axum::extract::State;
 use axum::response::IntoResponse;
-use hitless::testing::{Gate, Lifecycle};
+use hitless::testing::{Connections, Lifecycle};
 use serde_json::{Value, json};
+use service::requests::Expected;
 use service::routes::health::{self, Readiness};
 
 use crate::start::config;
@@ -16,7 +17,7 @@ use crate::start::config;
 /// What `/readyz` answers of a service that serves and has these checks.
 async fn readyz(readiness: Readiness) -> (u16, Value) {
     let lifecycle = Lifecycle::new(config("").shutdown_timeout);
-    lifecycle.serving(&Arc::new(Gate::default()));
+    lifecycle.serving(&Arc::new(Connections::default()));
     let answer = health::readyz(State(lifecycle.handle()), State(readiness)).await.into_response();
     let status = answer.status().as_u16();
     let body = to_bytes(answer.into_body(), 10_000).await.unwrap();
@@ -36,8 +37,9 @@ async fn without_checks_a_service_that_serves_is_ready() {
 async fn before_it_serves_it_is_not() {
     let lifecycle = Lifecycle::new(config("").shutdown_timeout);
     let readiness = Readiness::new(Duration::from_secs(1));
-    let (status, _, body) = health::readyz(State(lifecycle.handle()), State(readiness)).await;
+    let (status, _, for_log, body) = health::readyz(State(lifecycle.handle()), State(readiness)).await;
     assert_eq!(status, 503);
+    assert!(for_log.get::<Expected>().is_some(), "{for_log:?}");
     assert_eq!(serde_json::to_value(body.0).unwrap(), json!({ "phase": "starting" }));
 }
 

@@ -4,12 +4,14 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use axum::Router;
+use axum::body::Body;
 use axum::extract::ConnectInfo;
 use axum::http::{HeaderMap, StatusCode};
-use axum::routing::get;
-use lab::http2;
+use axum::routing::{get, post};
 use lab::traffic::Request;
+use proof::http2;
 use service::problem::Problem;
+use service::trace::Trace;
 use tokio::net::TcpStream;
 
 use crate::application::Shared;
@@ -84,6 +86,31 @@ async fn whatever_goes_wrong_is_a_problem_document() {
     assert_eq!(client.echo("ten bytes.").await.status, 200);
     let too_large = client.echo("eleven byte").await;
     assert_problem(&too_large, 413);
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_a_body_is_its_clients_fault_whoever_reads_it() {
+    let count = post(async |body: Body| {
+        let bytes = axum::body::to_bytes(body, usize::MAX).await?;
+        Ok::<_, Problem>(bytes.len().to_string())
+    });
+    let app = spawn_app("[limits]\nmax_body_bytes = 10", Router::new().route("/count", count)).await;
+    for (chunks, status, answered) in [
+        ("5\r\nhello\r\n0\r\n\r\n", 200, "5"),
+        ("b\r\neleven byte\r\n0\r\n\r\n", 413, "length limit exceeded"),
+        ("b\r\neleven", 400, ""),
+    ] {
+        let mut client = app.client().await;
+        client.send(format!("POST /count HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}")).await;
+        if status == 400 {
+            client.close_side().await;
+        }
+        let answer = client.answer().await;
+        if status != 200 {
+            assert_problem(&answer, status);
+        }
+        assert!(answer.status == status && answer.text().contains(answered), "{answer:?}");
+    }
 }
 
 #[tokio::test]
@@ -229,4 +256,72 @@ async fn http_2_is_served_on_the_same_port_with_prior_knowledge() {
         assert_eq!(http2::exchange(&mut connection.stream(), ask).await, http2::Outcome::Answered);
     }
     assert_eq!(connection.end().await, (0, Ok(())));
+}
+
+#[tokio::test]
+async fn a_trace_is_taken_along_and_one_that_makes_no_sense_begins_anew() {
+    const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+    // Two calls of one request, and the states that its trace came with.
+    let calls = get(async |trace: Trace| {
+        let calls = [trace.headers(), trace.headers()];
+        let states: Vec<_> = calls[0].get_all("tracestate").iter().map(|state| state.to_str().unwrap()).collect();
+        let parents = calls.iter().map(|headers| headers["traceparent"].to_str().unwrap());
+        parents.chain(states).collect::<Vec<_>>().join("\n")
+    });
+    let mut client = client_of("", Router::new().route("/calls", calls)).await;
+    let id = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-";
+    let taken = [(format!("{id}01"), "01"), (format!("{id}00"), "00"), (format!("{id}ff"), "01")];
+    let later = [(format!("cc{}01", &id[2..]), "01"), (format!("cc{}01-more", &id[2..]), "01")];
+    let refused = [
+        String::new(),
+        format!("{id}1"),
+        format!("{id}01-more"),
+        format!("{id}01 "),
+        format!("ff{}01", &id[2..]),
+        format!("{id}0x"),
+        format!("{id}+1"),
+        format!("{id}0A"),
+        id.to_uppercase() + "01",
+        format!("00-{}-00f067aa0ba902b7-01", "0".repeat(32)),
+        format!("00-{TRACE}-{}-01", "0".repeat(16)),
+        format!("00-{TRACE}0-00f067aa0ba902b7-01"),
+        format!("{id}01\r\ntraceparent: {id}01"),
+    ];
+    let taken = taken.into_iter().chain(later).map(|(parent, flags)| (parent, Some(flags)));
+    for (parent, flags) in taken.chain(refused.into_iter().map(|parent| (parent, None))) {
+        // Whitespace around a value is none of it.
+        let is_same = flags.is_some() || parent.ends_with(' ');
+        client
+            .send(format!(
+                "GET /calls HTTP/1.1\r\nHost: test\r\ntraceparent: {parent}\r\ntracestate: a=1\r\ntracestate: b=2\r\n\r\n"
+            ))
+            .await;
+        let answer = client.answer().await;
+        let lines: Vec<&str> = answer.text().lines().collect();
+        let trace = if is_same { TRACE.to_owned() } else { answer.header("x-request-id").unwrap().replace('-', "") };
+        for call in &lines[..2] {
+            assert!(call.starts_with(&format!("00-{trace}-")) && call.len() == id.len() + 2, "{parent}: {call}");
+            assert!(call.ends_with(flags.unwrap_or("01")), "{parent}: {call}");
+        }
+        assert_ne!(lines[0], lines[1]);
+        assert_eq!(&lines[2..], if is_same { &["a=1", "b=2"][..] } else { &[] }, "{parent}");
+    }
+}
+
+#[tokio::test]
+async fn a_trace_that_begins_with_a_clients_own_id_is_the_same_wherever_that_is_asked() {
+    let traced = get(async |trace: Trace| trace.id().to_owned());
+    let mut client = client_of("", Router::new().route("/traced", traced)).await;
+    let mut traces = Vec::new();
+    for id in ["f81d4fae-7dec-11d0-a765-00a0c91e6bf6", "short", "short", "other", &"0".repeat(32)] {
+        client.send(format!("GET /traced HTTP/1.1\r\nHost: test\r\nX-Request-Id: {id}\r\n\r\n")).await;
+        traces.push(client.answer().await.text().to_owned());
+    }
+    assert_eq!(traces[0], "f81d4fae7dec11d0a76500a0c91e6bf6");
+    assert!(
+        traces[1] == traces[2]
+            && traces[1] != traces[3]
+            && traces.iter().all(|trace| trace.len() == 32 && trace.contains(|digit| digit != '0')),
+        "{traces:?}"
+    );
 }
