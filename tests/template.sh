@@ -4,6 +4,7 @@
 #
 #   tests/template.sh                      proves that
 #   tests/template.sh postgres             proves it of a service with PostgreSQL
+#   tests/template.sh orders               rehearses that on a host, as root: on $DEBIAN
 #   tests/template.sh setup                installs cargo-generate, unless it is there
 #   tests/template.sh generate DIR NAME    makes the service NAME in DIR/NAME, of the files that git would clone; what else
 #                                          there is, is for cargo generate: --define database=postgres
@@ -554,6 +555,11 @@ works_with_postgres() {
     cd - >/dev/null
 }
 
+# Its orders are what clients were told, through restarts, and whatever else goes wrong.
+keeps_its_orders() {
+    make -C "$work/my-api" rehearse RESTARTS=50 DEBIAN="${DEBIAN-bookworm}" REHEARSAL=--no-stand-in
+}
+
 prove() {
     work=$(mktemp -d)
     trap 'rm -rf "$work"' EXIT
@@ -575,6 +581,7 @@ prove)
         takes_examples_out makes_it_ones_own
     ;;
 postgres) prove setup generates_with_postgres updates_with_postgres works_with_postgres ;;
+orders) prove setup generates_with_postgres keeps_its_orders ;;
 carry | record | is_in_step) "$1" ;;
 *) fail "template.sh: see its head" ;;
 esac

@@ -94,6 +94,13 @@ costs_13() { lab measure --as-is --debian trixie; }
 updates_12() { updates_on bookworm; }
 updates_13() { updates_on trixie; }
 updates_on() { lab deploy --as-is --debian "$1" && lab rolling --as-is --debian "$1"; }
+orders_12() { orders_on bookworm; }
+orders_13() { orders_on trixie; }
+orders_on() {
+    [ "$(id -u)" -eq 0 ] || cannot "booting a host needs root"
+    needs git systemd-nspawn debootstrap ip ssh
+    DEBIAN=$1 tests/template.sh orders
+}
 steps_12() { steps_on bookworm; }
 steps_13() { steps_on trixie; }
 steps_on() {
@@ -120,4 +127,5 @@ chaos() {
     # As above.
     lane hurts_12 steps_12 pools_12
     lane hurts_13 steps_13 pools_13
+    lane orders_12 orders_13
 }

@@ -128,6 +128,19 @@ async fn migrations_are_applied_once() {
     assert!(error.to_string().contains("modified"), "{error}");
 }
 
+/// A migration that cannot be applied ends the start, and changes nothing.
+#[tokio::test]
+async fn a_migration_that_fails_changes_nothing() {
+    let url = new_database().await;
+    let mut connection = connect(&url).await;
+    connection.execute("create table orders ()").await.expect("a table that is in the way");
+    let error = Database::open(&config(&url, "")).await.expect_err("a refusal");
+    assert!(error.to_string().contains("already exists"), "{error}");
+    // The one before it in the same file is not there either.
+    let items = sqlx::query_scalar("select to_regclass('items') is null").fetch_one(&mut connection).await;
+    assert_eq!(items.ok(), Some(true));
+}
+
 /// What is told of PostgreSQL's errors.
 #[tokio::test]
 async fn errors_have_a_status() {
