@@ -72,7 +72,8 @@ async fn take(connection: &mut PgConnection, key: &str, order: &NewOrder) -> Res
     if let Some(answer) = idempotency::answered(connection, key, request.as_bytes()).await? {
         return Ok(answer);
     }
-    let insert = "insert into orders (reference, item, quantity) values ($1, $2, $3) returning *";
+    let insert =
+        "insert into orders (reference, item, quantity) values ($1, $2, $3) returning id, reference, item, quantity";
     let insert = sqlx::query_as(insert).bind(&order.reference).bind(&order.item).bind(order.quantity);
     let order: Order = insert.fetch_one(&mut *connection).await?;
     let answer = json(&order);
@@ -87,7 +88,10 @@ async fn take(connection: &mut PgConnection, key: &str, order: &NewOrder) -> Res
 /// When there is none of this number, or the database fails.
 pub async fn get(State(database): State<Database>, Path(id): Path<i64>) -> Result<Json<Order>, Failure> {
     let mut lease = database.lease().await?;
-    let order = sqlx::query_as("select * from orders where id = $1").bind(id).fetch_one(&mut *lease).await;
+    let order = sqlx::query_as("select id, reference, item, quantity from orders where id = $1")
+        .bind(id)
+        .fetch_one(&mut *lease)
+        .await;
     Ok(Json(lease.end(order.map_err(Failure::from)).await?))
 }
 
@@ -99,7 +103,7 @@ pub async fn get(State(database): State<Database>, Path(id): Path<i64>) -> Resul
 pub async fn list(State(database): State<Database>, Query(cursor): Query<Cursor>) -> Result<Json<Page>, Failure> {
     let limit = cursor.limit.unwrap_or(LONGEST_PAGE).clamp(1, LONGEST_PAGE);
     let mut lease = database.lease().await?;
-    let page = sqlx::query_as("select * from orders where id > $1 order by id limit $2");
+    let page = sqlx::query_as("select id, reference, item, quantity from orders where id > $1 order by id limit $2");
     let orders = page.bind(cursor.after).bind(limit).fetch_all(&mut *lease).await;
     let orders: Vec<Order> = lease.end(orders.map_err(Failure::from)).await?;
     let next = orders.last().filter(|_| orders.len() as i64 == limit).map(|order| order.id);

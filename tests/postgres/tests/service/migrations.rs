@@ -2,6 +2,7 @@
 //! a rollback, which takes no migration back. `migrations/README.md` tells what to do instead.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 
 /// What a migration says, with a reason, that breaks a rule all the same.
 const ALL_THE_SAME: &str = "-- The release before lives with this:";
@@ -17,6 +18,24 @@ fn the_release_before_lives_with_them() {
         }
     }
     assert!(found.is_empty(), "see migrations/README.md:\n{}", found.join("\n"));
+}
+
+/// Once a column is added, what was prepared before would fail.
+#[test]
+fn statements_name_their_columns() {
+    let mut folders = vec![PathBuf::from("src")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                let text = std::fs::read_to_string(&path).unwrap_or_default().to_lowercase();
+                let stars = ["select *", "returning *"].into_iter().filter(|star| text.contains(star));
+                assert_eq!(stars.count(), 0, "{}: see migrations/README.md", path.display());
+            }
+        }
+    }
 }
 
 /// Why the release before could not live with a migration.
