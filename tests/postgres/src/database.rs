@@ -62,6 +62,8 @@ impl Settings {
 #[derive(Clone)]
 pub struct Database {
     pool: PgPool,
+    /// A readiness check has time for two answers.
+    patience: Duration,
     /// Why it cannot be used yet.
     obstacle: Arc<Mutex<Option<String>>>,
 }
@@ -83,10 +85,10 @@ impl Database {
         ]);
         let pool = PgPoolOptions::new()
             .max_connections(config.database.max_connections.get())
-            // A third, so that a readiness check has time to find out why there is none.
-            .acquire_timeout((request / 8).min(config.readiness_timeout / 3))
+            // A process that has just started opens all of them at once, which takes its time on a busy host.
+            .acquire_timeout(request / 8)
             .connect_lazy_with(options);
-        let database = Self { pool, obstacle: Arc::default() };
+        let database = Self { pool, patience: config.readiness_timeout / 3, obstacle: Arc::default() };
         match database.migrate().await {
             Ok(()) => {}
             Err(error) if is_away(&error) => {
@@ -131,21 +133,18 @@ impl Database {
     /// Whether it answers.
     ///
     /// # Errors
-    /// When it does not; with the reason, which the pool keeps to itself.
+    /// When it does not, with the reason. The pool keeps that to itself, so it is asked for beside the pool.
     pub async fn ping(&self) -> Result<(), Failure> {
         let ping = async {
             let mut lease = self.lease().await?;
             let answer = lease.ping().await.map_err(Failure::from);
             lease.end(answer).await
         };
-        match ping.await {
-            Err(Failure::Database(sqlx::Error::PoolTimedOut)) => {
-                let options = self.pool.connect_options();
-                let beside = within(self.pool.options().get_acquire_timeout(), options.connect()).await?;
-                Ok(beside.close().await?)
-            }
-            answer => answer,
+        if let Ok(answer) = timeout(self.patience, ping).await {
+            return answer;
         }
+        let beside = within(self.patience, self.pool.connect_options().connect()).await?;
+        Ok(beside.close().await?)
     }
 
     /// Applies the migrations that are missing: once, however many instances start at the same time.

@@ -25,8 +25,8 @@ select
     count(*) filter (where not acknowledged and times = 1),
     count(*) filter (where times > 1),
     count(*) filter (where times > 0 and sent.all is not true),
-    (select count(*) from sent where reference not in (select reference from kept)),
-    (select count(*) from kept where reference not in (select reference from told))
+    (select count(*) from sent left join kept using (reference) where kept.reference is null),
+    (select count(*) from kept left join told using (reference) where told.reference is null)
 from told left join kept using (reference) left join sent using (reference);
 END
 } | sql)

@@ -192,7 +192,7 @@ async fn a_pool_that_is_exhausted_says_so() {
     let began = Instant::now();
     let failure = database.lease().await.expect_err("no connection");
     assert!(failure.to_string().contains("in use"), "{failure}");
-    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(7), "{:?}", began.elapsed());
     lease.end(Ok(())).await.expect("the end");
     database.ping().await.expect("an answer");
 }
