@@ -3,8 +3,10 @@
 #![forbid(unsafe_code)]
 
 pub mod app;
+pub mod body_limit;
 pub mod config;
 mod environment;
+pub mod panics;
 pub mod probe;
 pub mod problem;
 pub mod requests;

@@ -87,7 +87,7 @@ fn is_own_id<'a>(mut ids: impl Iterator<Item = &'a HeaderValue>) -> bool {
 /// What the log says of the request that a thread is at work for. Most requests log nothing, and need no span.
 struct Current {
     id: HeaderValue,
-    span: Option<Span>,
+    span: Option<Box<Span>>,
 }
 
 thread_local! {
@@ -102,13 +102,13 @@ pub(crate) fn make_span() {
     if current.span.is_none() {
         let span = error_span!("request", request_id = current.id.to_str().unwrap_or("-"));
         span.with_subscriber(|(id, subscriber)| subscriber.enter(id));
-        current.span = Some(span);
+        current.span = Some(Box::new(span));
     }
     CURRENT.set(Some(current));
 }
 
 fn span_of(current: &Option<Current>) -> Option<&Span> {
-    current.as_ref()?.span.as_ref()
+    current.as_ref()?.span.as_deref()
 }
 
 /// Does what is to be done for the current request, within its span as soon as there is one.
@@ -171,14 +171,14 @@ impl<F: Future<Output = Result<Response, Infallible>>> Future for Answer<F> {
                 ready!(this.answer.as_mut().as_pin_mut().expect("polled until it is there").poll(cx));
             this.answer.set(None);
             let (method, path) = (beginning(this.method.as_str()), beginning(this.uri.path()));
-            let took = this.begun.elapsed();
+            let took = || this.begun.elapsed();
             let status = response.status().as_u16();
             if status >= 500 {
                 let withheld = response.extensions_mut().remove::<Withheld>();
                 let reason = withheld.map_or_else(String::new, |Withheld(text)| format!(": {text}"));
-                error!(target: "requests", method, path, status, ?took, "{method} {path}: {status}{reason}");
+                error!(target: "requests", method, path, status, took = ?took(), "{method} {path}: {status}{reason}");
             } else {
-                debug!(target: "requests", method, path, status, ?took, "{method} {path}: {status}");
+                debug!(target: "requests", method, path, status, took = ?took(), "{method} {path}: {status}");
             }
             Poll::Ready(response)
         });
