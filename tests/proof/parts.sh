@@ -44,6 +44,12 @@ deploys_on() {
 delays() { delays_on bookworm && delays_on trixie; }
 delays_on() { lab measure --as-is --quick --bound 2.5 --debian "$1"; }
 
+# What a request takes, beside bare axum's.
+cost() {
+    needs valgrind
+    cargo run --quiet --release --package proof -- cost --check
+}
+
 # Clients that do what none should, one of each kind.
 attacks() { cargo run --quiet --release --package proof -- attack --quick; }
 
@@ -90,7 +96,7 @@ all() {
     lane format scripts lints service units storm memory
     lane template
     wait
-    lane bookworm trixie adopted browser deploys delays attacks
+    lane bookworm trixie adopted browser deploys delays attacks cost
     wait
     # They wait most of the time.
     lane faults_12 chaos_12 balance_12

@@ -7,8 +7,8 @@ use clap::Parser;
 use lab::command;
 use lab::rehearse::Outcome;
 use proof::{
-    attack, attacker, balance, bench, browser, chaos, deploy, faults, floor, measure, peer, rehearse, rolling, storm,
-    stuff,
+    attack, attacker, balance, bench, browser, chaos, cost, deploy, faults, floor, measure, peer, rehearse, rolling,
+    storm, stuff,
 };
 
 #[derive(Parser)]
@@ -37,6 +37,8 @@ enum Command {
     Storm(storm::Options),
     /// Compare the throughput with bare axum's.
     Bench,
+    /// Count the instructions and the allocations of a request, beside bare axum's, and with each layer taken away.
+    Cost(cost::Options),
     /// Be an attack.
     #[command(hide = true)]
     Attacker(attacker::Options),
@@ -81,6 +83,7 @@ async fn work(command: Command) -> anyhow::Result<Outcome> {
         Command::Storm(options) => storm::storm(&options).await,
         Command::Attacker(options) => attacker::attacker(&options).await.map(|()| Outcome::Kept),
         Command::Bench => bench::bench().await.map(|()| Outcome::Kept),
+        Command::Cost(options) => cost::cost(&options).await,
         Command::Stuff(options) => stuff::stuff(&options).map(|never| match never {}),
         Command::Floor(_) | Command::Peer => unreachable!("they have no use for this runtime"),
     }
