@@ -24,7 +24,7 @@ use axum::serve::IncomingStream;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{RecvFlags, recv};
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_util::either::Either;
 
@@ -895,11 +895,8 @@ fn poll_read_some(
     if buf.remaining() <= most {
         return socket.poll_read(cx, buf);
     }
-    let mut part = ReadBuf::new(buf.initialize_unfilled_to(most));
-    ready!(socket.poll_read(cx, &mut part))?;
-    let count = part.filled().len();
-    buf.advance(count);
-    Poll::Ready(Ok(()))
+    // A part of the buffer that was filled with zeros first would be written twice.
+    Pin::new(&mut socket.take(most as u64)).poll_read(cx, buf)
 }
 
 /// Whether something has arrived that the runtime has not told of yet: after a standstill there is a lot to tell.

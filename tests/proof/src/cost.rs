@@ -48,7 +48,7 @@ pub async fn cost(options: &Options) -> anyhow::Result<Outcome> {
     let asks = [
         ("GET /livez", Ask::get("/livez", 200, None), 1.45, 4.5),
         ("POST /echo, 1 KiB", Ask::echo("/echo", 200, &[b'x'; 1 << 10]), 1.55, 10.5),
-        ("POST /echo, 64 KiB", Ask::echo("/echo", 200, &[b'x'; 64 << 10]), 13.0, 18.0),
+        ("POST /echo, 64 KiB", Ask::echo("/echo", 200, &[b'x'; 64 << 10]), 5.0, 18.0),
     ];
     let mut outcome = Outcome::Kept;
     for (number, (name, ask, bound, allocations)) in asks.into_iter().enumerate() {
