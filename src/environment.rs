@@ -196,6 +196,7 @@ fn is_link(text: &str) -> bool {
     text.strip_prefix('/').is_some_and(|names| names.split('/').filter(|name| !name.is_empty()).count() == 2)
 }
 
+// The tests of what is inside are the template's. {%- comment %}
 #[cfg(test)]
-#[path = "../tests/unit/environment.rs"]
-mod tests;
+#[path = "../tests/proof/unit/environment.rs"]
+mod tests; // {%- endcomment %}

@@ -8,6 +8,7 @@ mod environment;
 pub mod forwarded;
 pub mod probe;
 pub mod problem;
+pub mod proxy;
 pub mod requests;
 pub mod routes;
 pub mod secret;

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use axum::BoxError;
 use clap::{Parser, Subcommand, ValueEnum};
 use service::config::Config;
+use service::proxy::{self, Proxy, Server};
 use service::{app, probe, server, unit};
 
 /// The layers around a handler allocate some dozen times for each request, which this does in half the time of glibc's.
@@ -34,6 +35,16 @@ enum Command {
     Check,
     /// Print a systemd unit for the effective configuration
     Unit { kind: UnitKind },
+    /// Print a load balancer's configuration for the effective configuration
+    Proxy {
+        kind: Proxy,
+        /// Where the service runs: HOST, HOST:PORT, or the path of a Unix socket
+        #[arg(required = true, value_name = "HOST")]
+        servers: Vec<Server>,
+        /// What clients know it as
+        #[arg(long, value_parser = proxy::site, default_value = concat!(env!("CARGO_PKG_NAME"), ".example"))]
+        site: String,
+    },
     /// Ask what runs here whether it is ready: all instances, or the one with this process id
     Health { pid: Option<u32> },
 }
@@ -61,6 +72,7 @@ fn main() -> ExitCode {
         Command::Check => check(&config),
         Command::Unit { kind: UnitKind::Service } => print(&unit::service(&config)),
         Command::Unit { kind: UnitKind::Socket } => print(&unit::socket(&config)),
+        Command::Proxy { kind, servers, site } => print(&proxy::proxy(&config, kind, &servers, &site)),
         Command::Health { pid } => health(&config, pid),
         Command::Run => server::process(config, app::app),
     };

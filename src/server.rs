@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::sync::Arc;
 
 use axum::BoxError;
@@ -86,11 +86,13 @@ fn bind(config: &Config) -> io::Result<ListeningSocket> {
         Listen::Unix(path) => bind_unix(path).map(ListeningSocket::Unix),
     };
     bound.map_err(|error| {
-        let holder = match &config.listen {
-            Listen::Tcp(address) if error.kind() == io::ErrorKind::AddrInUse => holder(*address),
+        let hint = match &config.listen {
+            Listen::Tcp(address) if error.kind() == io::ErrorKind::AddrInUse => {
+                format!(" (who has it: ss --listening --tcp --processes 'sport = :{}')", address.port())
+            }
             _ => String::new(),
         };
-        io::Error::new(error.kind(), format!("cannot listen on {}: {error}{holder}", config.listen))
+        io::Error::new(error.kind(), format!("cannot listen on {}: {error}{hint}", config.listen))
     })
 }
 
@@ -117,12 +119,4 @@ fn bind_unix(path: &Path) -> io::Result<UnixListener> {
         }
         bound => bound,
     }
-}
-
-/// Who listens on `address`, as far as ss(8) can tell.
-fn holder(address: SocketAddr) -> String {
-    let filter = format!("sport = :{}", address.port());
-    let output = Command::new("ss").args(["--no-header", "--listening", "--tcp", "--processes", &filter]).output();
-    let lines = output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default();
-    if lines.is_empty() { lines } else { format!("; held by:\n{lines}") }
 }

@@ -144,6 +144,7 @@ fn is_name(mut text: &[u8]) -> bool {
     }
 }
 
+// The tests of what is inside are the template's. {%- comment %}
 #[cfg(test)]
-#[path = "../tests/unit/strict.rs"]
-mod tests;
+#[path = "../tests/proof/unit/strict.rs"]
+mod tests; // {%- endcomment %}

@@ -401,6 +401,7 @@ impl Visit for Members<'_> {
     }
 }
 
+// The tests of what is inside are the template's. {%- comment %}
 #[cfg(test)]
-#[path = "../tests/unit/telemetry.rs"]
-mod tests;
+#[path = "../tests/proof/unit/telemetry.rs"]
+mod tests; // {%- endcomment %}

@@ -83,7 +83,7 @@ pub fn asked_in_vain(config: &Config, sockets: &[Listen]) -> Vec<String> {
 }
 
 /// Replaces `@key@` by its value.
-fn fill(text: &str, values: &[(&str, String)]) -> String {
+pub(crate) fn fill(text: &str, values: &[(&str, String)]) -> String {
     let common = [
         ("name", env!("CARGO_PKG_NAME").to_owned()),
         ("version", env!("CARGO_PKG_VERSION").to_owned()),

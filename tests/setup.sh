@@ -2,7 +2,7 @@
 # Installs what `make rehearse` and `make test` need on a Debian machine, where it may (as root), and else says what is
 # missing. Silent and quick when all is there.
 #
-#   tests/setup.sh rehearse|test, and in the template proofs|fuzz|bench
+#   tests/setup.sh rehearse|test
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -26,6 +26,7 @@ install_missing() {
     else
         echo "missing, and for root to install: apt-get install$missing" >&2
     fi
+    missing=
 }
 
 command -v cargo >/dev/null || {
@@ -35,27 +36,19 @@ command -v cargo >/dev/null || {
 
 missing=
 wanted cc build-essential
-case $1 in
-rehearse | proofs)
-    # What boots a Debian of its own, makes a network for it, and deploys there.
+# What boots a Debian of its own, makes a network for it, and deploys there.
+hosts() {
     wanted systemd-nspawn systemd-container debootstrap debootstrap ip iproute2 ssh openssh-client
     [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || missing="$missing debian-archive-keyring"
-    ;;
-esac
+}
 case $1 in
+rehearse) hosts ;;
 test) wanted shellcheck shellcheck systemd-analyze systemd ;;
-proofs)
-    wanted shellcheck shellcheck systemd-analyze systemd git git dpkg-shlibdeps dpkg-dev
-    # It brings the browser along.
-    wanted chromedriver chromium-driver
-    ;;
-fuzz) wanted c++ g++ ;;
-bench) wanted wrk wrk ;;
 esac
+# What the template needs besides.
+# shellcheck source=/dev/null
+[ ! -e tests/proof/setup.sh ] || . tests/proof/setup.sh
 install_missing
 
-case $1 in
-rehearse | proofs) [ ! -x tests/template.sh ] || tests/template.sh setup ;;
-esac
 # Nothing is built without a linker; the rest says itself what it lacks.
 command -v cc >/dev/null || exit 1

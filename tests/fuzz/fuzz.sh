@@ -40,7 +40,7 @@ mkdir -p "$corpus"
     -print_funcs=0 -artifact_prefix=regressions/ "$corpus" regressions seeds
 
 cargo test --quiet --features shuttle --no-run
-repeat 8000 "orders of threads" env ORDERS=1000 cargo test --quiet --features shuttle --test gate
+repeat 8000 "orders of threads" env ORDERS=1000 cargo test --quiet --features shuttle --test orders
 
 cd ../..
 cargo run --quiet --package proof -- storm --seconds $share

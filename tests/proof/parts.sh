@@ -13,25 +13,36 @@ memory() {
     cd tests/fuzz || exit
     cargo fmt --all --check &&
         cargo clippy --quiet --workspace --all-targets --features shuttle -- --deny warnings &&
-        cargo test --quiet && cargo test --quiet --features shuttle --test gate
+        cargo test --quiet && cargo test --quiet --features shuttle --test orders
 }
 
 # Clients that say and do anything, while the service is restarted.
 storm() { cargo run --quiet --package proof -- storm; }
 
+# From the release before to this one and back, under load. It is built of its commit.
+releases() {
+    needs git
+    [ "$(git rev-parse --is-shallow-repository)" = false ] || git fetch --quiet --unshallow || cannot "the history is not all there: git fetch --unshallow"
+    cargo run --quiet --package proof -- releases
+}
+
 template() { needs git && tests/template.sh; }
+
+# What the parts on hosts are run with, built while others wait.
+built() { cargo build --quiet --release --package proof --bin proof && cargo build --quiet --release --bin hitless-template; }
 
 # Twenty restarts under load, with other programs in front and beside; on the one by TCP, on the other by a Unix socket.
 bookworm() { lab rehearse --no-stand-in --programs --restarts 20 --debian bookworm; }
 trixie() { lab rehearse --no-stand-in --programs --unix --restarts 20 --debian trixie; }
 
 # The same for a small service that was made hitless in ten lines, with its two units.
-adopted() { lab rehearse --no-stand-in --adopted --restarts 20 --debian bookworm; }
+adopted() { adopted_on bookworm && adopted_on trixie; }
+adopted_on() { lab rehearse --no-stand-in --adopted --restarts 20 --debian "$1"; }
 
 # A real browser through restarts.
 browser() {
     needs chromedriver
-    lab browser --as-is --restarts 10 --debian trixie
+    lab browser --restarts 10 --debian trixie
 }
 
 # Updates and rollbacks by ssh, and instances restarted in turn. What runs the tests may be busy: hence the bound.
@@ -52,7 +63,7 @@ faults_12() { faults_on bookworm; }
 faults_13() { faults_on trixie; }
 faults_on() {
     needs dpkg-shlibdeps
-    lab faults --as-is --every 3 --debian "$1"
+    lab faults --as-is --every 3 --hosts 3 --debian "$1"
 }
 
 # What can go wrong with a service that runs; what takes little time of it.
@@ -87,14 +98,15 @@ steps_on() {
 
 all() {
     # Side by side what compiles into folders of its own; the restarts have the machine to themselves.
-    lane format scripts lints service units storm memory
-    lane template
+    lane format scripts lints service units storm releases
+    lane template memory built
     wait
-    lane bookworm trixie adopted browser deploys delays attacks
+    lane bookworm trixie adopted browser delays attacks
     wait
-    # They wait most of the time.
-    lane faults_12 chaos_12 balance_12
-    lane faults_13 chaos_13 balance_13
+    # They wait most of the time, also those that have three hosts side by side.
+    lane faults_12
+    lane faults_13
+    lane deploys chaos_12 chaos_13 balance_12 balance_13
 }
 
 chaos() {

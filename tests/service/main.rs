@@ -4,8 +4,8 @@ mod own_routes;
 
 use std::path::Path;
 
-use lab::client::{Client, soon};
-use lab::manager::{Manager, Service};
+use lab::http1::Connection;
+use lab::manager::Service;
 use lab::stage::with_settings;
 use lab::traffic::Traffic;
 
@@ -21,11 +21,10 @@ fn traffic() -> Traffic {
 /// a test needs, in TOML. It ends with the test.
 async fn start(settings: &str) -> Service {
     let settings = traffic().settings_with(settings).expect("settings");
-    let manager = with_settings(Manager::new(BINARY), env!("CARGO_PKG_NAME"), &settings);
-    soon("the start", manager.start()).await.expect("a service that gets ready")
+    with_settings(BINARY, env!("CARGO_PKG_NAME"), &settings).start().await.expect("a service that gets ready")
 }
 
 /// A client of it, on a connection of its own.
-async fn client(service: &Service) -> Client {
-    Client::connect(service.address()).await
+async fn client(service: &Service) -> Connection {
+    Connection::open(service.address(), None).await.expect("a connection")
 }

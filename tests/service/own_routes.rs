@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
-use lab::client::soon;
+use lab::http1::{Ask, Stays};
 use lab::load::{Kind, Load};
+use lab::rehearse::settle;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use crate::{client, start, traffic};
 
@@ -12,18 +15,12 @@ use crate::{client, start, traffic};
 #[tokio::test]
 async fn restarts_lose_nothing() {
     let mut service = start("").await;
-    let crowd = [(Kind::Pausing, 4), (Kind::Fresh, 2), (Kind::Slow, 2), (Kind::Uploading, 2), (Kind::Http2, 1)];
+    let crowd = [(Kind::PAUSING, 4), (Kind::FRESH, 2), (Kind::SLOW, 2), (Kind::UPLOADING, 2)];
     let load = Load::start(service.address(), &traffic(), &crowd);
-    soon("answers", async {
-        while !load.is_settled() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    })
-    .await;
+    settle(&load).await.expect("answers");
     load.restarts_begin();
     for _ in 0..3 {
-        let status = soon("a restart", service.restart()).await.expect("another process");
-        assert!(status.success(), "{}", service.log());
+        service.restart().await.expect("another process");
         tokio::time::sleep(Duration::from_millis(300)).await;
     }
     load.finish().await.spotless().unwrap_or_else(|error| panic!("{error:#}\n{}", service.log()));
@@ -32,7 +29,7 @@ async fn restarts_lose_nothing() {
 #[tokio::test]
 async fn it_says_that_it_lives() {
     let service = start("").await;
-    assert_eq!(client(&service).await.get("/livez").await.status, 200);
+    assert_eq!(client(&service).await.exchange(&Ask::get("/livez", 200, None)).await, Ok(Stays::Open));
 }
 
 #[tokio::test]
@@ -40,8 +37,8 @@ async fn ping_answers_after_its_delay() {
     let service = start("ping_delay = '300ms'").await;
     let mut client = client(&service).await;
     let began = std::time::Instant::now();
-    let answer = client.get("/ping").await;
-    assert_eq!((answer.status, answer.json()), (200, serde_json::json!({ "message": "pong" })));
+    let pong = Ask::get("/ping", 200, Some(r#"{"message":"pong"}"#));
+    assert_eq!(client.exchange(&pong).await, Ok(Stays::Open));
     assert!(began.elapsed() >= Duration::from_millis(300));
 }
 
@@ -49,16 +46,18 @@ async fn ping_answers_after_its_delay() {
 async fn echo_sends_a_body_back_as_it_comes() {
     let service = start("").await;
     let mut client = client(&service).await;
-    assert_eq!(client.echo("a body").await.text(), "a body");
-    client.send("POST /echo HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n").await;
-    assert_eq!(client.head().await.status, 200);
-    for part in ["one", "two", "six"] {
-        client.send(format!("3\r\n{part}\r\n")).await;
-        assert_eq!(client.chunk().await, part.as_bytes());
+    assert_eq!(client.exchange(&Ask::echo("/echo", 200, b"a body")).await, Ok(Stays::Open));
+
+    let mut socket = TcpStream::connect(service.address()).await.unwrap();
+    let mut answer = String::new();
+    socket.write_all(b"POST /echo HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n").await.unwrap();
+    for part in ["3\r\none\r\n", "3\r\ntwo\r\n", "0\r\n\r\n"] {
+        socket.write_all(part.as_bytes()).await.unwrap();
+        while !answer.ends_with(part) {
+            answer.push(socket.read_u8().await.unwrap().into());
+        }
     }
-    client.send("0\r\n\r\n").await;
-    assert_eq!(client.chunk().await, b"");
-    assert_eq!(client.get("/livez").await.status, 200);
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
 }
 
 #[test]

@@ -1,7 +1,8 @@
 use std::{fmt, io};
 
 /// Why a service cannot start, or an instance cannot be reached.
-#[derive(Debug)]
+///
+/// Its `Debug` is a sentence as well, with its causes: where `main` gives an error, that is what the operator reads.
 #[non_exhaustive]
 pub enum Error {
     /// There is no tokio runtime here. (In one without timers and sockets, tokio itself panics.)
@@ -39,6 +40,18 @@ impl fmt::Display for Error {
             Self::Bind(error) | Self::Instance(error) => error.fmt(f),
             Self::Listen(_) => f.write_str("a listening socket cannot be served"),
         }
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")?;
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
     }
 }
 

@@ -85,7 +85,7 @@ impl Default for Frames {
 }
 
 impl Frames {
-    /// Enters bytes that hyper has read, at the time `now`, and says whether a stream has ended.
+    /// Records bytes that hyper has read, at the time `now`, and says whether a stream has ended.
     pub(super) fn read(&mut self, mut bytes: &[u8], now: Instant) -> bool {
         if let Frames::Preface(had) = self {
             let rest = &PREFACE[*had..];
@@ -106,7 +106,7 @@ impl Frames {
         std::mem::take(&mut http2.ended)
     }
 
-    /// Enters the first `count` of the bytes that hyper writes, at the time `now`, and says whether a stream has ended.
+    /// Records the first `count` of the bytes that hyper writes, at the time `now`, and says whether a stream has ended.
     pub(super) fn written(&mut self, bytes: &[IoSlice<'_>], mut count: usize, now: Instant) -> bool {
         let Frames::Http2(http2) = self else { return false };
         for bytes in bytes {
@@ -157,7 +157,7 @@ impl Frames {
         self.http2().and_then(|http2| http2.incoming.began)
     }
 
-    /// Enters that hyper handed a request to the application, and says of which stream.
+    /// Records that hyper handed a request to the application, and says of which stream.
     ///
     /// hyper does not tell. It takes them in their order; where h2 has refused one before, another's may be named.
     pub(super) fn dispatched(&mut self) -> Option<u32> {
@@ -504,7 +504,7 @@ fn frame(kind: u8, id: u32, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-#[cfg(all(test, feature = "proofs"))]
+#[cfg(all(test, proofs))]
 #[rustfmt::skip]
 #[path = "../tests/unit/frames.rs"]
 mod tests;

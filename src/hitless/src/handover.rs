@@ -15,14 +15,14 @@ use tokio::task::JoinSet;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::connection::Connection;
-use super::gate::{Gate, Limits};
+use super::connections::{Connections, Limits};
 use super::lifecycle::{self, Handle, Lifecycle, Outcome, Reason, ShutdownTimeout, Succession};
 use super::listener::Listener;
 use super::room::{self, Room};
 use super::sibling::Siblings;
 use super::systemd::{self, Given, ListeningSocket};
 use super::track::{Application, Track};
-use super::{Error, parcel};
+use super::{Error, queue};
 
 /// What the process was given at its start: listening sockets, and the connections of the process before.
 #[must_use = "the connections of the process before wait until somebody takes them over"]
@@ -72,23 +72,23 @@ impl Inherited {
             (false, true) => (Siblings::of_unit(), Succession::AfterRestart),
         };
         let lifecycle = Lifecycle::new(timeout).among(siblings).followed(succession);
-        let lifecycle = lifecycle.ended_at_last().map_err(Error::Thread)?;
+        let lifecycle = lifecycle.with_last_resort().map_err(Error::Thread)?;
         let Room { max_connections, guests } = room::allow_connections(limits.max_connections)?;
         let sockets = match given.listeners {
             none if none.is_empty() => vec![bind().map_err(Error::Bind)?.into()],
             sockets => sockets,
         };
-        for (name, error) in &given.strangers {
+        for (name, error) in &given.unrecognised {
             tracing::warn!("a descriptor that is no socket to serve is dropped, {name:?}: {error}");
             systemd::forget(name);
         }
-        let gate = Arc::new(Gate::new(limits));
-        let listener = Listener::new(sockets, Arc::clone(&gate), max_connections).map_err(Error::Listen)?;
+        let connections = Arc::new(Connections::new(limits));
+        let listener = Listener::new(sockets, Arc::clone(&connections), max_connections).map_err(Error::Listen)?;
         let listener = listener.with_guests(guests);
         let mut machinery = JoinSet::new();
         machinery.spawn(systemd::feed_watchdog());
-        machinery.spawn(lifecycle::report(Arc::clone(&gate), lifecycle.handle()));
-        let handover = Handover::new(lifecycle, &listener, machinery, given.parcels, told);
+        machinery.spawn(lifecycle::report(Arc::clone(&connections), lifecycle.handle()));
+        let handover = Handover::new(lifecycle, &listener, machinery, given.queues, told);
         Ok((handover, listener))
     }
 }
@@ -97,10 +97,10 @@ impl Inherited {
 #[must_use = "the service is served by `run`"]
 pub struct Handover {
     lifecycle: Lifecycle,
-    gate: Arc<Gate>,
+    connections: Arc<Connections>,
     addresses: Vec<String>,
     machinery: JoinSet<()>,
-    parcels: Vec<OwnedFd>,
+    queues: Vec<OwnedFd>,
     told: Told,
 }
 
@@ -123,19 +123,19 @@ impl Handover {
         lifecycle: Lifecycle,
         listener: &Listener,
         mut machinery: JoinSet<()>,
-        parcels: Vec<OwnedFd>,
+        queues: Vec<OwnedFd>,
         told: impl Future<Output = Reason> + Send + 'static,
     ) -> Self {
-        let gate = Arc::clone(listener.gate());
-        machinery.spawn(lifecycle::expire(Arc::clone(&gate)));
-        machinery.spawn(lifecycle::relieve(Arc::clone(&gate)));
+        let connections = Arc::clone(listener.connections());
+        machinery.spawn(lifecycle::expire(Arc::clone(&connections)));
+        machinery.spawn(lifecycle::relieve(Arc::clone(&connections)));
         let told = Told::NotYet(Box::pin(told));
-        Self { lifecycle, gate, addresses: listener.addresses(), machinery, parcels, told }
+        Self { lifecycle, connections, addresses: listener.addresses(), machinery, queues, told }
     }
 
     #[cfg(feature = "testing")]
-    pub(crate) fn gate(&self) -> &Arc<Gate> {
-        &self.gate
+    pub(crate) fn connections(&self) -> &Arc<Connections> {
+        &self.connections
     }
 
     /// What handlers and background tasks see of the process' life.
@@ -191,15 +191,15 @@ impl Handover {
     /// # }
     /// ```
     pub async fn run<A: Application>(self, server: Server<A>) -> Outcome {
-        let Self { lifecycle, gate, addresses, mut machinery, parcels, told } = self;
+        let Self { lifecycle, connections, addresses, mut machinery, queues, told } = self;
         // The last step: up to here a failure costs nobody a connection.
-        let others = parcel::take_over(parcels, Arc::clone(&gate));
+        let others = queue::take_over(queues, Arc::clone(&connections));
         tracing::info!("serving on {}", addresses.join(", "));
         let server = machinery.spawn(async {
             // axum::serve gives no error.
             let _ = server.await;
         });
-        let mut door = lifecycle.serving(&gate);
+        let mut handover_socket = lifecycle.serving(&connections);
         // READY=1 is said.
         let taking_over = tokio::spawn(others);
         let told = async {
@@ -207,16 +207,16 @@ impl Handover {
                 Told::NotYet(told) => told.await,
                 Told::Already(reason) => reason,
             };
-            // What is still in the old parcel belongs into the new one.
+            // What is still in the old queue belongs into the new one.
             let _ = taking_over.await;
             reason
         };
         // None of these tasks ends while all is well: where one does, the process would be ready for ever, and serve nobody.
         let reason = tokio::select! {
             reason = told => reason,
-            failure = lifecycle::failure(&mut machinery, &mut door) => failure,
+            failure = lifecycle::failure(&mut machinery, &mut handover_socket) => failure,
         };
-        lifecycle.leave(&gate, door, reason, server).await
+        lifecycle.leave(&connections, handover_socket, reason, server).await
     }
 }
 
@@ -232,7 +232,7 @@ impl Future for Quiesced {
     }
 }
 
-#[cfg(all(test, feature = "proofs"))]
+#[cfg(all(test, proofs))]
 #[rustfmt::skip]
 #[path = "../tests/unit/handover.rs"]
 mod tests;

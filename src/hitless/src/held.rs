@@ -3,7 +3,7 @@
 //!
 //! hyper takes of an answer whatever it is given, up to 400 kB in HTTP/1.1 and for each stream of HTTP/2, and
 //! `axum::serve` does not let anybody set that. So an answer gives hyper a part only when those before have left, and each
-//! part tells when it has: it is dropped. The [gate](super::Gate) looks at the sum of all connections several times a
+//! part tells when it has: it is dropped. [`Connections`](super::connections::Connections) looks at the sum of all connections several times a
 //! second. While that is large, answers give less, which slows down who reads slowly and cuts nobody off; beyond what it
 //! may be, those are ended that have held most for longest.
 

@@ -2,12 +2,12 @@
 //!
 //! hyper reads ahead, so only what it has read tells whether the socket can go to another process. The ledger is
 //! told every byte read, every request dispatched and every answer finished, and from these alone it says whether the
-//! connection stands before a request ([`Ledger::rest`]). It never guesses: whatever it does not fully understand is
+//! connection stands before a request ([`Ledger::unparsed`]). It never guesses: whatever it does not fully understand is
 //! [lost](Ledger::lose) to it for good, because a wrong "clean" would lose bytes, or let one request pass for another
 //! (request smuggling). It touches no socket and no clock.
 
 /// How much of an unfinished request may travel with its connection, in bytes.
-pub const REST_LIMIT: usize = 64 * 1024;
+pub const UNPARSED_LIMIT: usize = 64 * 1024;
 
 /// How a request's body is delimited (RFC 9112, section 6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,7 +91,7 @@ impl Ledger {
         };
         self.ahead.extend_from_slice(&bytes[end..]);
         let bounded = matches!(self.position, Position::Head(_) | Position::Answer);
-        if bounded && self.ahead.len() > REST_LIMIT {
+        if bounded && self.ahead.len() > UNPARSED_LIMIT {
             self.lose();
         }
     }
@@ -130,7 +130,7 @@ impl Ledger {
     /// nothing. `None` within a request, and when the position is unknown.
     ///
     /// Whoever holds the socket and these bytes can go on with the connection.
-    pub fn rest(&self) -> Option<&[u8]> {
+    pub fn unparsed(&self) -> Option<&[u8]> {
         matches!(self.position, Position::Head(_)).then_some(&self.ahead)
     }
 
@@ -293,7 +293,7 @@ impl Chunk {
     }
 }
 
-#[cfg(all(test, feature = "proofs"))]
+#[cfg(all(test, proofs))]
 #[rustfmt::skip]
 #[path = "../tests/unit/ledger.rs"]
 mod tests;

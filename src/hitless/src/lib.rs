@@ -3,16 +3,16 @@
 #![deny(missing_docs)]
 
 mod connection;
+mod connections;
 mod error;
 mod frames;
-mod gate;
 mod handover;
 mod held;
 mod ledger;
 mod lifecycle;
 mod listener;
 mod notice;
-mod parcel;
+mod queue;
 mod request_id;
 mod request_timeout;
 mod room;
@@ -25,8 +25,8 @@ mod track;
 mod upload;
 
 pub use connection::{Connection, Fragment, Peer};
+pub use connections::{Cut, Limits};
 pub use error::Error;
-pub use gate::{Cut, Limits};
 pub use handover::{Handover, Inherited, Quiesced, Server, Tracked};
 pub use lifecycle::{Handle, Outcome, Phase, ShutdownTimeout};
 pub use listener::Listener;
@@ -39,12 +39,12 @@ pub use track::{Application, Track};
 /// The version of this crate, and of the template that a service with it was generated from.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-// Not within `gate` and `upload`: tests/fuzz compiles these files where there is no runtime.
-#[cfg(all(test, feature = "proofs"))]
+// Not within `connections` and `upload`: tests/fuzz compiles these files where there is no runtime.
+#[cfg(all(test, proofs))]
 #[rustfmt::skip]
-#[path = "../tests/unit/gate.rs"]
-mod gate_tests;
-#[cfg(all(test, feature = "proofs"))]
+#[path = "../tests/unit/connections.rs"]
+mod connections_tests;
+#[cfg(all(test, proofs))]
 #[rustfmt::skip]
 #[path = "../tests/unit/upload.rs"]
 mod upload_tests;

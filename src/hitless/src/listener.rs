@@ -1,6 +1,6 @@
 //! The listener that axum serves: connections handed over by an earlier process first, then new ones.
 //!
-//! It accepts from any number of sockets, TCP and Unix, until the gate closes; from then on clients wait in the
+//! It accepts from any number of sockets, TCP and Unix, until the connections are paused; from then on clients wait in the
 //! kernel's queue for the next process.
 
 use std::collections::VecDeque;
@@ -17,15 +17,15 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio_util::either::Either;
 
 use super::connection::{Io, Origin, Peer, Socket};
-use super::gate::{Gate, Mode};
-use super::parcel::Clean;
+use super::connections::{Connections, Mode};
+use super::queue::Detached;
 use super::systemd::ListeningSocket;
 
 /// How many connections over the limit are accepted, to be served where another makes room, else to be told so; further ones
 /// wait in the kernel's queue.
-pub const SURPLUS: usize = 64;
+pub const OVER_LIMIT: usize = 64;
 
-/// How many connections that were put aside are let in at a time.
+/// How many connections that were parked are let in at a time.
 const BATCH: usize = 64;
 
 /// How many more connections of a flood make room at a time.
@@ -42,7 +42,7 @@ pub const SPARE_DESCRIPTORS: usize = 192;
 pub struct Listener {
     sockets: Vec<Either<TcpListener, UnixListener>>,
     adopted: VecDeque<(Io, Peer)>,
-    gate: Arc<Gate>,
+    connections: Arc<Connections>,
     max_connections: usize,
     guests: usize,
 }
@@ -52,7 +52,11 @@ impl Listener {
     ///
     /// # Errors
     /// When there is no socket, or one cannot be registered with the runtime.
-    pub(super) fn new(sockets: Vec<ListeningSocket>, gate: Arc<Gate>, max_connections: usize) -> io::Result<Self> {
+    pub(super) fn new(
+        sockets: Vec<ListeningSocket>,
+        connections: Arc<Connections>,
+        max_connections: usize,
+    ) -> io::Result<Self> {
         if sockets.is_empty() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "there is no socket to listen on"));
         }
@@ -69,7 +73,7 @@ impl Listener {
                 }
             })
             .collect::<io::Result<_>>()?;
-        Ok(Self { sockets, adopted: VecDeque::new(), gate, max_connections, guests: 0 })
+        Ok(Self { sockets, adopted: VecDeque::new(), connections, max_connections, guests: 0 })
     }
 
     /// The same, with room for so many connections that siblings hand in, beside those that are accepted here: new clients
@@ -78,22 +82,22 @@ impl Listener {
         Self { guests, ..self }
     }
 
-    /// Lets in connections that were put aside: those who wait are answered before thousands of idle ones are looked at.
-    fn let_in(&mut self, connections: Vec<Clean>) {
-        for Clean { socket, rest, origin } in connections {
+    /// Lets in connections that were parked: those who wait are answered before thousands of idle ones are looked at.
+    fn let_in(&mut self, connections: Vec<Detached>) {
+        for Detached { socket, unparsed, origin } in connections {
             match register(socket) {
                 Ok((socket, peer)) => {
-                    self.adopted.push_back((self.gate.admit(socket, peer, rest, origin), peer));
+                    self.adopted.push_back((self.connections.admit(socket, peer, unparsed, origin), peer));
                 }
                 // Most often its client has gone in the meantime.
-                Err(error) => tracing::debug!("a connection that was put aside cannot be served: {error}"),
+                Err(error) => tracing::debug!("a parked connection cannot be served: {error}"),
             }
         }
     }
 
-    /// The gate before these sockets.
-    pub(super) fn gate(&self) -> &Arc<Gate> {
-        &self.gate
+    /// The connections, those that come to these sockets among them.
+    pub(super) fn connections(&self) -> &Arc<Connections> {
+        &self.connections
     }
 
     /// Where the service listens, for people to read.
@@ -108,8 +112,8 @@ impl Listener {
     /// The next connection from whichever socket has one, admitted.
     async fn next(&self) -> io::Result<(Io, Peer)> {
         std::future::poll_fn(|cx| {
-            let _entering = self.gate.enter();
-            if self.gate.is_closed() {
+            let _admission = self.connections.admission();
+            if self.connections.is_paused() {
                 return Poll::Pending; // `accept` hears of it.
             }
             for socket in &self.sockets {
@@ -126,7 +130,7 @@ impl Listener {
                 if let Poll::Ready(accepted) = accepted {
                     let origin = self.origin();
                     return Poll::Ready(
-                        accepted.map(|(socket, peer)| (self.gate.admit(socket, peer, Vec::new(), origin), peer)),
+                        accepted.map(|(socket, peer)| (self.connections.admit(socket, peer, Vec::new(), origin), peer)),
                     );
                 }
             }
@@ -137,16 +141,16 @@ impl Listener {
 
     /// What becomes of a connection that is accepted now.
     fn origin(&self) -> Origin {
-        let room = self.gate.len_without(self.guests) < self.max_connections;
-        if room { Origin::Accepted } else { Origin::Surplus }
+        let room = self.connections.len_without(self.guests) < self.max_connections;
+        if room { Origin::Accepted } else { Origin::OverLimit }
     }
 
     async fn accept_new(&self) -> (Io, Peer) {
         let mut told = false;
         loop {
-            let mut gone = std::pin::pin!(self.gate.gone().notified());
+            let mut gone = std::pin::pin!(self.connections.gone().notified());
             gone.as_mut().enable();
-            let (open, most) = (self.gate.len_without(self.guests), self.max_connections + SURPLUS);
+            let (open, most) = (self.connections.len_without(self.guests), self.max_connections + OVER_LIMIT);
             if open < most {
                 match self.next().await {
                     Ok(admitted) => return admitted,
@@ -154,15 +158,15 @@ impl Listener {
                     // No descriptors, or no memory: a connection that ends may free what is missing.
                     Err(_) if std::mem::replace(&mut told, true) => {}
                     Err(error) => {
-                        tracing::error!("cannot accept connections, with {} open: {error}", self.gate.len());
+                        tracing::error!("cannot accept connections, with {} open: {error}", self.connections.len());
                     }
                 }
-            } else if self.gate.yielding() == 0 && self.is_awaited() {
+            } else if self.connections.yielding() == 0 && self.is_awaited() {
                 // Beyond that, which another process may have handed over, one that goes is not room for another yet.
-                let made = self.gate.make_room(false, open > most);
+                let made = self.connections.make_room(false, open > most);
                 // There are more where those of a flood come from.
-                let mut more = if made && self.gate.has_flood() { AT_ONCE } else { 0 };
-                while more > 0 && self.gate.make_room(false, true) {
+                let mut more = if made && self.connections.has_flood() { AT_ONCE } else { 0 };
+                while more > 0 && self.connections.make_room(false, true) {
                     more -= 1;
                 }
             }
@@ -186,8 +190,8 @@ impl Listener {
     ///
     /// It asks the kernel itself: the runtime has not been told yet of who has connected just now.
     fn accept_last(&mut self) {
-        let gate = Arc::clone(&self.gate);
-        let _entering = gate.enter();
+        let connections = Arc::clone(&self.connections);
+        let _admission = connections.admission();
         for socket in std::mem::take(&mut self.sockets) {
             loop {
                 let accepted = match &socket {
@@ -199,7 +203,7 @@ impl Listener {
                         if let Either::Left(tcp) = &socket {
                             let _ = tcp.set_nodelay(true);
                         }
-                        let io = self.gate.admit(socket, peer, Vec::new(), self.origin());
+                        let io = self.connections.admit(socket, peer, Vec::new(), self.origin());
                         self.adopted.push_back((io, peer));
                     }
                     // Its client has gone in the meantime (accept(2)).
@@ -208,7 +212,7 @@ impl Listener {
                 }
             }
         }
-        self.gate.set_deaf();
+        self.connections.set_listeners_closed();
     }
 }
 
@@ -217,24 +221,23 @@ impl axum::serve::Listener for Listener {
     type Addr = Peer;
 
     async fn accept(&mut self) -> (Io, Peer) {
-        let gate = Arc::clone(&self.gate);
+        let connections = Arc::clone(&self.connections);
         loop {
             if let Some(adopted) = self.adopted.pop_front() {
                 return adopted;
             }
-            let mut moved = std::pin::pin!(gate.moved().notified());
-            moved.as_mut().enable();
+            let mut changed = std::pin::pin!(connections.changed().notified());
+            changed.as_mut().enable();
             let closed = {
-                // The gate does not close meanwhile: connections on their way back are known to nobody.
-                let _entering = gate.enter();
-                let closed = gate.is_closed();
-                if !closed && !gate.is_thinning() {
-                    self.let_in(gate.take_some(BATCH));
+                // They are not paused meanwhile: connections on their way back are known to nobody.
+                let _admission = connections.admission();
+                if connections.is_running() {
+                    self.let_in(connections.take_some_parked(BATCH));
                 }
-                closed
+                connections.is_paused()
             };
             if closed {
-                moved.await;
+                changed.await;
                 continue;
             }
             if !self.adopted.is_empty() {
@@ -242,9 +245,9 @@ impl axum::serve::Listener for Listener {
                 tokio::task::yield_now().await;
                 continue;
             }
-            if gate.mode() == Mode::Retired {
+            if connections.mode() == Mode::Retired {
                 if self.sockets.is_empty() {
-                    moved.await;
+                    changed.await;
                 } else {
                     self.accept_last();
                 }
@@ -252,7 +255,7 @@ impl axum::serve::Listener for Listener {
             }
             tokio::select! {
                 biased;
-                () = moved => {}
+                () = changed => {}
                 accepted = self.accept_new() => return accepted,
             }
         }

@@ -12,7 +12,7 @@ const PAUSE: Duration = Duration::from_secs(10);
 
 /// Why a connection is ended, or a request refused, on account of its client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     /// Nothing was asked on a new connection.
     Silent,
     HeadTimeout,
@@ -64,7 +64,7 @@ impl fmt::Display for Kind {
 
 /// How often each kind was not told yet, and when one was told last.
 #[derive(Debug, Default)]
-pub(super) struct Notices([Mutex<Notice>; Kind::ALL.len()]);
+pub(crate) struct Notices([Mutex<Notice>; Kind::ALL.len()]);
 
 #[derive(Debug, Default)]
 struct Notice {
@@ -76,7 +76,7 @@ struct Notice {
 
 impl Notices {
     /// Tells of it, now or later.
-    pub(super) fn tell(&self, kind: Kind, peer: Peer) {
+    pub(crate) fn tell(&self, kind: Kind, peer: Peer) {
         let mut notice = self.notice(kind);
         notice.untold += 1;
         notice.last = Some(peer);
@@ -84,7 +84,7 @@ impl Notices {
     }
 
     /// Tells of what has not been told yet, where it is time for that.
-    pub(super) fn tell_rest(&self) {
+    pub(crate) fn tell_rest(&self) {
         for kind in Kind::ALL {
             self.notice(kind).tell(kind);
         }
@@ -105,7 +105,7 @@ impl Notice {
     }
 }
 
-#[cfg(all(test, feature = "proofs"))]
+#[cfg(all(test, proofs))]
 #[rustfmt::skip]
 #[path = "../tests/unit/notice.rs"]
 mod tests;

@@ -94,7 +94,7 @@ where
     }
 }
 
-#[cfg(all(test, feature = "proofs"))]
+#[cfg(all(test, proofs))]
 #[rustfmt::skip]
 #[path = "../tests/unit/request_timeout.rs"]
 mod tests;

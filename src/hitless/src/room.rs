@@ -6,19 +6,19 @@ use std::time::Duration;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::Error;
-use super::gate::Limits;
-use super::ledger::REST_LIMIT;
+use super::connections::Limits;
+use super::ledger::UNPARSED_LIMIT;
 use super::lifecycle::ShutdownTimeout;
-use super::listener::{SPARE_DESCRIPTORS, SURPLUS};
+use super::listener::{OVER_LIMIT, SPARE_DESCRIPTORS};
 
 /// Which limits there may be, and what they ask of a unit.
 impl Limits {
     /// The most that [`max_head_bytes`](Self::max_head_bytes) may be: a handover carries no longer head.
-    pub const MAX_HEAD_BYTES: usize = REST_LIMIT;
+    pub const MAX_HEAD_BYTES: usize = UNPARSED_LIMIT;
 
     /// The most that [`max_connections`](Self::max_connections) may be: what the kernel gives a process descriptors for,
     /// unless the host changed `fs.nr_open`.
-    pub const MAX_CONNECTIONS: usize = (1_048_576 - SURPLUS - SPARE_DESCRIPTORS) / 4;
+    pub const MAX_CONNECTIONS: usize = (1_048_576 - OVER_LIMIT - SPARE_DESCRIPTORS) / 4;
 
     /// What goes for any service that leaves within `timeout`: 10,000 connections, heads of 16 KiB within a sixth of it, bodies
     /// that pause for 10 s, answers that are not read for 30 s, 75 s between two requests, 5 s for what is not read any more, and
@@ -39,7 +39,7 @@ impl Limits {
     /// `LimitNOFILE=` of the unit: for the connections of this process, and those of instances that leave, as what waits in
     /// the service manager's store counts for all who share the user.
     pub const fn limit_nofile(&self) -> usize {
-        4 * self.max_connections + SURPLUS + SPARE_DESCRIPTORS
+        4 * self.max_connections + OVER_LIMIT + SPARE_DESCRIPTORS
     }
 }
 
@@ -77,7 +77,7 @@ pub fn allow_connections(max_connections: usize) -> Result<Room, Error> {
 
 /// How many descriptors the process needs with so many connections.
 fn descriptors(connections: usize) -> u64 {
-    (connections + SURPLUS + SPARE_DESCRIPTORS) as u64
+    (connections + OVER_LIMIT + SPARE_DESCRIPTORS) as u64
 }
 
 /// Has the kernel's table of descriptors made large enough for `max_connections`.

@@ -1,8 +1,7 @@
 //! Siblings: other instances of this service on this host, which accept from the same listening socket.
 //!
-//! An instance that serves has a *door*, the Unix socket `$RUNTIME_DIRECTORY/<pid>`. One that leaves hands its clean
-//! connections in at the door of one that serves on, each as soon as it is clean: no client waits for a process to
-//! start.
+//! An instance that serves has a *handover socket*, `$RUNTIME_DIRECTORY/<pid>`. One that leaves hands its connections in
+//! at that of one that serves on, each as soon as it stands at a message boundary: no client waits for a process to start.
 //!
 //! A connection changes hands exactly once. The giver keeps its descriptors until the sibling has said that it has them,
 //! and the sibling reads from none of them before it has said so. When it says nothing, the giver first makes sure that
@@ -28,8 +27,8 @@ use tokio::task::{JoinError, JoinHandle};
 
 use super::Error;
 use super::connection::Origin;
-use super::gate::Gate;
-use super::parcel::{self, Clean};
+use super::connections::Connections;
+use super::queue::{self, Detached};
 
 /// How long a sibling may take over a message, before it counts as stuck.
 pub const PATIENCE: Duration = Duration::from_secs(1);
@@ -43,7 +42,7 @@ const TAKEN: u8 = 6; // ASCII's ACK
 pub struct Siblings(PathBuf);
 
 impl Siblings {
-    /// Those whose doors are in `directory`, which has to belong to the service alone.
+    /// Those whose handover sockets are in `directory`, which has to belong to the service alone.
     pub fn within(directory: impl Into<PathBuf>) -> Self {
         Self(directory.into())
     }
@@ -54,7 +53,7 @@ impl Siblings {
         std::env::split_paths(&directories).next().map(Self::within)
     }
 
-    /// The living instances' process ids, this one's not among them. The door of one that was killed is removed.
+    /// The living instances' process ids, this one's not among them. The socket of one that was killed is removed.
     ///
     /// # Errors
     /// When the directory cannot be read.
@@ -63,7 +62,7 @@ impl Siblings {
         for entry in std::fs::read_dir(&self.0)? {
             pids.extend(entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()));
         }
-        pids.retain(|pid| *pid != std::process::id() && !is_left(&self.door(*pid)));
+        pids.retain(|pid| *pid != std::process::id() && !is_left(&self.path(*pid)));
         pids.sort_unstable();
         Ok(pids)
     }
@@ -76,32 +75,32 @@ impl Siblings {
     pub async fn connect(&self, pid: u32) -> Result<UnixStream, Error> {
         let connected = async {
             let (ours, theirs) = UnixStream::pair()?;
-            let theirs = Clean { socket: theirs.into_std()?.into(), rest: Vec::new(), origin: Origin::Adopted };
-            hand_in(&self.door(pid), &[theirs], PATIENCE).await?;
+            let theirs = Detached { socket: theirs.into_std()?.into(), unparsed: Vec::new(), origin: Origin::Adopted };
+            hand_in(&self.path(pid), &[theirs], PATIENCE).await?;
             Ok(ours)
         };
         connected.await.map_err(Error::Instance)
     }
 
-    /// The door of the instance with this process id.
-    pub(crate) fn door(&self, pid: u32) -> PathBuf {
+    /// The path of the handover socket of the instance with this process id.
+    pub(crate) fn path(&self, pid: u32) -> PathBuf {
         self.0.join(pid.to_string())
     }
 
-    /// Opens this instance's own door: what is handed in there is served behind `gate`.
+    /// Opens this instance's own handover socket: what is handed in there is served with `connections`.
     ///
     /// # Errors
     /// When the socket cannot be made.
-    pub(crate) fn open_door(&self, gate: Arc<Gate>) -> io::Result<Door> {
-        let path = self.door(std::process::id());
+    pub(crate) fn listen(&self, connections: Arc<Connections>) -> io::Result<HandoverSocket> {
+        let path = self.path(std::process::id());
         let socket = seqpacket()?;
-        // Its name, a number, only once it can be knocked at. Either may be left of a process that was killed.
+        // Its name, a number, only once it listens. Either may be left of a process that was killed.
         let unfinished = path.with_extension("new");
         let _ = std::fs::remove_file(&unfinished);
         bind(&socket, &SocketAddrUnix::new(&unfinished)?)?;
         listen(&socket, 64)?;
         std::fs::rename(&unfinished, &path)?;
-        Ok(Door { path, task: tokio::spawn(attend(UnixListener::from_std(socket.into())?, gate)) })
+        Ok(HandoverSocket { path, task: tokio::spawn(accept(UnixListener::from_std(socket.into())?, connections)) })
     }
 }
 
@@ -114,16 +113,16 @@ pub struct Taken {
     pub has: Option<usize>,
 }
 
-/// Hands the first of `connections` in at a door, within `patience`; gives how many were taken. None of none tells
+/// Hands the first of `connections` in at a handover socket, within `patience`; gives how many were taken. None of none tells
 /// whether somebody serves there, and understands this release's messages.
 ///
 /// # Errors
 /// When none was taken, and none will be.
-pub async fn hand_in(door: &Path, connections: &[Clean], patience: Duration) -> io::Result<Taken> {
+pub async fn hand_in(path: &Path, connections: &[Detached], patience: Duration) -> io::Result<Taken> {
     let socket = seqpacket()?;
-    connect(&socket, &SocketAddrUnix::new(door)?)?;
+    connect(&socket, &SocketAddrUnix::new(path)?)?;
     let socket = UnixStream::from_std(socket.into())?;
-    let count = parcel::send(&socket, connections)?;
+    let count = queue::send(&socket, connections)?;
     // Readable when it has answered or is gone; or it is stuck.
     let _ = tokio::time::timeout(patience.min(PATIENCE), socket.readable()).await;
     // What it has not said by now it can no longer say.
@@ -143,20 +142,20 @@ pub async fn hand_in(door: &Path, connections: &[Clean], patience: Duration) -> 
     }
 }
 
-/// The door of this instance. Siblings find it until it is closed.
+/// The handover socket of this instance. Siblings find it until it is closed.
 #[derive(Debug)]
-pub struct Door {
+pub struct HandoverSocket {
     path: PathBuf,
     task: JoinHandle<()>,
 }
 
-impl Door {
-    /// Resolves when nobody is behind the door any more, which is so only when that went wrong.
+impl HandoverSocket {
+    /// Resolves when nobody listens any more, which is so only when that went wrong.
     pub async fn ended(&mut self) -> Result<(), JoinError> {
         (&mut self.task).await
     }
 
-    /// Closes the door. Everything that was taken in is behind the gate, everything else stays with its giver.
+    /// Closes the socket. Everything that was taken in is this instance's, everything else stays with its giver.
     pub async fn close(self) {
         let _ = std::fs::remove_file(&self.path);
         self.task.abort();
@@ -167,23 +166,23 @@ impl Door {
     }
 }
 
-/// Whether nobody is behind a door any more, which is then removed. A socket of another type is not let in, so that the
-/// living are not disturbed.
-fn is_left(door: &Path) -> bool {
-    let knock = UnixDatagram::unbound().and_then(|socket| socket.connect(door));
-    let left = knock.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
+/// Whether nobody listens at a handover socket any more, which is then removed. A socket of another type cannot connect, so
+/// that the living are not disturbed.
+fn is_left(path: &Path) -> bool {
+    let tried = UnixDatagram::unbound().and_then(|socket| socket.connect(path));
+    let left = tried.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
     if left {
-        let _ = std::fs::remove_file(door);
+        let _ = std::fs::remove_file(path);
     }
     left
 }
 
 /// Takes in what is handed in, one message after the other.
-async fn attend(door: UnixListener, gate: Arc<Gate>) {
+async fn accept(socket: UnixListener, connections: Arc<Connections>) {
     loop {
-        let taken = match door.accept().await {
+        let taken = match socket.accept().await {
             Ok((giver, _)) => {
-                tokio::time::timeout(PATIENCE, take_in(&giver, &gate)).await.map_err(Into::into).flatten()
+                tokio::time::timeout(PATIENCE, take_in(&giver, &connections)).await.map_err(Into::into).flatten()
             }
             Err(error) => Err(error),
         };
@@ -195,19 +194,19 @@ async fn attend(door: UnixListener, gate: Arc<Gate>) {
     }
 }
 
-async fn take_in(giver: &UnixStream, gate: &Gate) -> io::Result<()> {
+async fn take_in(giver: &UnixStream, connections: &Connections) -> io::Result<()> {
     let user = giver.peer_cred()?.uid();
     if !may_hand_in(user, rustix::process::geteuid().as_raw()) {
         return Err(io::Error::other(format!("user {user} is a stranger")));
     }
-    let message = giver.async_io(Interest::READABLE, || parcel::receive(giver)).await?;
-    let mut connections = message.ok_or(Errno::CONNRESET)?.open()?;
-    connections.iter_mut().for_each(|clean| clean.origin = Origin::Guest);
-    let has = u32::try_from(gate.len() + gate.put_aside() + connections.len()).unwrap_or(u32::MAX);
+    let message = giver.async_io(Interest::READABLE, || queue::receive(giver)).await?;
+    let mut handed_in = message.ok_or(Errno::CONNRESET)?.open()?;
+    handed_in.iter_mut().for_each(|one| one.origin = Origin::Guest);
+    let has = u32::try_from(connections.len() + connections.parked() + handed_in.len()).unwrap_or(u32::MAX);
     let [a, b, c, d] = has.to_le_bytes();
     // Said first: a giver that is no longer there to hear it keeps them.
     send(giver, &[TAKEN, a, b, c, d], SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?;
-    gate.put(connections);
+    connections.park(handed_in);
     Ok(())
 }
 
@@ -222,7 +221,7 @@ fn seqpacket() -> io::Result<OwnedFd> {
     Ok(socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?)
 }
 
-#[cfg(all(test, feature = "proofs"))]
+#[cfg(all(test, proofs))]
 #[rustfmt::skip]
 #[path = "../tests/unit/sibling.rs"]
 mod tests;

@@ -22,18 +22,18 @@ use sd_notify::NotifyState;
 use tokio::net::unix::pipe;
 use tokio::sync::Mutex;
 
-use super::parcel;
+use super::queue;
 
 /// What the service manager passed on at the start.
 #[derive(Debug, Default)]
 pub struct Given {
     /// The listening sockets of the socket units.
     pub listeners: Vec<ListeningSocket>,
-    /// The parcels that earlier processes left in the descriptor store.
-    pub parcels: Vec<OwnedFd>,
+    /// The handover queues that earlier processes left in the descriptor store.
+    pub queues: Vec<OwnedFd>,
     /// What else there was, by its name in the descriptor store, with the reason why it is of no use: another release
     /// may have stored it.
-    pub strangers: Vec<(String, io::Error)>,
+    pub unrecognised: Vec<(String, io::Error)>,
 }
 
 /// A listening socket, of the service manager or of the service itself.
@@ -59,23 +59,23 @@ impl From<std::os::unix::net::UnixListener> for ListeningSocket {
 
 /// Takes what the service manager passed on. Only the first call gets it.
 pub fn given() -> Given {
-    // listenfd forgets the names, which tell a parcel from a listener, and takes away the variables.
+    // listenfd forgets the names, which tell a handover queue from a listener, and takes away the variables.
     let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
     let mut names = names.split(':');
     let mut fds = ListenFd::from_env();
     let mut given = Given::default();
     for index in 0..fds.len() {
         let name = names.next().unwrap_or_default();
-        let taken = if name == parcel::NAME {
+        let taken = if name == queue::NAME {
             let (family, kind) = (AddressFamily::UNIX.as_raw().into(), SocketType::SEQPACKET.as_raw() as i32);
-            fds.take_custom::<OwnedFd>(index, family, kind, "parcel").map(|parcel| given.parcels.extend(parcel))
+            fds.take_custom::<OwnedFd>(index, family, kind, "handover queue").map(|queue| given.queues.extend(queue))
         } else if let Ok(Some(listener)) = fds.take_unix_listener(index) {
             given.listeners.push(ListeningSocket::Unix(listener));
             Ok(())
         } else {
             fds.take_tcp_listener(index).map(|listener| given.listeners.extend(listener.map(ListeningSocket::Tcp)))
         };
-        given.strangers.extend(taken.err().map(|error| (name.to_owned(), error)));
+        given.unrecognised.extend(taken.err().map(|error| (name.to_owned(), error)));
     }
     given
 }
@@ -120,7 +120,7 @@ pub async fn feed_watchdog() {
 /// Puts a descriptor into the store under `name`, and waits until the service manager has handled that, for `timeout` at
 /// most.
 ///
-/// `FDPOLL=0` keeps it there when its other end is closed, which for a packed parcel is the rule.
+/// `FDPOLL=0` keeps it there when its other end is closed, which for a filled queue is the rule.
 ///
 /// # Errors
 /// When there is no service manager or it does not answer in time. That it *kept* the descriptor is not reported.
@@ -189,7 +189,7 @@ fn send(message: &str, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
 }
 
 /// Whose turn it is among the messages that must not be dropped. One that waits is not overtaken by those that are told
-/// later: what takes a parcel out of the store must not take out the next one.
+/// later: what takes a queue out of the store must not take out the next one.
 static TURN: Mutex<()> = Mutex::const_new(());
 
 /// Sends a message as soon as the service manager has room for it.

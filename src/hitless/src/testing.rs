@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use tokio::task::JoinSet;
 
-pub use super::gate::Gate;
+pub use super::connections::Connections;
 use super::lifecycle::ShutdownTimeout;
 pub use super::lifecycle::{Lifecycle, Reason};
 use super::listener::Listener;
-pub use super::listener::SURPLUS;
+pub use super::listener::OVER_LIMIT;
 use super::systemd::ListeningSocket;
 use super::{Error, Handover, Limits};
 
@@ -24,12 +24,12 @@ pub fn handover(
     told: impl Future<Output = Reason> + Send + 'static,
 ) -> Result<(Handover, Listener), Error> {
     let max_connections = limits.max_connections;
-    let listener = Listener::new(vec![socket.into()], Arc::new(Gate::new(limits)), max_connections);
+    let listener = Listener::new(vec![socket.into()], Arc::new(Connections::new(limits)), max_connections);
     let listener = listener.map_err(Error::Listen)?;
     Ok((Handover::new(Lifecycle::new(timeout), &listener, machinery, Vec::new(), told), listener))
 }
 
 /// The connections of a handover.
-pub fn gate(handover: &Handover) -> Arc<Gate> {
-    Arc::clone(handover.gate())
+pub fn connections(handover: &Handover) -> Arc<Connections> {
+    Arc::clone(handover.connections())
 }

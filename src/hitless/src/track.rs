@@ -15,7 +15,7 @@ use http_body::{Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tower::Service;
 
-use super::connection::{Connection, Peer, Ticket, says_close};
+use super::connection::{Connection, Peer, RequestGuard, says_close};
 use super::held::{SMALL, Unread};
 
 /// What can be served: a router, or layers around one.
@@ -68,7 +68,7 @@ pin_project! {
     pub struct Answering<F> {
         #[pin]
         answer: Option<F>,
-        ticket: Option<Ticket>,
+        ticket: Option<RequestGuard>,
         head: bool,
         connect: bool,
         version: Version,
@@ -88,7 +88,7 @@ where
                 Ok(response) => response,
                 Err(never) => match never {},
             },
-            None => too_many_connections(this.ticket.as_ref().map(Ticket::refuse)),
+            None => too_many_connections(this.ticket.as_ref().map(RequestGuard::refuse)),
         };
         let Some(ticket) = this.ticket.take() else { return Poll::Ready(Ok(response)) };
 
@@ -128,7 +128,7 @@ pin_project! {
     struct Answer {
         #[pin]
         body: Body,
-        ticket: Ticket,
+        ticket: RequestGuard,
         // The bytes still to come, where that is known. hyper drops a body after the last of them.
         left: Option<u64>,
         // What hyper has and the client has not, unless that is a small answer at once.

@@ -6,8 +6,8 @@ use world::Client;
 
 use crate::application;
 use crate::hitless::connection::Origin;
-use crate::hitless::parcel::Clean;
 use crate::hitless::process::Process;
+use crate::hitless::queue::Detached;
 
 /// A stream of requests, and how it comes.
 #[derive(Clone)]
@@ -211,7 +211,7 @@ impl Run {
         let Restartable { handed_over, .. } = service;
         let (heard, open) = (service.client.answers(), !service.client.is_closed());
         service.leave();
-        let rest = service.rest();
+        let rest = service.unparsed();
         service.come_back();
         service.client.end();
         service.settle();
@@ -259,7 +259,7 @@ pub struct Restartable {
     process: Process,
     leaving: bool,
     handed_over: usize,
-    waiting: Vec<Clean>,
+    waiting: Vec<Detached>,
 }
 
 impl Default for Restartable {
@@ -272,7 +272,7 @@ impl Restartable {
     pub fn new() -> Self {
         let client = Client::default();
         let process = Process::default();
-        process.adopt(Clean { socket: client.socket(), rest: Vec::new(), origin: Origin::Adopted });
+        process.adopt(Detached { socket: client.socket(), unparsed: Vec::new(), origin: Origin::Adopted });
         process.settle();
         Self { client, process, leaving: false, handed_over: 0, waiting: Vec::new() }
     }
@@ -293,13 +293,13 @@ impl Restartable {
     /// The process is told to leave.
     pub fn leave(&mut self) {
         self.leaving = true;
-        self.process.close();
+        self.process.pause();
     }
 
     /// What was read of the next request, if the leaving process has let go of the connection.
-    pub fn rest(&mut self) -> Option<Vec<u8>> {
-        self.waiting.extend(self.process.take());
-        self.waiting.first().map(|clean| clean.rest.clone())
+    pub fn unparsed(&mut self) -> Option<Vec<u8>> {
+        self.waiting.extend(self.process.take_parked());
+        self.waiting.first().map(|waiting| waiting.unparsed.clone())
     }
 
     /// The next process takes over. Without a connection to hand over this one stays after all.
@@ -307,18 +307,18 @@ impl Restartable {
         if !std::mem::take(&mut self.leaving) {
             return;
         }
-        if self.rest().is_none() {
+        if self.unparsed().is_none() {
             // Told once more, it lets go of what it should have let go of before.
-            self.process.close();
-            assert!(self.rest().is_none(), "a clean connection was not noticed");
-            self.process.open();
+            self.process.pause();
+            assert!(self.unparsed().is_none(), "a message boundary was not noticed");
+            self.process.resume();
             return;
         }
         assert!(self.process.is_empty(), "a connection that was let go of is not forgotten");
         self.process = Process::default();
-        for clean in self.waiting.drain(..) {
+        for detached in self.waiting.drain(..) {
             self.handed_over += 1;
-            self.process.adopt(clean);
+            self.process.adopt(detached);
         }
         self.process.settle();
     }

@@ -3,24 +3,24 @@
 #![allow(dead_code, reason = "the life of the process is not among them")]
 #![allow(clippy::useless_conversion, reason = "all sockets are of one type here")]
 
-#[path = "../../../src/hitless/src/connection.rs"]
+#[path = "../../../src/hitless/src/connection/mod.rs"]
 pub mod connection;
+#[path = "../../../src/hitless/src/connections/mod.rs"]
+pub mod connections;
 #[path = "../../../src/hitless/src/frames.rs"]
-mod frames;
-#[path = "../../../src/hitless/src/gate.rs"]
-pub mod gate;
+pub(crate) mod frames;
 #[path = "../../../src/hitless/src/held.rs"]
-mod held;
+pub(crate) mod held;
 #[path = "../../../src/hitless/src/ledger.rs"]
 pub mod ledger;
 #[path = "../../../src/hitless/src/listener.rs"]
 pub mod listener;
 #[path = "../../../src/hitless/src/notice.rs"]
-mod notice;
+pub(crate) mod notice;
 #[path = "../../../src/hitless/src/track.rs"]
 pub mod track;
 #[path = "../../../src/hitless/src/upload.rs"]
-mod upload;
+pub(crate) mod upload;
 
 #[cfg(feature = "shuttle")]
 mod leaving;
@@ -37,12 +37,12 @@ pub mod request_id {
     }
 }
 
-pub mod parcel {
-    /// As in `src/hitless/src/parcel.rs`.
+pub mod queue {
+    /// As in `src/hitless/src/queue.rs`.
     #[derive(Debug)]
-    pub struct Clean {
+    pub struct Detached {
         pub socket: std::os::fd::OwnedFd,
-        pub rest: Vec<u8>,
+        pub unparsed: Vec<u8>,
         pub origin: super::connection::Origin,
     }
 }

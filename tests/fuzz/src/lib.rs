@@ -13,3 +13,6 @@ extern crate world as tokio;
 pub mod application;
 pub mod case;
 pub mod hitless;
+
+// Where the machinery finds its own modules: at the root of its crate.
+use hitless::{connection, connections, frames, held, ledger, listener, notice, queue, upload};

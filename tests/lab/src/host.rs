@@ -21,11 +21,8 @@ use anyhow::{Context, bail, ensure};
 use rustix::process::{Pid, Signal};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
-/// What the hosts have; `EDITION` counts with it, so that images made of less are not taken for new ones.
-const PACKAGES: &str = "systemd,systemd-sysv,dbus,iproute2,procps,openssh-server,sudo,libfaketime,nginx,haproxy,curl";
-const EDITION: u32 = 3;
-/// What of that does not run unless it is asked for.
-const ASLEEP: [&str; 2] = ["nginx.service", "haproxy.service"];
+/// What the hosts have.
+const PACKAGES: &str = "systemd,systemd-sysv,dbus,iproute2,procps,openssh-server,sudo";
 const RUN: &str = "/run/hitless-lab";
 const BOOT_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -38,30 +35,29 @@ pub struct Image {
 
 impl Image {
     /// Finds the image in the cache (`$XDG_CACHE_HOME/hitless-lab`), or makes it with debootstrap,
-    /// which takes a minute or two and tells `progress` about it.
-    pub async fn prepare(suite: &str, mut progress: impl FnMut(&str)) -> anyhow::Result<Self> {
+    /// which takes a minute or two and tells `progress` about it. Of the packages that are in it besides, no service runs.
+    pub async fn prepare(suite: &str, besides: &[&str], mut progress: impl FnMut(&str)) -> anyhow::Result<Self> {
         check_tools()?;
+        let packages = [&[PACKAGES], besides].concat().join(",");
         let make = async |unfinished: &Path| {
             let mut debootstrap = alone();
             debootstrap
-                .args(["--mount-proc", "debootstrap", "--variant=minbase", &format!("--include={PACKAGES}"), suite])
+                .args(["--mount-proc", "debootstrap", "--variant=minbase", &format!("--include={packages}"), suite])
                 .arg(unfinished);
             watch(debootstrap, &mut progress).await.with_context(|| format!("debootstrap of {suite}"))?;
-            for unit in ASLEEP {
-                let masked = unfinished.join("etc/systemd/system").join(unit);
-                symlink("/dev/null", &masked).with_context(|| format!("masking {unit}"))?;
+            for package in besides {
+                let masked = unfinished.join(format!("etc/systemd/system/{package}.service"));
+                symlink("/dev/null", &masked).with_context(|| format!("masking {}", masked.display()))?;
             }
             Ok(())
         };
-        Self::cached(suite, &format!("{suite}-{EDITION}"), make).await
+        Self::cached(suite, &format!("{suite}-{:016x}", hash(&packages)), make).await
     }
 
     /// The same after a shell script was run in it, as root and with the network of this machine. It is not booted: what
     /// the script starts ends with it. Made once for each text of the script.
     pub async fn after(&self, script: &str, mut progress: impl FnMut(&str)) -> anyhow::Result<Self> {
-        let mut hasher = DefaultHasher::new();
-        script.hash(&mut hasher);
-        let name = format!("{}-{EDITION}-{:016x}", self.suite, hasher.finish());
+        let name = format!("{}-{:016x}", self.suite, hash(&(&self.path, script)));
         let make = async |unfinished: &Path| {
             let mut copy = alone();
             copy.args(["cp", "--archive", "--reflink=auto"]).args([&self.path, unfinished]);
@@ -104,6 +100,12 @@ impl Image {
         fs::rename(&unfinished, &image.path)?;
         Ok(image)
     }
+}
+
+fn hash(of: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    of.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// A command that takes along what it mounts and starts, whenever it ends.

@@ -7,13 +7,12 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
-use hyper::Method;
+use http::Method;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream, UnixStream};
 use tokio::time::{sleep, sleep_until, timeout, timeout_at};
@@ -80,7 +79,7 @@ pub struct Ask {
     /// The request, cut into the pieces that are sent with `pause` between them.
     pub pieces: Vec<Bytes>,
     pub pause: Duration,
-    /// Time between two reads of the answer, for a reader that is slow.
+    /// Time between two reads of the answer.
     pub sip: Option<Duration>,
     /// How long nothing of the answer is read.
     pub unread: Duration,
@@ -151,22 +150,6 @@ impl Ask {
         self
     }
 
-    /// The same request in HTTP/1.0.
-    pub fn in_http10(mut self) -> Self {
-        const VERSION: &[u8] = b" HTTP/1.1\r\n";
-        let bytes = self.pieces.concat();
-        if let Some(at) = bytes.windows(VERSION.len()).position(|window| window == VERSION) {
-            let (before, after) = bytes.split_at(at);
-            self.pieces = vec![[before, b" HTTP/1.0\r\n", &after[VERSION.len()..]].concat().into()];
-        }
-        self
-    }
-
-    /// The same request; behind it the client shuts its writing side down.
-    pub fn half_closing(self) -> Self {
-        Self { half_closes: true, ..self }
-    }
-
     /// The same request, cut into two after `at` bytes.
     pub fn in_two(self, at: usize, pause: Duration) -> Self {
         let mut bytes = Bytes::from(self.pieces.concat());
@@ -179,46 +162,6 @@ impl Ask {
         let bytes = Bytes::from(self.pieces.concat());
         let pieces = (0..bytes.len()).step_by(size).map(|at| bytes.slice(at..bytes.len().min(at + size))).collect();
         Self { pieces, pause, ..self }
-    }
-
-    /// The same request, some of its bytes sent one by one.
-    pub fn byte_by_byte(self, of: Range<usize>, pause: Duration) -> Self {
-        let bytes = Bytes::from(self.pieces.concat());
-        let (before, behind) = (bytes.slice(..of.start), bytes.slice(of.end..));
-        let single = of.map(|at| bytes.slice(at..=at));
-        let pieces = std::iter::once(before).chain(single).chain([behind]).filter(|piece| !piece.is_empty()).collect();
-        Self { pieces, pause, ..self }
-    }
-
-    /// The same request; nothing of its answer is read for a while.
-    pub fn unread_for(self, unread: Duration) -> Self {
-        Self { unread, ..self }
-    }
-
-    /// The same request; that the service has failed is an answer, too.
-    pub fn or_failure(self) -> Self {
-        Self { may_fail: true, ..self }
-    }
-
-    /// The same request, its answer read in sips.
-    pub fn in_sips(self, sip: Duration) -> Self {
-        Self { sip: Some(sip), ..self }
-    }
-
-    /// How many bytes the request's head has.
-    pub fn head_len(&self) -> usize {
-        const END: &[u8] = b"\r\n\r\n";
-        let bytes = self.pieces.concat();
-        bytes.windows(END.len()).position(|window| window == END).map_or(bytes.len(), |at| at + END.len())
-    }
-
-    /// How many bytes the request has.
-    pub fn len(&self) -> usize {
-        self.pieces.iter().map(Bytes::len).sum()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 }
 

@@ -1,7 +1,8 @@
 //! The load: every kind of client at once, each strict, until told to stop.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::fmt;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, watch};
@@ -9,151 +10,173 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::answers::Answers;
-use crate::gate::{Edges, Gap};
 use crate::http1::{Ask, Connection, Fault, Place, Stays};
-use crate::http2::{self, Outcome};
-use crate::record::{self, Totals};
+use crate::record::{self, Scenario};
 use crate::traffic::{Request, Route, Traffic};
 
 /// A kind of client.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    Pausing,
-    Busy,
-    Fresh,
-    Dawdling,
-    Slow,
-    Uploading,
-    Sipping,
-    Idle,
-    Http2,
-    Timed,
-    HalfClosing,
-    LastByte,
-    Trickling,
-    Relentless,
-    Patient,
-    Nginx,
-    Haproxy,
+#[derive(Clone, Copy)]
+pub struct Kind {
+    pub name: &'static str,
+    /// A sentence on what these clients do.
+    pub about: &'static str,
+    /// Whether such a client must end on the connection it began with.
+    pub keeps: bool,
+    /// The routes without which it stays at home.
+    pub needs: fn(&Traffic) -> &[Route],
+    /// What it does for as long as it [goes on](Client::goes_on).
+    pub habit: for<'a> fn(&'a mut Client) -> Habit<'a>,
+}
+
+/// What a client does.
+pub type Habit<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
+
+impl PartialEq for Kind {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+impl fmt::Debug for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)
+    }
 }
 
 impl Kind {
-    /// All that ask the service itself but for the patient and the relentless, with the number of clients a run has unless
-    /// told otherwise. While the relentless are at work there is no calm moment to restart in, which matters where nobody
-    /// else serves meanwhile.
-    pub const ALL: [(Self, u32); 13] = [
-        (Self::Pausing, 50),
-        (Self::Busy, 4),
-        (Self::Fresh, 4),
-        (Self::Dawdling, 8),
-        (Self::Slow, 2),
-        (Self::Uploading, 2),
-        (Self::Sipping, 2),
-        (Self::Idle, 50),
-        (Self::Http2, 2),
-        (Self::Timed, 6),
-        (Self::HalfClosing, 2),
-        (Self::LastByte, 4),
-        (Self::Trickling, 1),
+    pub const PAUSING: Self = Self {
+        name: "keep-alive, with pauses",
+        about: "Keeps one connection and pauses up to 200 ms between requests.",
+        keeps: true,
+        needs: |traffic| &traffic.fast,
+        habit: |client| {
+            Box::pin(async move {
+                while client.goes_on() {
+                    client.ask(&client.fast()).await;
+                    client.rest(between(0, 200)).await;
+                }
+            })
+        },
+    };
+
+    pub const BUSY: Self = Self {
+        name: "keep-alive, without pause",
+        about: "Keeps one connection and asks again the moment an answer is in.",
+        keeps: true,
+        needs: |traffic| &traffic.fast,
+        habit: |client| {
+            Box::pin(async move {
+                while client.goes_on() {
+                    client.ask(&client.fast()).await;
+                }
+            })
+        },
+    };
+
+    pub const FRESH: Self = Self {
+        name: "a connection per request",
+        about: "Connects, asks once with Connection: close, and connects again.",
+        keeps: false,
+        needs: |traffic| &traffic.fast,
+        habit: |client| {
+            Box::pin(async move {
+                while client.goes_on() {
+                    client.ask(&client.fast().last()).await;
+                }
+            })
+        },
+    };
+
+    pub const DAWDLING: Self = Self {
+        name: "connect, then dawdle",
+        about: "Connects, waits, sends half a request head, waits, sends the rest; three times.",
+        keeps: false,
+        needs: |traffic| &traffic.fast,
+        habit: |client| {
+            Box::pin(async move {
+                while client.goes_on() {
+                    for _ in 0..3 {
+                        client.open().await;
+                        client.rest(between(0, 300)).await;
+                        let ask = client.fast().in_two(fastrand::usize(1..20), between(10, 300));
+                        client.ask(&ask).await;
+                    }
+                    client.held = None;
+                }
+            })
+        },
+    };
+
+    pub const SLOW: Self = Self {
+        name: "slow request",
+        about: "Asks for what takes the service seconds, every 6 s.",
+        keeps: true,
+        needs: |traffic| &traffic.slow,
+        habit: |client| {
+            Box::pin(async move {
+                while client.goes_on() {
+                    client.ask(&client.get(|traffic| &traffic.slow)).await;
+                    client.rest_until_wave().await;
+                }
+            })
+        },
+    };
+
+    pub const UPLOADING: Self = Self {
+        name: "slow upload",
+        about: "Sends a body in pieces over a second and compares what comes back byte by byte.",
+        keeps: true,
+        needs: |traffic| &traffic.upload,
+        habit: |client| {
+            Box::pin(async move {
+                while client.goes_on() {
+                    let (upload, pause) = (client.upload(20_000), Duration::from_millis(50));
+                    // Both ways to frame a body in turn.
+                    let ask = if fastrand::bool() {
+                        Ask::of(upload).in_pieces(1_000, pause)
+                    } else {
+                        Ask::chunked(upload, 1_000, pause)
+                    };
+                    client.ask(&ask).await;
+                    client.rest_until_wave().await;
+                }
+            })
+        },
+    };
+
+    pub const IDLE: Self = Self {
+        name: "idle",
+        about: "Asks once, is silent through all restarts, and asks again on the same socket.",
+        keeps: true,
+        needs: |traffic| &traffic.fast,
+        habit: |client| {
+            Box::pin(async move {
+                client.ask(&client.fast()).await;
+                while client.goes_on() && client.held.is_some() {
+                    client.rest(Duration::from_secs(3600)).await;
+                }
+                client.ask(&client.fast()).await;
+            })
+        },
+    };
+
+    /// All of these, with the number of clients a run has unless told otherwise.
+    pub const ALL: [(Self, u32); 7] = [
+        (Self::PAUSING, 50),
+        (Self::BUSY, 4),
+        (Self::FRESH, 4),
+        (Self::DAWDLING, 8),
+        (Self::SLOW, 2),
+        (Self::UPLOADING, 2),
+        (Self::IDLE, 50),
     ];
-
-    /// A name, and a sentence on what these clients do.
-    pub fn describe(self) -> (&'static str, &'static str) {
-        match self {
-            Self::Pausing => {
-                ("keep-alive, with pauses", "Keeps one connection and pauses up to 200 ms between requests.")
-            }
-            Self::Busy => {
-                ("keep-alive, without pause", "Keeps one connection and asks again the moment an answer is in.")
-            }
-            Self::Fresh => {
-                ("a connection per request", "Connects, asks once with Connection: close, and connects again.")
-            }
-            Self::Dawdling => (
-                "connect, then dawdle",
-                "Connects, waits, sends half a request head, waits, sends the rest; three times.",
-            ),
-            Self::Slow => ("slow request", "Asks for what takes the service seconds, every 6 s."),
-            Self::Uploading => {
-                ("slow upload", "Sends a body in pieces over a second and compares what comes back byte by byte.")
-            }
-            Self::Sipping => (
-                "slow reader",
-                "Asks for 1 MiB and takes it in sips, or for 2 MB and reads nothing for a second or two, through a small \
-                 receive buffer.",
-            ),
-            Self::Idle => ("idle", "Asks once, is silent through all restarts, and asks again on the same socket."),
-            Self::Http2 => (
-                "HTTP/2, four streams",
-                "Keeps four streams going; after a GOAWAY it connects again, as the protocol has it.",
-            ),
-            Self::Timed => (
-                "at the gate",
-                "Asks at random microseconds from the moment a restart is told until the new process answers; rests \
-                 otherwise.",
-            ),
-            Self::HalfClosing => (
-                "half-closing",
-                "Connects, asks, shuts its writing side down, and waits for the answer and the end of file; fast and \
-                 slow requests, HTTP/1.1, Connection: close and HTTP/1.0.",
-            ),
-            Self::LastByte => (
-                "all but the last byte",
-                "Sends a request, with or without a body, but for its last byte; that comes up to seconds later.",
-            ),
-            Self::Trickling => (
-                "byte by byte",
-                "Sends single bytes: a head for seconds, now and then a body with a second between one and the next.",
-            ),
-            Self::Nginx => {
-                ("nginx's pool", "Asks through nginx, whose connections to the service are kept; no retries.")
-            }
-            Self::Haproxy => {
-                ("HAProxy's pool", "Asks through HAProxy, whose connections to the service are kept; no retries.")
-            }
-            Self::Patient => (
-                "patient",
-                "Keeps one connection, as a proxy does, posts again and again, and takes a 500 for an answer, too.",
-            ),
-            Self::Relentless => (
-                "slow requests without end",
-                "Asks for what takes the service seconds, again and again, on a kept connection or on a new one.",
-            ),
-        }
-    }
-
-    /// Whether such a client must end on the connection it began with.
-    pub fn keeps(self) -> bool {
-        !matches!(self, Self::Fresh | Self::Dawdling | Self::Http2 | Self::Relentless | Self::HalfClosing)
-    }
-
-    /// Whether the owner's routes leave this kind anything to ask.
-    fn has_work(self, traffic: &Traffic) -> bool {
-        match self {
-            Self::Slow | Self::Relentless => !traffic.slow.is_empty(),
-            Self::Uploading | Self::Sipping | Self::Patient => !traffic.upload.is_empty(),
-            _ => !traffic.fast.is_empty(),
-        }
-    }
 }
-
-/// How many clients of each kind; a kind that is not listed stays at home.
-pub type Crowd = Vec<(Kind, u32)>;
 
 /// Clients of one kind, how many, and where they ask.
 pub type Group = (Kind, u32, Place);
 
 /// Connections being opened at the same time, so that a backlog is not what gets measured.
 const OPENING: usize = 64;
-
-/// A size that no socket buffer swallows whole.
-const LARGE: usize = 1024 * 1024;
-
-/// One that is under the service's limit for bodies, 2 MiB.
-const VERY_LARGE: usize = 2_000_000;
-
-/// A receive buffer that fills at once.
-const SMALL_WINDOW: u32 = 8 * 1024;
 
 /// Requests that take long come in waves, this far apart: a restart waits for a moment without any, and where they came
 /// at any time, such a moment would be rare.
@@ -165,14 +188,9 @@ const FAILURES_KEPT: usize = 500;
 /// What the clients of one kind have seen so far.
 #[derive(Debug, Default)]
 struct Tally {
-    answered: AtomicU64,
-    lost: AtomicU64,
-    refused: AtomicU64,
-    closed: AtomicU64,
-    opened: AtomicU64,
-    kept: AtomicU64,
-    answers: Mutex<Answers>,
-    failures: Mutex<Vec<record::Failure>>,
+    seen: Scenario,
+    answers: Answers,
+    failures: Vec<record::Failure>,
 }
 
 /// What all clients share.
@@ -182,14 +200,19 @@ struct Shared {
     started: Instant,
     /// When the first restart began: what was open before is to be open still at the end.
     first_restart: OnceLock<Instant>,
-    /// Restarts so far, and whether one is under way.
-    restarts: watch::Sender<(usize, bool)>,
-    edges: Mutex<Edges>,
+    restarts: watch::Sender<Restarts>,
+    notes: Mutex<Vec<Note>>,
     stop: CancellationToken,
     opening: Semaphore,
     groups: Vec<Group>,
-    tallies: Vec<(Kind, u32, Tally)>,
+    tallies: Vec<Mutex<Tally>>,
 }
+
+/// Restarts so far, and whether one is under way.
+pub type Restarts = (usize, bool);
+
+/// Of a request that was timed to meet a restart: which one, when it was sent, and whether another process answered.
+pub type Note = (usize, f64, bool);
 
 /// A load that is running.
 #[derive(Debug)]
@@ -199,15 +222,14 @@ pub struct Load {
 }
 
 /// What a load found.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Findings {
-    pub scenarios: Vec<record::Scenario>,
+    pub scenarios: Vec<Scenario>,
     pub answers: Vec<record::Answer>,
     pub failures: Vec<record::Failure>,
     /// Of each scenario's clients that must keep their connection, those that did not.
     pub moved: u64,
-    /// How near to the gate requests came, for each restart in which some did.
-    pub at_the_gate: Vec<Gap>,
+    pub notes: Vec<Note>,
 }
 
 impl Load {
@@ -219,28 +241,35 @@ impl Load {
 
     /// Sends each group to its place.
     pub fn start_groups(traffic: &Traffic, mut groups: Vec<Group>) -> Self {
-        groups.retain(|(kind, count, _)| *count > 0 && kind.has_work(traffic));
+        groups.retain(|(kind, count, _)| *count > 0 && !(kind.needs)(traffic).is_empty());
+        let tally = |(kind, clients, _): &Group| {
+            let seen = Scenario {
+                name: kind.name.into(),
+                about: kind.about.into(),
+                clients: u64::from(*clients),
+                ..Scenario::default()
+            };
+            Mutex::new(Tally { seen, ..Tally::default() })
+        };
         let shared = Arc::new(Shared {
             traffic: traffic.clone(),
             started: Instant::now(),
             first_restart: OnceLock::new(),
             restarts: watch::Sender::default(),
-            edges: Mutex::default(),
+            notes: Mutex::default(),
             stop: CancellationToken::new(),
             opening: Semaphore::new(OPENING),
-            tallies: groups.iter().map(|&(kind, count, _)| (kind, count, Tally::default())).collect(),
+            tallies: groups.iter().map(tally).collect(),
             groups,
         });
         let mut clients = JoinSet::new();
-        for (scenario, (kind, count, _)) in shared.groups.iter().enumerate() {
-            for _ in 0..*count {
-                let client = Client {
-                    shared: shared.clone(),
-                    scenario,
-                    held: None,
-                    window: (*kind == Kind::Sipping).then_some(SMALL_WINDOW),
-                };
-                clients.spawn(client.run(*kind));
+        for (scenario, &(kind, count, _)) in shared.groups.iter().enumerate() {
+            for _ in 0..count {
+                let mut client = Client { shared: shared.clone(), scenario, held: None, window: None };
+                clients.spawn(async move {
+                    (kind.habit)(&mut client).await;
+                    client.end();
+                });
             }
         }
         Self { shared, clients }
@@ -251,11 +280,14 @@ impl Load {
         self.shared.started.elapsed().as_secs_f64()
     }
 
+    /// What clients of each kind have seen so far.
+    fn scenarios(&self) -> Vec<Scenario> {
+        self.shared.tallies.iter().map(|tally| lock(tally).seen.clone()).collect()
+    }
+
     /// Every client has been answered at least once.
     pub fn is_settled(&self) -> bool {
-        self.shared.tallies.iter().all(|(_, count, tally)| {
-            tally.opened.load(Relaxed) >= u64::from(*count) && tally.answered.load(Relaxed) >= u64::from(*count)
-        })
+        self.scenarios().iter().all(|seen| seen.opened.min(seen.answered) >= seen.clients)
     }
 
     /// From now on connections that are open count as old.
@@ -263,7 +295,7 @@ impl Load {
         self.shared.first_restart.get_or_init(Instant::now);
     }
 
-    /// A restart is told now: those ask who want to ask just when the gate closes.
+    /// A restart is told now: those ask who want to ask just when the service is handed over.
     pub fn restarting(&self) {
         self.shared.restarts.send_modify(|(count, under_way)| {
             *count += 1;
@@ -277,31 +309,22 @@ impl Load {
     }
 
     /// The sums so far.
-    pub fn totals(&self) -> Totals {
-        let mut sum = Totals::default();
-        for (_, count, tally) in &self.shared.tallies {
-            sum.clients += u64::from(*count);
-            sum.answered += tally.answered.load(Relaxed);
-            sum.lost += tally.lost.load(Relaxed);
-            sum.refused += tally.refused.load(Relaxed);
-            sum.closed += tally.closed.load(Relaxed);
-            sum.opened += tally.opened.load(Relaxed);
-            sum.kept += tally.kept.load(Relaxed);
-        }
-        sum
+    pub fn totals(&self) -> Scenario {
+        Scenario::all(&self.scenarios())
     }
 
     /// One of the failures so far.
     pub fn a_failure(&self) -> Option<record::Failure> {
-        self.shared.tallies.iter().find_map(|(_, _, tally)| lock(&tally.failures).first().cloned())
+        self.shared.tallies.iter().find_map(|tally| lock(tally).failures.first().cloned())
     }
 
     /// The slowest answer that clients of some kinds had to a request that was under way between two moments: when it
     /// was asked, and how long it took, in milliseconds.
     pub fn slowest_between(&self, kinds: &[Kind], from: f64, to: f64) -> (f64, f64) {
         let mut slowest = (from, 0.0);
-        for (_, _, tally) in self.shared.tallies.iter().filter(|(kind, ..)| kinds.contains(kind)) {
-            if let Some((at, ms)) = lock(&tally.answers).slowest_between(from, to)
+        for ((kind, ..), tally) in self.shared.groups.iter().zip(&self.shared.tallies) {
+            if kinds.contains(kind)
+                && let Some((at, ms)) = lock(tally).answers.slowest_between(from, to)
                 && f64::from(ms) > slowest.1
             {
                 slowest = (at, f64::from(ms));
@@ -316,17 +339,18 @@ impl Load {
         while let Some(ended) = self.clients.join_next().await {
             ended.expect("a client of the laboratory panicked");
         }
-        let at_the_gate = lock(&self.shared.edges).gaps();
-        let mut findings = Findings { scenarios: vec![], answers: vec![], failures: vec![], moved: 0, at_the_gate };
-        for (index, (kind, count, tally)) in self.shared.tallies.iter().enumerate() {
-            let answers = std::mem::take(&mut *lock(&tally.answers));
-            findings.scenarios.push(summary(*kind, *count, tally, &answers));
+        let mut findings = Findings { notes: std::mem::take(&mut lock(&self.shared.notes)), ..Findings::default() };
+        for (index, ((kind, ..), tally)) in self.shared.groups.iter().zip(&self.shared.tallies).enumerate() {
+            let Tally { mut seen, answers, mut failures } = std::mem::take(&mut *lock(tally));
+            if kind.keeps {
+                findings.moved += seen.clients.saturating_sub(seen.kept);
+            }
+            (seen.median_ms, seen.p99_ms) = (answers.quantile(0.5), answers.quantile(0.99));
+            seen.slowest_ms = answers.slowest();
             let of_index = |(at, ms)| record::Answer { scenario: index as u16, at, ms };
             findings.answers.extend(answers.thinned().into_iter().map(of_index));
-            findings.failures.append(&mut lock(&tally.failures));
-            if kind.keeps() {
-                findings.moved += u64::from(*count).saturating_sub(tally.kept.load(Relaxed));
-            }
+            findings.failures.append(&mut failures);
+            findings.scenarios.push(seen);
         }
         findings.answers.sort_by(|a, b| a.at.total_cmp(&b.at));
         findings.failures.sort_by(|a, b| a.at.total_cmp(&b.at));
@@ -351,295 +375,59 @@ impl Findings {
     }
 }
 
-/// Sums one scenario up.
-fn summary(kind: Kind, clients: u32, tally: &Tally, answers: &Answers) -> record::Scenario {
-    let (name, about) = kind.describe();
-    record::Scenario {
-        name: name.into(),
-        about: about.into(),
-        clients,
-        answered: tally.answered.load(Relaxed),
-        lost: tally.lost.load(Relaxed),
-        refused: tally.refused.load(Relaxed),
-        closed: tally.closed.load(Relaxed),
-        opened: tally.opened.load(Relaxed),
-        kept: tally.kept.load(Relaxed),
-        median_ms: answers.quantile(0.5),
-        p99_ms: answers.quantile(0.99),
-        slowest_ms: answers.slowest(),
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// One client.
-struct Client {
+#[derive(Debug)]
+pub struct Client {
     shared: Arc<Shared>,
     scenario: usize,
-    held: Option<Connection>,
-    window: Option<u32>,
+    /// Its connection.
+    pub held: Option<Connection>,
+    /// `SO_RCVBUF` of its connections.
+    pub window: Option<u32>,
 }
 
 impl Client {
-    async fn run(mut self, kind: Kind) {
-        match kind {
-            Kind::Pausing => {
-                while self.goes_on() {
-                    let ask = self.fast();
-                    self.ask(&ask).await;
-                    self.rest(between(0, 200)).await;
-                }
-            }
-            Kind::Busy => {
-                while self.goes_on() {
-                    let ask = self.fast();
-                    self.ask(&ask).await;
-                }
-            }
-            Kind::Fresh => {
-                while self.goes_on() {
-                    let ask = self.fast().last();
-                    self.ask(&ask).await;
-                }
-            }
-            Kind::Dawdling => {
-                while self.goes_on() {
-                    for _ in 0..3 {
-                        self.open().await;
-                        self.rest(between(0, 300)).await;
-                        let ask = self.fast();
-                        let ask = ask.in_two(fastrand::usize(1..20), between(10, 300));
-                        self.ask(&ask).await;
-                    }
-                    self.held = None;
-                }
-            }
-            Kind::Slow => {
-                while self.goes_on() {
-                    let ask = self.get(|traffic| &traffic.slow);
-                    self.ask(&ask).await;
-                    self.rest_until_wave().await;
-                }
-            }
-            Kind::Relentless => {
-                while self.goes_on() {
-                    let ask = self.get(|traffic| &traffic.slow);
-                    self.ask(&if fastrand::bool() { ask } else { ask.last() }).await;
-                }
-            }
-            Kind::Patient => {
-                while self.goes_on() {
-                    let ask = self.echo(64).or_failure();
-                    self.ask(&ask).await;
-                    self.rest(between(0, 50)).await;
-                }
-            }
-            Kind::Uploading => {
-                while self.goes_on() {
-                    let (upload, pause) = (self.upload(20_000), Duration::from_millis(50));
-                    // Both ways to frame a body in turn.
-                    let ask = if fastrand::bool() {
-                        Ask::of(upload).in_pieces(1_000, pause)
-                    } else {
-                        Ask::chunked(upload, 1_000, pause)
-                    };
-                    self.ask(&ask).await;
-                    self.rest_until_wave().await;
-                }
-            }
-            Kind::Sipping => {
-                while self.goes_on() {
-                    let ask = if fastrand::bool() {
-                        self.echo(LARGE).in_sips(Duration::from_millis(10))
-                    } else {
-                        self.echo(VERY_LARGE).unread_for(between(1_000, 2_000))
-                    };
-                    self.ask(&ask).await;
-                    self.rest_until_wave().await;
-                }
-            }
-            Kind::Idle => {
-                let ask = self.fast();
-                self.ask(&ask).await;
-                while self.goes_on() && self.held.is_some() {
-                    self.rest(Duration::from_secs(3600)).await;
-                }
-                let ask = self.fast();
-                self.ask(&ask).await;
-            }
-            Kind::Http2 => {
-                while self.goes_on() {
-                    self.http2().await;
-                }
-            }
-            Kind::Timed => {
-                let mut restarts = self.shared.restarts.subscribe();
-                while self.goes_on() {
-                    let ask = self.fast();
-                    self.ask(&ask).await;
-                    self.rest_unless(between(300, 700), async { drop(restarts.changed().await) }).await;
-                    let (restart, under_way) = *restarts.borrow_and_update();
-                    if under_way {
-                        self.ask_at_the_gate(restart, &mut restarts).await;
-                    }
-                }
-            }
-            Kind::HalfClosing => {
-                while self.goes_on() {
-                    let slow = self.wave_begins() && !self.shared.traffic.slow.is_empty();
-                    let ask = if slow { self.get(|traffic| &traffic.slow) } else { self.get(|traffic| &traffic.fast) };
-                    let ask = match fastrand::u8(..3) {
-                        0 => ask,
-                        1 => ask.last(),
-                        _ => ask.in_http10(),
-                    };
-                    self.ask(&ask.half_closing()).await;
-                    self.rest(between(0, 500)).await;
-                }
-            }
-            Kind::LastByte => {
-                let ask = self.fast();
-                self.ask(&ask).await;
-                while self.goes_on() {
-                    // A body's last byte is waited for; a head's is not, which may take a sixth of T.
-                    let (ask, upto, longest) = match self.wave_begins() && !self.shared.traffic.upload.is_empty() {
-                        true => {
-                            let ask = self.echo(64);
-                            let whole = ask.len();
-                            (ask, whole, self.part_of_timeout(15))
-                        }
-                        false => {
-                            let ask = self.get(|traffic| &traffic.fast);
-                            let head = ask.head_len();
-                            (ask, head, self.part_of_timeout(12))
-                        }
-                    };
-                    self.ask(&ask.in_two(upto - 1, between(0, longest.as_millis() as u64))).await;
-                    self.rest(between(0, 500)).await;
-                }
-            }
-            Kind::Trickling => {
-                let ask = self.fast();
-                self.ask(&ask).await;
-                let mut body = true;
-                while self.goes_on() {
-                    // For a body a restart has to wait: it must not be so all the time.
-                    let ask = match body && !self.shared.traffic.upload.is_empty() {
-                        true => {
-                            let ask = self.echo(10);
-                            let body = ask.head_len()..ask.len();
-                            ask.byte_by_byte(body, self.part_of_timeout(30))
-                        }
-                        false => {
-                            let ask = self.get(|traffic| &traffic.fast);
-                            let head = ask.head_len();
-                            ask.byte_by_byte(0..head, self.part_of_timeout(12) / head as u32)
-                        }
-                    };
-                    if body {
-                        self.rest_until_wave().await
-                    } else {
-                        self.rest(between(0, 2_000)).await
-                    }
-                    body = fastrand::u8(..15) == 0;
-                    if self.goes_on() {
-                        self.ask(&ask).await;
-                    }
-                }
-            }
-            Kind::Nginx | Kind::Haproxy => {
-                while self.goes_on() {
-                    let echoes = fastrand::bool() && !self.shared.traffic.upload.is_empty();
-                    let ask = if echoes { self.echo(fastrand::usize(1..4_000)) } else { self.get(|t| &t.fast) };
-                    self.ask(&ask).await;
-                    self.rest(between(0, 50)).await;
-                }
-            }
-        }
-        self.end();
-    }
-
-    /// One HTTP/2 connection, from its beginning to its end.
-    async fn http2(&mut self) {
-        let connection = match http2::Connection::open(self.place().clone()).await {
-            Ok(connection) => connection,
-            Err(fault) => {
-                self.failed(self.now(), fault);
-                return tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        self.tally().opened.fetch_add(1, Relaxed);
-        let streams = (0..4).map(|_| {
-            let mut stream = connection.stream();
-            let client = Client { shared: self.shared.clone(), scenario: self.scenario, held: None, window: None };
-            async move { client.http2_stream(&mut stream).await }
-        });
-        let mut unanswered: Vec<_> = futures_util::future::join_all(streams).await.into_iter().flatten().collect();
-        let (lost, ended) = connection.end().await;
-        unanswered.resize(lost, (self.now(), "HTTP/2: a stream without an answer".to_owned()));
-        for (at, what) in unanswered {
-            self.failed(at, Fault::Lost { what, closed: false });
-        }
-        if let Err(fault) = ended {
-            self.failed(self.now(), fault);
-        }
-    }
-
-    /// Asks on one stream after the other, until one is not answered, which may be no loss.
-    async fn http2_stream(self, stream: &mut http2::Stream) -> Option<(f64, String)> {
-        while self.goes_on() {
-            let at = self.now();
-            match http2::exchange(stream, &self.http2_ask()).await {
-                Outcome::Answered => self.answered(at),
-                Outcome::Wrong(what) => self.failed(at, Fault::Lost { what, closed: false }),
-                Outcome::Unanswered(what) => return Some((at, what)),
-            }
-            tokio::time::sleep(between(0, 100)).await;
-        }
-        None
-    }
-
-    /// Asks again and again, a random moment after each answer, until another process answers or the restart is over.
-    async fn ask_at_the_gate(&mut self, restart: usize, restarts: &mut watch::Receiver<(usize, bool)>) {
-        let Some(before) = self.held.as_ref().map(|connection| connection.answered_by.clone()) else { return };
-        while self.goes_on() && *restarts.borrow_and_update() == (restart, true) {
-            // The runtime's own clock has steps of a millisecond.
-            let pause = Duration::from_micros(fastrand::u64(..1_000));
-            let _ = tokio::task::spawn_blocking(move || std::thread::sleep(pause)).await;
-            let ask = self.fast();
-            let at = self.now();
-            self.ask(&ask).await;
-            let Some(connection) = &self.held else { return };
-            let by_another = connection.answered_by != before;
-            lock(&self.shared.edges).note(restart, at, by_another);
-            if by_another {
-                return;
-            }
-        }
+    /// Another client that is counted with this one.
+    pub fn again(&self) -> Self {
+        Self { shared: self.shared.clone(), scenario: self.scenario, held: None, window: self.window }
     }
 
     /// Where this client asks.
-    fn place(&self) -> &Place {
+    pub fn place(&self) -> &Place {
         &self.shared.groups[self.scenario].2
     }
 
-    /// A fraction of the service's T.
-    fn part_of_timeout(&self, divisor: u32) -> Duration {
-        self.shared.traffic.shutdown_timeout / divisor
+    /// What may be asked for.
+    pub fn traffic(&self) -> &Traffic {
+        &self.shared.traffic
     }
 
-    fn goes_on(&self) -> bool {
+    /// The restarts, to be waited for.
+    pub fn restarts(&self) -> watch::Receiver<Restarts> {
+        self.shared.restarts.subscribe()
+    }
+
+    /// Keeps a note for [`Findings::notes`].
+    pub fn note(&self, note: Note) {
+        lock(&self.shared.notes).push(note);
+    }
+
+    /// Whether the load goes on.
+    pub fn goes_on(&self) -> bool {
         !self.shared.stop.is_cancelled()
     }
 
-    fn now(&self) -> f64 {
+    /// Seconds since the start.
+    pub fn now(&self) -> f64 {
         self.shared.started.elapsed().as_secs_f64()
     }
 
-    fn tally(&self) -> &Tally {
-        &self.shared.tallies[self.scenario].2
+    fn tally(&self) -> MutexGuard<'_, Tally> {
+        lock(&self.shared.tallies[self.scenario])
     }
 
     /// One of a list of routes that is not empty.
@@ -648,36 +436,36 @@ impl Client {
         &routes[fastrand::usize(..routes.len())]
     }
 
-    fn may_echo(&self) -> bool {
-        !self.shared.traffic.upload.is_empty() && fastrand::u8(..4) == 0
-    }
-
     /// A fast request. One in four brings a body that exists only once and wants just that back: an
     /// answer that was meant for someone else would be noticed.
-    fn fast(&self) -> Ask {
-        if self.may_echo() { self.echo(64) } else { self.get(|traffic| &traffic.fast) }
+    pub fn fast(&self) -> Ask {
+        Ask::of(self.fast_request())
+    }
+
+    /// The same, for whoever has another protocol.
+    pub fn fast_request(&self) -> Request {
+        let may_echo = !self.shared.traffic.upload.is_empty() && fastrand::u8(..4) == 0;
+        if may_echo { self.upload(64) } else { self.route(|traffic| &traffic.fast).request() }
     }
 
     /// Sends a body that exists only once.
-    fn echo(&self, length: usize) -> Ask {
+    pub fn echo(&self, length: usize) -> Ask {
         Ask::of(self.upload(length))
     }
 
-    fn upload(&self, length: usize) -> Request {
+    /// The same, to be framed.
+    pub fn upload(&self, length: usize) -> Request {
         self.route(|traffic| &traffic.upload).upload(unique(length))
     }
 
-    fn get(&self, of: impl Fn(&Traffic) -> &Vec<Route>) -> Ask {
+    /// A request to one of a list of routes that is not empty.
+    pub fn get(&self, of: impl Fn(&Traffic) -> &Vec<Route>) -> Ask {
         Ask::of(self.route(of).request())
-    }
-
-    fn http2_ask(&self) -> Request {
-        if self.may_echo() { self.upload(64) } else { self.route(|traffic| &traffic.fast).request() }
     }
 
     /// Makes sure there is a connection that is open as far as one can see; after a refusal there
     /// is none.
-    async fn open(&mut self) {
+    pub async fn open(&mut self) {
         let at = self.now();
         if let Some(mut connection) = self.held.take() {
             match connection.look() {
@@ -695,7 +483,7 @@ impl Client {
         };
         match opened {
             Ok(connection) => {
-                self.tally().opened.fetch_add(1, Relaxed);
+                self.opened();
                 self.held = Some(connection);
             }
             Err(fault) => {
@@ -706,7 +494,7 @@ impl Client {
     }
 
     /// Asks once, and writes down what came of it.
-    async fn ask(&mut self, ask: &Ask) {
+    pub async fn ask(&mut self, ask: &Ask) {
         self.open().await;
         let Some(mut connection) = self.held.take() else { return };
         let at = self.now();
@@ -724,23 +512,23 @@ impl Client {
     }
 
     /// Says nothing for a while, and notices a connection that is closed meanwhile.
-    async fn rest(&mut self, pause: Duration) {
+    pub async fn rest(&mut self, pause: Duration) {
         self.rest_unless(pause, std::future::pending()).await;
     }
 
     /// Says nothing until soon after the next wave begins.
-    async fn rest_until_wave(&mut self) {
+    pub async fn rest_until_wave(&mut self) {
         let since = self.now() % WAVES.as_secs_f64();
         self.rest(WAVES - Duration::from_secs_f64(since) + between(0, 1_000)).await;
     }
 
     /// Whether it is so early in a wave that a request of seconds may begin.
-    fn wave_begins(&self) -> bool {
+    pub fn wave_begins(&self) -> bool {
         self.now() % WAVES.as_secs_f64() < 1.0
     }
 
-    /// The same; the rest ends when something else does.
-    async fn rest_unless(&mut self, pause: Duration, other: impl Future<Output = ()>) {
+    /// Says nothing for a while; the rest ends when something else does.
+    pub async fn rest_unless(&mut self, pause: Duration, other: impl Future<Output = ()>) {
         let over = self.shared.stop.clone();
         let stop = async {
             tokio::select! {
@@ -748,51 +536,67 @@ impl Client {
                 () = other => {}
             }
         };
-        let Some(mut connection) = self.held.take() else {
-            tokio::select! {
-                () = tokio::time::sleep(pause) => {}
-                () = stop => {}
+        let mut held = self.held.take();
+        let rest = async {
+            match &mut held {
+                Some(connection) => connection.rest(pause).await,
+                None => {
+                    tokio::time::sleep(pause).await;
+                    Ok(Stays::Open)
+                }
             }
-            return;
         };
         let rested = tokio::select! {
-            rested = connection.rest(pause) => rested,
+            rested = rest => rested,
             () = stop => Ok(Stays::Open),
         };
         match rested {
-            Ok(Stays::Open) => self.held = Some(connection),
+            Ok(Stays::Open) => self.held = held,
             Ok(Stays::Announced) => {}
             Err(fault) => self.failed(self.now(), fault),
         }
     }
 
-    fn answered(&self, at: f64) {
+    /// Counts a connection.
+    pub fn opened(&self) {
+        self.tally().seen.opened += 1;
+    }
+
+    /// Counts the answer to a request that was sent at `at`.
+    pub fn answered(&self, at: f64) {
         let ms = ((self.now() - at) * 1e3) as f32;
-        self.tally().answered.fetch_add(1, Relaxed);
-        lock(&self.tally().answers).push((at, ms));
+        let mut tally = self.tally();
+        tally.seen.answered += 1;
+        tally.answers.push((at, ms));
     }
 
     /// Counts a failure. A request that is lost with its connection counts as both.
-    fn failed(&self, at: f64, fault: Fault) {
-        let tally = self.tally();
+    pub fn failed(&self, at: f64, fault: Fault) {
+        let mut tally = self.tally();
+        let Tally { seen, failures, .. } = &mut *tally;
+        let mut note = |kind: &str, what: &str| {
+            if failures.len() < FAILURES_KEPT {
+                let scenario = self.scenario as u16;
+                failures.push(record::Failure { scenario, at, kind: kind.into(), what: what.into() });
+            }
+        };
         match fault {
-            Fault::Refused(what) => self.note(&tally.refused, at, "refused", what),
-            Fault::Closed(what) => self.note(&tally.closed, at, "closed", what),
+            Fault::Refused(what) => {
+                seen.refused += 1;
+                note("refused", &what);
+            }
+            Fault::Closed(what) => {
+                seen.closed += 1;
+                note("closed", &what);
+            }
             Fault::Lost { what, closed } => {
                 if closed {
-                    self.note(&tally.closed, at, "closed", what.clone());
+                    seen.closed += 1;
+                    note("closed", &what);
                 }
-                self.note(&tally.lost, at, "lost", what);
+                seen.lost += 1;
+                note("lost", &what);
             }
-        }
-    }
-
-    fn note(&self, counter: &AtomicU64, at: f64, kind: &str, what: String) {
-        counter.fetch_add(1, Relaxed);
-        let mut failures = lock(&self.tally().failures);
-        if failures.len() < FAILURES_KEPT {
-            let scenario = self.scenario as u16;
-            failures.push(record::Failure { scenario, at, kind: kind.into(), what });
         }
     }
 
@@ -800,14 +604,14 @@ impl Client {
     fn end(mut self) {
         let Some(connection) = self.held.take() else { return };
         if self.shared.first_restart.get().is_some_and(|first| connection.opened < *first) {
-            self.tally().kept.fetch_add(1, Relaxed);
+            self.tally().seen.kept += 1;
         }
         connection.abort();
     }
 }
 
 /// A pause of so many milliseconds.
-fn between(least: u64, most: u64) -> Duration {
+pub fn between(least: u64, most: u64) -> Duration {
     Duration::from_millis(fastrand::u64(least..=most))
 }
 

@@ -1,35 +1,13 @@
-//! What a run of the lab found: everything the verdict and the report are made from.
+//! What a run of the lab found, as data and for a person at a terminal.
 //!
 //! Times are seconds since the run started unless a name says otherwise; latencies are milliseconds.
 
-use std::fmt;
+use std::fmt::{self, Write};
 
-use serde::{Deserialize, Serialize};
-
-/// One run: a service, the stage it stood on, the restarts it went through and what its clients saw.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Record {
-    pub service: String,
-    pub version: String,
-    /// What restarted it: "Debian 12, systemd 252", or "stand-in for systemd".
-    pub stage: String,
-    /// The system it was compared with, if this run is such a comparison: "axum".
-    pub peer: Option<String>,
-    pub started_unix: u64,
-    pub seconds: f64,
-    pub restarts: Vec<Restart>,
-    pub scenarios: Vec<Scenario>,
-    /// Other people's programs that kept connections to the service.
-    pub programs: Vec<Program>,
-    /// For each restart in which that is known: seconds between the last request that the old process answered and the
-    /// first that the new one did, in order of size.
-    pub at_the_gate: Vec<f64>,
-    pub answers: Vec<Answer>,
-    pub failures: Vec<Failure>,
-}
+use serde::Serialize;
 
 /// One `systemctl restart`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize)]
 pub struct Restart {
     /// When it was called.
     pub at: f64,
@@ -39,12 +17,12 @@ pub struct Restart {
 }
 
 /// A kind of client, and what all the clients of that kind saw together.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default)]
 pub struct Scenario {
     pub name: String,
     /// One sentence a reader understands without the source.
     pub about: String,
-    pub clients: u32,
+    pub clients: u64,
     /// Requests answered whole and correctly.
     pub answered: u64,
     /// Requests of which a byte was sent and that got no whole, correct answer.
@@ -62,33 +40,10 @@ pub struct Scenario {
     pub slowest_ms: f64,
 }
 
-/// A program in front of the service, by its own account and by that of the kernel.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Program {
-    /// "nginx 1.22.1".
-    pub name: String,
-    /// Requests it passed on.
-    pub requests: u64,
-    /// Connections to the service before the first restart, how many of them were still there after the last, and how
-    /// many there were then.
-    pub pooled: u64,
-    pub survived: u64,
-    pub at_the_end: u64,
-    /// What it complained of.
-    pub complaints: Vec<String>,
-}
-
-impl Program {
-    /// It had connections, has them still, and has nothing to complain of.
-    pub fn is_content(&self) -> bool {
-        self.requests > 0 && self.pooled > 0 && self.survived == self.pooled && self.complaints.is_empty()
-    }
-}
-
 /// One answer's latency. May be thinned: of each hundredth of a second the slowest is kept, of the others a sample.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone)]
 pub struct Answer {
-    /// Index into [`Record::scenarios`].
+    /// Which of the scenarios.
     pub scenario: u16,
     /// When the request was sent.
     pub at: f64,
@@ -96,9 +51,9 @@ pub struct Answer {
 }
 
 /// Something that must not happen.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize)]
 pub struct Failure {
-    /// Index into [`Record::scenarios`].
+    /// Which of the scenarios.
     pub scenario: u16,
     pub at: f64,
     /// `lost`, `refused` or `closed`.
@@ -106,54 +61,99 @@ pub struct Failure {
     pub what: String,
 }
 
-/// The sums over all scenarios.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Totals {
-    pub clients: u64,
-    pub answered: u64,
-    pub lost: u64,
-    pub refused: u64,
-    pub closed: u64,
-    pub opened: u64,
-    pub kept: u64,
-}
-
-impl Totals {
-    /// Sums scenarios up.
-    pub fn of(scenarios: &[Scenario]) -> Self {
-        scenarios.iter().fold(Self::default(), |sum, scenario| Self {
-            clients: sum.clients + u64::from(scenario.clients),
+impl Scenario {
+    /// All of them together.
+    pub fn all(scenarios: &[Self]) -> Self {
+        let none = Self { name: "all".into(), ..Self::default() };
+        scenarios.iter().fold(none, |sum, scenario| Self {
+            clients: sum.clients + scenario.clients,
             answered: sum.answered + scenario.answered,
             lost: sum.lost + scenario.lost,
             refused: sum.refused + scenario.refused,
             closed: sum.closed + scenario.closed,
             opened: sum.opened + scenario.opened,
             kept: sum.kept + scenario.kept,
+            ..sum
         })
     }
 
     /// Nothing lost, nothing refused, nothing closed.
-    pub fn spotless(&self) -> bool {
+    pub fn is_spotless(&self) -> bool {
         self.lost == 0 && self.refused == 0 && self.closed == 0
     }
 }
 
-impl Record {
-    pub fn totals(&self) -> Totals {
-        Totals::of(&self.scenarios)
-    }
-
-    /// Nothing lost, refused or closed, every restart went well, and no program has anything to complain of.
-    pub fn spotless(&self) -> bool {
-        self.totals().spotless()
-            && self.restarts.iter().all(|restart| restart.ok)
-            && self.programs.iter().all(Program::is_content)
-    }
-}
-
-impl fmt::Display for Totals {
+impl fmt::Display for Scenario {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { answered, lost, refused, closed, .. } = self;
         write!(f, "{answered} answered, {lost} lost, {refused} refused, {closed} closed")
     }
+}
+
+/// Kinds of failures spelled out, at most.
+pub const SPELLED_OUT: usize = 20;
+
+/// What was restarted, on what, how often, and how long that took.
+pub fn heading(service: &str, stage: &str, restarts: &[Restart], seconds: f64) -> String {
+    let longest = restarts.iter().map(|restart| restart.ready - restart.at).fold(0.0, f64::max);
+    let count = restarts.len();
+    format!("\n{service} on {stage}: {count} restarts in {seconds:.0} s, the longest took {longest:.1} s\n\n")
+}
+
+/// The figures as a table, with the first failures below it.
+pub fn table(scenarios: &[Scenario], failures: &[Failure]) -> String {
+    let heads = ["", "clients", "answered", "lost", "refused", "closed", "kept", "median", "99 %", "slowest"];
+    let mut rows = vec![heads.map(String::from)];
+    for scenario in scenarios.iter().chain([&Scenario::all(scenarios)]) {
+        // Not everything is timed.
+        let latency = |ms| if scenario.slowest_ms > 0.0 { millis(ms) } else { String::new() };
+        let Scenario { name, clients, answered, lost, refused, closed, kept, .. } = scenario;
+        let [clients, answered, lost, refused, closed, kept] =
+            [clients, answered, lost, refused, closed, kept].map(u64::to_string);
+        let [median, p99, slowest] = [scenario.median_ms, scenario.p99_ms, scenario.slowest_ms].map(latency);
+        rows.push([name.clone(), clients, answered, lost, refused, closed, kept, median, p99, slowest]);
+    }
+    aligned(&rows) + &listed(scenarios, failures)
+}
+
+/// What went wrong, alike things together, in the order they first happened.
+fn listed(scenarios: &[Scenario], failures: &[Failure]) -> String {
+    let mut kinds: Vec<(&Failure, usize)> = vec![];
+    for failure in failures {
+        let alike = |other: &Failure| {
+            (other.scenario, &other.kind, &other.what) == (failure.scenario, &failure.kind, &failure.what)
+        };
+        match kinds.iter_mut().find(|(first, _)| alike(first)) {
+            Some((_, times)) => *times += 1,
+            None => kinds.push((failure, 1)),
+        }
+    }
+    let mut text = String::from(if kinds.is_empty() { "" } else { "\n" });
+    for (first, times) in kinds.iter().take(SPELLED_OUT) {
+        let scenario = &scenarios[usize::from(first.scenario)].name;
+        let _ =
+            writeln!(text, "{times:5} {:7}  {scenario}: {} (first after {:.3} s)", first.kind, first.what, first.at);
+    }
+    if kinds.len() > SPELLED_OUT {
+        let _ = writeln!(text, "      and {} other kinds of failure", kinds.len() - SPELLED_OUT);
+    }
+    text
+}
+
+/// Rows of cells as columns: the first to the left, the others to the right.
+pub fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let mut text = String::new();
+    for row in rows {
+        let mut line = format!("{:<width$}", row[0], width = width(0));
+        for (column, cell) in row.iter().enumerate().skip(1) {
+            let _ = write!(line, "  {cell:>width$}", width = width(column));
+        }
+        let _ = writeln!(text, "{}", line.trim_end());
+    }
+    text
+}
+
+pub fn millis(ms: f64) -> String {
+    if ms < 10.0 { format!("{ms:.1} ms") } else { format!("{ms:.0} ms") }
 }

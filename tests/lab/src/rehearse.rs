@@ -1,19 +1,18 @@
 //! The main job: a service, restarted again and again under load, and a verdict.
 
 use std::io::{IsTerminal, Write};
-use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use tokio::time::{Instant, sleep};
 
 use crate::host::{Host, Image};
-use crate::load::{Findings, Group, Kind, Load};
-use crate::record::{Record, Restart};
-use crate::stage::{Listen, SOCKET, Stage};
+use crate::load::{Kind, Load};
+use crate::record::{Restart, Scenario, heading, table};
+use crate::stage::{Listen, Stage};
 use crate::subject::Subject;
 use crate::traffic::Traffic;
-use crate::{report, verdict};
 
 /// What to rehearse, on what.
 #[derive(Debug, Clone, clap::Args)]
@@ -30,15 +29,9 @@ pub struct Options {
     /// Fail where no host can be booted, instead of using the stand-in.
     #[arg(long, conflicts_with = "stand_in")]
     pub no_stand_in: bool,
-    /// Let the service listen on a Unix socket.
-    #[arg(long, conflicts_with = "stand_in")]
-    pub unix: bool,
     /// How many idle connections.
     #[arg(long, default_value_t = 50)]
     pub idle: u32,
-    /// The folder for the report.
-    #[arg(long, value_name = "DIR")]
-    pub out: Option<PathBuf>,
 }
 
 /// What became of the promise.
@@ -48,113 +41,63 @@ pub enum Outcome {
     Broken,
 }
 
-/// Rehearses, prints the verdict, writes the report.
+/// Rehearses, and prints the verdict.
 pub async fn rehearse(options: &Options) -> anyhow::Result<Outcome> {
     raise_descriptor_limit()?;
     let subject = Subject::find(Path::new(".")).await?;
     let traffic = Traffic::of(&subject)?;
-    let mut stage = match host(options, &traffic).await? {
-        Some(host) => Stage::deploy(host, &subject, options.listen(), &traffic.settings).await?,
+    let mut stage = match host(options, &[], &traffic).await? {
+        Some(host) => Stage::deploy(host, &subject, Listen::Tcp, &traffic.settings).await?,
         None => Stage::stand_in(&subject, &traffic.settings).await?,
     };
     let groups = Kind::ALL.map(|(kind, count)| (kind, options.count(kind, count), stage.place()));
-    let run = Run::begin(&traffic, groups.into()).await?;
-    let restarts = restart_under(&mut stage, &run.load, options.restarts).await;
-    let (record, moved) = run.end(&subject, &stage, restarts).await;
-    conclude(&record, moved, &stage, options, &subject).await
+    let load = Load::start_groups(&traffic, groups.into());
+    settle(&load).await?;
+    let restarts = restart_under(&mut stage, &load, options.restarts).await;
+    let seconds = load.clock();
+    let findings = load.finish().await;
+    let service = format!("{} {}", subject.name, subject.version);
+    print!("{}", heading(&service, stage.name(), &restarts, seconds));
+    println!("{}", table(&findings.scenarios, &findings.failures));
+    let all = Scenario::all(&findings.scenarios);
+    let spotless = all.is_spotless() && restarts.iter().all(|restart| restart.ok);
+    conclude(spotless, &all, findings.moved, restarts.len(), &stage).await
+}
+
+/// Says whether the promise was kept: to all together, of whom so many had to keep their connection and did not.
+pub async fn conclude(
+    spotless: bool,
+    all: &Scenario,
+    moved: u64,
+    restarts: usize,
+    stage: &Stage,
+) -> anyhow::Result<Outcome> {
+    let Scenario { clients, kept, .. } = all;
+    if spotless && moved == 0 {
+        println!("{restarts} restarts under {clients} clients: nothing lost, nothing refused, no connection closed.");
+        println!("All {kept} connections that had to be kept were kept.");
+        return Ok(Outcome::Kept);
+    }
+    if moved > 0 {
+        println!("{moved} keep-alive clients did not end on the connection they began with.");
+    }
+    println!("The promise is broken. The end of the service's log:\n{}", stage.log().await);
+    Ok(Outcome::Broken)
 }
 
 impl Options {
-    /// Where the service is to listen.
-    pub fn listen(&self) -> Listen {
-        if self.unix { Listen::Unix(SOCKET) } else { Listen::Tcp }
-    }
-
     /// How many clients of a kind there are, where there are usually so many.
     pub fn count(&self, kind: Kind, usual: u32) -> u32 {
-        if kind == Kind::Idle { self.idle } else { usual }
+        if kind == Kind::IDLE { self.idle } else { usual }
     }
 }
 
-/// A rehearsal that goes on.
-#[derive(Debug)]
-pub struct Run {
-    pub load: Load,
-    started_unix: u64,
-}
-
-impl Run {
-    /// Begins to ask, and waits until everybody was answered.
-    pub async fn begin(traffic: &Traffic, groups: Vec<Group>) -> anyhow::Result<Self> {
-        let started_unix = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
-        let load = Load::start_groups(traffic, groups);
-        settle(&load).await?;
-        Ok(Self { load, started_unix })
-    }
-
-    /// Ends it: what was found, and how many clients did not end on the connection they began with though they had to.
-    pub async fn end(self, subject: &Subject, stage: &Stage, restarts: Vec<Restart>) -> (Record, u64) {
-        let seconds = self.load.clock();
-        let Findings { scenarios, answers, failures, moved, at_the_gate } = self.load.finish().await;
-        let record = Record {
-            service: subject.name.clone(),
-            version: subject.version.clone(),
-            stage: stage.name().into(),
-            peer: None,
-            started_unix: self.started_unix,
-            seconds,
-            restarts,
-            scenarios,
-            programs: vec![],
-            at_the_gate,
-            answers,
-            failures,
-        };
-        (record, moved)
-    }
-}
-
-/// Prints the verdict and writes the report. A peer is there to be watched: it keeps what it promises, whatever it loses.
-pub async fn conclude(
-    record: &Record,
-    moved: u64,
-    stage: &Stage,
-    options: &Options,
-    subject: &Subject,
-) -> anyhow::Result<Outcome> {
-    println!("{}", verdict::table(record));
-    let path = write_report(record, options, subject)?;
-    let spotless = record.spotless();
-    match (&record.peer, spotless && moved == 0) {
-        (None, true) => println!(
-            "{} restarts under {} clients: nothing lost, nothing refused, no connection closed.",
-            record.restarts.len(),
-            record.totals().clients
-        ),
-        (None, false) => {
-            if moved > 0 {
-                println!("{moved} keep-alive clients did not end on the connection they began with.");
-            }
-            for program in record.programs.iter().filter(|program| !program.is_content()) {
-                println!("{} lost connections, or complains.", program.name);
-            }
-            println!("The promise is broken. The end of the service's log:\n{}", stage.log().await);
-        }
-        (Some(peer), _) => println!("That is {peer}'s own graceful shutdown behind a systemd socket, for contrast."),
-    }
-    println!("Report: {}", path.display());
-    Ok(match record.peer.is_some() || (spotless && moved == 0) {
-        true => Outcome::Kept,
-        false => Outcome::Broken,
-    })
-}
-
-/// What hosts are booted from: a Debian, with what the service needs beside it.
-pub async fn image(debian: &str, traffic: &Traffic) -> anyhow::Result<Image> {
+/// What hosts are booted from: a Debian with these packages besides, and with what the service needs beside it.
+pub async fn image(debian: &str, packages: &[&str], traffic: &Traffic) -> anyhow::Result<Image> {
     let preparation = traffic.preparation()?;
     let line = Line::default();
     let image = async {
-        let image = Image::prepare(debian, |step| line.show(step)).await?;
+        let image = Image::prepare(debian, packages, |step| line.show(step)).await?;
         match &preparation {
             Some(script) => image.after(script, |step| line.show(step)).await,
             None => Ok(image),
@@ -165,14 +108,14 @@ pub async fn image(debian: &str, traffic: &Traffic) -> anyhow::Result<Image> {
     image
 }
 
-/// Boots a host, unless that is not wanted, or cannot be done.
-pub async fn host(options: &Options, traffic: &Traffic) -> anyhow::Result<Option<Host>> {
+/// Boots a host with these packages besides, unless that is not wanted, or cannot be done.
+pub async fn host(options: &Options, packages: &[&str], traffic: &Traffic) -> anyhow::Result<Option<Host>> {
     if options.stand_in {
         return Ok(None);
     }
     println!("Booting a throwaway Debian ({}) ...", options.debian);
     let began = Instant::now();
-    let booted = async { Host::boot(&image(&options.debian, traffic).await?).await };
+    let booted = async { Host::boot(&image(&options.debian, packages, traffic).await?).await };
     match booted.await {
         Ok(host) => {
             println!("{}, up after {:.1} s", host.stage, began.elapsed().as_secs_f64());
@@ -240,18 +183,6 @@ pub async fn settle(load: &Load) -> anyhow::Result<()> {
 
 fn progress(load: &Load, number: u32, count: u32) -> String {
     format!("restart {number} of {count}, {:.0} s, {}", load.clock(), load.totals())
-}
-
-fn write_report(record: &Record, options: &Options, subject: &Subject) -> anyhow::Result<PathBuf> {
-    let directory = options.out.clone().unwrap_or_else(|| subject.target.clone());
-    std::fs::create_dir_all(&directory)?;
-    let name = match &record.peer {
-        Some(peer) => format!("rehearsal-{peer}.html"),
-        None => "rehearsal.html".into(),
-    };
-    let path = directory.join(name);
-    report::write(record, &path).with_context(|| format!("writing {}", path.display()))?;
-    Ok(path)
 }
 
 /// Thousands of connections take as many descriptors.

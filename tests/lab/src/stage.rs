@@ -1,8 +1,7 @@
 //! What a service stands on while it is restarted: a Debian host with systemd, or the stand-in.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
-use std::process::ExitStatus;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 use tokio::process::Command;
@@ -10,7 +9,7 @@ use toml::Table;
 
 use crate::host::Host;
 use crate::http1::Place;
-use crate::manager::{self, Manager, Service};
+use crate::manager::{Manager, Service};
 use crate::subject::Subject;
 use crate::traffic::flat;
 
@@ -24,9 +23,6 @@ pub enum Listen {
     /// A Unix socket of this path on the host.
     Unix(&'static str),
 }
-
-/// A Unix socket for the service.
-pub const SOCKET: &str = "/run/service.sock";
 
 /// What restarts the service.
 #[derive(Debug)]
@@ -67,8 +63,8 @@ impl Stage {
 
     /// Builds the service and starts it under the stand-in.
     pub async fn stand_in(subject: &Subject, settings: &Table) -> anyhow::Result<Self> {
-        let manager = with_settings(Manager::new(subject.build().await?), &subject.name, settings);
-        Ok(Self::StandIn(Box::new(manager.args(["run"]).start().await?)))
+        let manager = with_settings(subject.build().await?, &subject.name, settings);
+        Ok(Self::StandIn(Box::new(manager.start().await?)))
     }
 
     /// "Debian 12, systemd 252".
@@ -112,11 +108,7 @@ impl Stage {
                 let command = format!("systemctl restart {name}.service && systemctl is-active --quiet {name}.service");
                 host.run(&command).await.map(drop)
             }
-            Self::StandIn(service) => {
-                let status: ExitStatus = service.restart().await?;
-                ensure!(status.success(), "the old process {}", manager::describe(status));
-                Ok(())
-            }
+            Self::StandIn(service) => service.restart().await,
         }
     }
 
@@ -139,7 +131,8 @@ pub fn setting(name: &str, key: &str) -> String {
     format!("{name}_{}", key.replace('.', "__")).replace('-', "_").to_uppercase()
 }
 
-/// Has the service of this name started with settings.
-pub fn with_settings(manager: Manager, name: &str, settings: &Table) -> Manager {
-    flat(settings).into_iter().fold(manager, |manager, (key, value)| manager.env(setting(name, &key), value))
+/// Has the service of this name, which is built there, started with settings.
+pub fn with_settings(program: impl Into<PathBuf>, name: &str, settings: &Table) -> Manager {
+    let env = flat(settings).into_iter().map(|(key, value)| (setting(name, &key), value)).collect();
+    Manager { args: vec!["run".into()], env, ..Manager::new(program) }
 }

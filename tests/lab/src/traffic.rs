@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use bytes::Bytes;
-use hyper::Method;
-use hyper::header::{self, HeaderName, HeaderValue};
+use http::Method;
+use http::header::{self, HeaderName, HeaderValue};
 use serde::Deserialize;
 use toml::{Table, Value};
 
@@ -133,7 +133,7 @@ impl Route {
             ensure!(![Method::HEAD, Method::CONNECT].contains(&method), "the laboratory cannot ask with {method}");
         }
         ensure!(path.starts_with('/'), "the path {path:?} does not begin with /");
-        path.parse::<hyper::Uri>().with_context(|| format!("{path:?} is no path"))?;
+        path.parse::<http::Uri>().with_context(|| format!("{path:?} is no path"))?;
         for (name, value) in headers {
             let known: HeaderName = name.parse().with_context(|| format!("{name:?} is no header"))?;
             ensure!(!OWN.contains(&known), "the laboratory says {name} by itself");
@@ -218,7 +218,7 @@ pub fn flat(settings: &Table) -> Vec<(String, String)> {
     settings.iter().flat_map(flat_value).collect()
 }
 
-#[cfg(all(test, feature = "proofs"))]
+#[cfg(all(test, proofs))]
 #[rustfmt::skip]
 #[path = "../../proof/unit/traffic.rs"]
 mod tests;

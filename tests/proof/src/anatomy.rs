@@ -8,22 +8,22 @@ use anyhow::Context;
 use crate::floor::moments;
 use crate::measure::median;
 use lab::host::Host;
-use lab::verdict::millis;
+use lab::record::millis;
 
 /// The steps of a restart, in their order, and who is at work.
 const STEPS: [(&str, &str); 8] = [
-    ("the signal until the gate closes", "all are served"),
-    ("the gate closes: connections are taken and packed", "old process"),
+    ("the signal until connections are paused", "all are served"),
+    ("the pause: connections are detached and queued", "old process"),
     ("it ends, and systemd has noticed", "kernel, systemd"),
     ("until the new process is forked", "systemd"),
     ("sandbox, exec(2), link, configuration", "systemd, kernel"),
     ("runtime, connections are taken over", "new process"),
     ("until systemd has read READY=1", "all are served"),
-    ("from the gate's closing until all are served again", "clients wait"),
+    ("from the pause until all are served again", "clients wait"),
 ];
 
 /// The moments between the steps, by the messages that tell of them.
-const GATE_CLOSES: &str = "the gate closes";
+const PAUSES: &str = "pausing connections";
 const LEFT: &str = "left after ";
 const CONFIGURED: &str = "configured";
 const SERVING: &str = "serving on ";
@@ -44,7 +44,7 @@ pub async fn of_last_restart(host: &Host, name: &str) -> anyhow::Result<Steps> {
         .await?;
     let said = said(&journal)?;
     let at = |message: &str| said.get(message).copied().with_context(|| format!("the journal lacks \"{message}\""));
-    let (closes, left, configured, serving) = (at(GATE_CLOSES)?, at(LEFT)?, at(CONFIGURED)?, at(SERVING)?);
+    let (closes, left, configured, serving) = (at(PAUSES)?, at(LEFT)?, at(CONFIGURED)?, at(SERVING)?);
     Ok([
         closes - told,
         left - closes,
@@ -74,9 +74,7 @@ fn said(journal: &str) -> anyhow::Result<HashMap<&'static str, f64>> {
             continue;
         };
         let Some(message) = entry.get("MESSAGE").and_then(serde_json::Value::as_str) else { continue };
-        if let Some(known) =
-            [GATE_CLOSES, LEFT, CONFIGURED, SERVING].into_iter().find(|known| message.starts_with(known))
-        {
+        if let Some(known) = [PAUSES, LEFT, CONFIGURED, SERVING].into_iter().find(|known| message.starts_with(known)) {
             said.insert(known, (monotonic - (received - happened)) / 1e3);
         }
     }

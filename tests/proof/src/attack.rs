@@ -21,13 +21,14 @@ use crate::frames::{
     ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, INITIAL_WINDOW, LATEST, PING, PREFACE, PRIORITY,
     RST_STREAM, SETTINGS, UNKNOWN, WINDOW_UPDATE, field, frame, get, hello, post, remembered, request, stream,
 };
+use crate::kinds;
+use crate::manager::{Manager, Service, describe};
 use lab::load::{Findings, Kind, Load};
-use lab::manager::{Manager, Service, describe};
+use lab::record::{aligned, millis};
 use lab::rehearse::Outcome;
 use lab::stage::setting;
 use lab::subject::Subject;
 use lab::traffic::{Traffic, flat};
-use lab::verdict::{aligned, millis};
 
 /// Which attacks to try.
 #[derive(Debug, Clone, clap::Args)]
@@ -100,7 +101,7 @@ const LINES: f64 = 3.0;
 const MORE: usize = 8;
 
 /// Who behaves, and who is held to it.
-const CROWD: &[(Kind, u32)] = &[(Kind::Pausing, 16), (Kind::Fresh, 1), (Kind::Http2, 1)];
+const CROWD: &[(Kind, u32)] = &[(Kind::PAUSING, 16), (Kind::FRESH, 1), (kinds::HTTP2, 1)];
 
 /// How long well-behaved clients ask without an attack, or an attack lasts; in the middle of it is the restart.
 const TIME: Duration = Duration::from_secs(4);

@@ -8,9 +8,9 @@ use toml::Table;
 
 use crate::measure::median;
 use crate::peer;
+use lab::record::aligned;
 use lab::stage::Stage;
 use lab::subject::Subject;
-use lab::verdict::aligned;
 
 /// How many rounds each; the median of their ratios counts, because neighbours disturb both alike.
 const ROUNDS: usize = 9;

@@ -1,4 +1,4 @@
-//! A real browser through restarts on a real systemd: Chromium with the page of `tests/live`, which asks all the time,
+//! A real browser through restarts on a real systemd: Chromium with the page of `tests/proof/live`, which asks all the time,
 //! listens to a stream of events and holds a WebSocket.
 //!
 //! It is driven by chromedriver, over a handful of WebDriver's requests.
@@ -26,10 +26,10 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::scene::{Props, Scene};
 use crate::template;
 use lab::host::Host;
+use lab::record::aligned;
 use lab::record::{Failure, Scenario};
 use lab::rehearse::{Line, Outcome};
 use lab::subject::Subject;
-use lab::verdict::aligned;
 
 /// What to restart, on what.
 #[derive(Debug, Clone, clap::Args)]
@@ -40,9 +40,6 @@ pub struct Options {
     /// The suite of the throwaway host: bookworm, trixie.
     #[arg(long, default_value = "bookworm")]
     pub debian: String,
-    /// In the template: take the template itself, and do not generate a service.
-    #[arg(long)]
-    pub as_is: bool,
     /// The folder for a picture of the page at the end.
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
@@ -231,7 +228,7 @@ impl Browser {
     async fn page(&self) -> anyhow::Result<Page> {
         let script = json!({"script": "return { findings, state }", "args": []});
         let page = self.ask(Method::POST, "/execute/sync", script).await?;
-        serde_json::from_value(page).context("the page is not that of tests/live")
+        serde_json::from_value(page).context("the page is not that of tests/proof/live")
     }
 
     /// One of WebDriver's requests (W3C WebDriver, section 6), and the `value` of its answer.
@@ -262,7 +259,7 @@ pub async fn install_example(host: &Host, subject: &Subject) -> anyhow::Result<(
 
 /// Restarts, prints what the page saw, and says whether the promise was kept.
 pub async fn browser(options: &Options) -> anyhow::Result<Outcome> {
-    let props = Props::get(&options.debian, options.as_is).await?;
+    let props = Props::get(&options.debian, true).await?;
     let subject = &props.subject;
     let scene = Scene::set(&props).await?;
     install_example(&scene.site.host, subject).await?;

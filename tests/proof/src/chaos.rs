@@ -70,9 +70,9 @@ fn table() -> Vec<Fault> {
             .costs(Connections)
             .so("the same: nothing was handed over yet")
             .slow(),
-        hurt("kill -9 with the gate closed, requests in flight", hurts::killed_while_taking)
+        hurt("kill -9 with connections paused, requests in flight", hurts::killed_while_taking)
             .costs(Connections)
-            .so("the same: the parcel is in the store, but empty")
+            .so("the same: the queue is in the store, but empty")
             .slow(),
         hurt("kill -9 at any moment of a restart", hurts::killed_at_any_moment)
             .under(NOBODY)
@@ -80,7 +80,7 @@ fn table() -> Vec<Fault> {
             .within(20)
             .slow(),
         hurt("kill -9 before the connections are adopted", hurts::killed_before_adoption)
-            .so("the parcel waits in the store for the next start")
+            .so("the queue waits in the store for the next start")
             .within(15),
         hurt("watchdog expires (2 s)", hurts::watchdog)
             .costs(Connections)
@@ -127,9 +127,9 @@ fn table() -> Vec<Fault> {
             .so("the same")
             .within(10)
             .slow(),
-        hurt("a parcel of an unknown version", hurts::unknown_parcel)
+        hurt("a queue of an unknown version", hurts::unknown_queue)
             .under(NOBODY)
-            .so("its connections are closed and that is logged; the others' parcel is opened"),
+            .so("its connections are closed and that is logged; the others' queue is opened"),
         hurt("500 half-sent heads of 15 kB", hurts::half_sent_heads)
             .under(NOBODY)
             .so("what was read of them travels with their connections"),
@@ -147,7 +147,7 @@ fn table() -> Vec<Fault> {
             .so("also those that hit a process that is not ready yet")
             .within(15),
         hurt("SIGTERM before it is ready", hurts::terminated_before_ready)
-            .so("the parcel waits in the store for the next start")
+            .so("the queue waits in the store for the next start")
             .within(15),
         hurt("told to leave twice", hurts::told_twice).costs(Connections).so("the second ends it at once"),
         act("SIGSTOP, then restart", "kill -STOP $PID && sleep 1 && systemctl restart $N.service")
@@ -156,7 +156,7 @@ fn table() -> Vec<Fault> {
         // The service manager.
         act("daemon-reload in service", "for i in 1 2 3; do systemctl daemon-reload; done"),
         hurt("daemon-reload and daemon-reexec during a restart", hurts::reloads_in_restarts).within(30),
-        hurt("the same while the parcel is in the store", hurts::reloads_with_parcel).within(30),
+        hurt("the same while the queue is in the store", hurts::reloads_with_queue).within(30),
         act("a changed unit, daemon-reload, restart", "systemctl restart $N.service")
             .given(&with("CPUWeight=77"))
             .mended(WITHOUT),
@@ -212,13 +212,13 @@ fn hot_and_cold() -> Vec<Fault> {
 const NOBODY: &[(Kind, u32)] = &[];
 
 /// Who notices an outage.
-const FAST: [Kind; 2] = [Kind::Pausing, Kind::Fresh];
+const FAST: [Kind; 2] = [Kind::PAUSING, Kind::FRESH];
 
 /// Who is asked to go by a service that nobody takes over from.
-pub const WATCHERS: &[(Kind, u32)] = &[(Kind::Pausing, 8), (Kind::Fresh, 2), (Kind::Slow, 2), (Kind::Idle, 8)];
+pub const WATCHERS: &[(Kind, u32)] = &[(Kind::PAUSING, 8), (Kind::FRESH, 2), (Kind::SLOW, 2), (Kind::IDLE, 8)];
 
 /// Who sees to it that nothing is left of a fault.
-const AFTERWARDS: &[(Kind, u32)] = &[(Kind::Pausing, 4), (Kind::Fresh, 1), (Kind::Idle, 4)];
+const AFTERWARDS: &[(Kind, u32)] = &[(Kind::PAUSING, 4), (Kind::FRESH, 1), (Kind::IDLE, 4)];
 
 /// A script that adds `setting` to the service's unit.
 pub fn with(setting: &str) -> String {
@@ -286,7 +286,7 @@ impl Price {
             price.lost += scenario.lost;
             price.refused += scenario.refused;
             price.closed += scenario.closed;
-            if FAST.iter().any(|kind| kind.describe().0 == scenario.name) {
+            if FAST.iter().any(|kind| kind.name == scenario.name) {
                 price.out = price.out.max(Duration::from_secs_f64(scenario.slowest_ms / 1e3));
             }
         }
@@ -313,7 +313,7 @@ impl Costs {
         let mut closed = 0;
         for scenario in &findings.scenarios {
             // A client of HTTP/2 has four streams and a connection.
-            let most = u64::from(scenario.clients) * each * if scenario.name.starts_with("HTTP/2") { 5 } else { 1 };
+            let most = scenario.clients * each * if scenario.name.starts_with("HTTP/2") { 5 } else { 1 };
             let lost_most = if self == Idle { 0 } else { most };
             closed += scenario.closed;
             ensure!(

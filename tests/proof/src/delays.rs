@@ -1,17 +1,18 @@
 //! How long fast answers took while something was done to the service: on connections that were kept, and on new ones.
 
+use crate::kinds;
 use lab::load::{Kind, Load};
-use lab::verdict::{aligned, millis};
+use lab::record::{aligned, millis};
 
 /// Who notices every delay on a connection that is kept.
-const KEPT: &[Kind] = &[Kind::Pausing, Kind::Busy];
+const KEPT: &[Kind] = &[Kind::PAUSING, Kind::BUSY];
 
 /// And who notices it on a new one: connecting counts.
-const NEW: &[Kind] = &[Kind::Fresh];
+const NEW: &[Kind] = &[Kind::FRESH];
 
 /// Both, and few enough not to be a delay themselves; slow requests come without end.
 pub const CROWD: &[(Kind, u32)] =
-    &[(Kind::Pausing, 20), (Kind::Busy, 1), (Kind::Fresh, 1), (Kind::Slow, 2), (Kind::Relentless, 8)];
+    &[(Kind::PAUSING, 20), (Kind::BUSY, 1), (Kind::FRESH, 1), (Kind::SLOW, 2), (kinds::RELENTLESS, 8)];
 
 /// A time in which something was done, by the load's clock.
 pub type Window = (f64, f64);

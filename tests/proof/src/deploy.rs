@@ -6,13 +6,14 @@ use anyhow::{Context, ensure};
 use tokio::time::sleep;
 
 use crate::delays::{self, Delays, Window};
+use crate::kinds;
 use crate::operator::Way;
 use crate::release::Release;
 use crate::scene::{Props, Scene};
 use crate::site::BRISK;
-use lab::load::{Crowd, Kind, Load};
+use lab::load::{Kind, Load};
+use lab::record::table;
 use lab::rehearse::{Line, Outcome};
-use lab::verdict;
 
 /// What to rehearse, on what.
 #[derive(Debug, Clone, clap::Args)]
@@ -36,7 +37,7 @@ pub async fn deploy(options: &Options) -> anyhow::Result<Outcome> {
     println!("{}", scene.push(Release::Good).await?.works()?.text);
 
     println!("{} updates and rollbacks, every kind of client:\n", options.updates);
-    let everybody: Crowd = Kind::ALL.into_iter().chain([(Kind::Relentless, 4)]).collect();
+    let everybody: Vec<_> = kinds::ALL.into_iter().chain([(kinds::RELENTLESS, 4)]).collect();
     let all = update_under(&scene, &everybody, options.updates).await;
     println!("{} more, clients that notice delays:\n", options.updates.div_ceil(4));
     let few = update_under(&scene, delays::CROWD, options.updates.div_ceil(4)).await;
@@ -62,7 +63,7 @@ async fn update_under(scene: &Scene, crowd: &[(Kind, u32)], count: u32) -> anyho
     let calm = Delays::during(&load, &quiet);
     let busy = updated.as_ref().ok().map(|windows| Delays::during(&load, windows));
     let findings = load.finish().await;
-    println!("{}", verdict::scenarios(&findings.scenarios, &findings.failures));
+    println!("{}", table(&findings.scenarios, &findings.failures));
     if let Some(busy) = busy {
         println!("{}", delays::table(&[("in an update", &busy), ("before", &calm)]));
     }

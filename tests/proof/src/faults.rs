@@ -8,6 +8,7 @@ use anyhow::{Context, bail, ensure};
 use futures_util::future::LocalBoxFuture;
 use tokio::time::Instant;
 
+use crate::kinds;
 use crate::release::{self, Release};
 use crate::scene::{Before, Happening, Props, Scene, try_all};
 use crate::stories;
@@ -112,25 +113,25 @@ const SECOND: &str = "two services on one host";
 
 /// Who watches: every scenario, but few enough clients that several hosts can be watched side by side.
 pub const EVERYBODY: &[(Kind, u32)] = &[
-    (Kind::Pausing, 8),
-    (Kind::Fresh, 1),
-    (Kind::Dawdling, 2),
-    (Kind::Slow, 2),
-    (Kind::Uploading, 1),
-    (Kind::Sipping, 1),
-    (Kind::Idle, 8),
-    (Kind::Http2, 1),
+    (Kind::PAUSING, 8),
+    (Kind::FRESH, 1),
+    (Kind::DAWDLING, 2),
+    (Kind::SLOW, 2),
+    (Kind::UPLOADING, 1),
+    (kinds::SIPPING, 1),
+    (Kind::IDLE, 8),
+    (kinds::HTTP2, 1),
 ];
 
 /// Those that stay with the release that runs: what another accepts goes down with it when it crashes.
 const KEEPING: &[(Kind, u32)] =
-    &[(Kind::Pausing, 8), (Kind::Slow, 2), (Kind::Uploading, 1), (Kind::Sipping, 1), (Kind::Idle, 8)];
+    &[(Kind::PAUSING, 8), (Kind::SLOW, 2), (Kind::UPLOADING, 1), (kinds::SIPPING, 1), (Kind::IDLE, 8)];
 
 /// Those that a release which fails slow requests does not hurt; others bring it such requests.
-const TOLERANT: &[(Kind, u32)] = &[(Kind::Pausing, 8), (Kind::Dawdling, 2), (Kind::Idle, 8)];
+const TOLERANT: &[(Kind, u32)] = &[(Kind::PAUSING, 8), (Kind::DAWDLING, 2), (Kind::IDLE, 8)];
 
 /// All of them on connections that they keep; those that a release which fails every POST does hurt bear it.
-const PATIENT: &[(Kind, u32)] = &[(Kind::Patient, 16), (Kind::Slow, 2), (Kind::Idle, 8)];
+const PATIENT: &[(Kind, u32)] = &[(kinds::PATIENT, 16), (Kind::SLOW, 2), (Kind::IDLE, 8)];
 
 /// Where nobody is served before, or nobody can be afterwards.
 const NOBODY: &[(Kind, u32)] = &[];
@@ -222,7 +223,7 @@ async fn happen(fault: &Fault, scene: &mut Scene) -> anyhow::Result<()> {
         crowd => Some(scene.watch(crowd).await?),
     };
     let slow = fault.audience == TOLERANT;
-    let slow = slow.then(|| Load::start(scene.site.address(), &scene.traffic, &[(Kind::Relentless, 24)]));
+    let slow = slow.then(|| Load::start(scene.site.address(), &scene.traffic, &[(kinds::RELENTLESS, 24)]));
     if let Some(slow) = &slow {
         settle(slow).await?;
     }

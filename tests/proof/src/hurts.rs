@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::chaos::{Costs, Price, Seen, WATCHERS, WITHOUT, answers_again, runs, with};
 use crate::faults::EVERYBODY;
+use crate::kinds;
 use crate::release::{self, Release};
 use crate::scene::Scene;
 use lab::http1::{Ask, Connection, Fault};
@@ -24,13 +25,13 @@ use lab::traffic::Request;
 type Hurts<'a> = LocalBoxFuture<'a, anyhow::Result<Seen>>;
 
 /// There is never a calm moment for those: a service that leaves is busy with it for T/3 at the least.
-const RELENTLESS: &[(Kind, u32)] = &[(Kind::Relentless, 2)];
+const RELENTLESS: &[(Kind, u32)] = &[(kinds::RELENTLESS, 2)];
 
 /// Clients that are there at once and on whom nothing depends but connections.
-const QUICK: &[(Kind, u32)] = &[(Kind::Pausing, 8), (Kind::Fresh, 2), (Kind::Idle, 8)];
+const QUICK: &[(Kind, u32)] = &[(Kind::PAUSING, 8), (Kind::FRESH, 2), (Kind::IDLE, 8)];
 
 /// The same, and enough that a service which leaves is busy with them for some milliseconds.
-const MANY: &[(Kind, u32)] = &[(Kind::Pausing, 8), (Kind::Fresh, 2), (Kind::Idle, 1_000)];
+const MANY: &[(Kind, u32)] = &[(Kind::PAUSING, 8), (Kind::FRESH, 2), (Kind::IDLE, 1_000)];
 
 /// Takes a second until it becomes the service.
 const HESITANT: Release = Release::That("sleep 1; exec /opt/lab/good \"$@\"");
@@ -151,8 +152,7 @@ fn hurt_while_leaving<'a>(scene: &'a Scene, so_far: &'static str, does: &'static
 }
 
 /// Where a process was when it was killed.
-const MOMENTS: [&str; 6] =
-    ["not told yet", "told to leave", "gate closed", "packed", "not adopted yet", "serving again"];
+const MOMENTS: [&str; 6] = ["not told yet", "told to leave", "paused", "queued", "not adopted yet", "serving again"];
 
 /// A sweep: each time a little later.
 pub fn killed_at_any_moment(scene: &mut Scene) -> Hurts<'_> {
@@ -189,7 +189,7 @@ pub fn killed_at_any_moment(scene: &mut Scene) -> Hurts<'_> {
             let (old, killed) = pids.split_once(' ').context("no process")?;
             let moment = match old == killed {
                 true if log.contains("left after") => 3,
-                true if log.contains("the gate is closed") => 2,
+                true if log.contains("connections are paused") => 2,
                 true if log.contains("told to leave") => 1,
                 true => 0,
                 false if log.contains("serving on") => 5,
@@ -259,7 +259,7 @@ pub fn out_of_memory(scene: &mut Scene) -> Hurts<'_> {
         let kills = run(scene, [KILLS]).await?;
         let pid = run(scene, [PID, LITTLE, LIMIT, "echo PID=$PID"]).await?;
         // Each of them is some memory.
-        let load = Load::start(scene.site.address(), &scene.traffic, &[(Kind::Idle, 3_000)]);
+        let load = Load::start(scene.site.address(), &scene.traffic, &[(Kind::IDLE, 3_000)]);
         run(scene, [&pid, NEW]).await.context("it is not killed")?;
         runs(scene).await?;
         let findings = load.finish().await;
@@ -337,17 +337,17 @@ pub fn not_listened_to(scene: &mut Scene) -> Hurts<'_> {
     .boxed_local()
 }
 
-pub fn unknown_parcel(scene: &mut Scene) -> Hurts<'_> {
-    const STUFFED: Release = Release::That("exec /opt/lab/lab stuff --parcel 255 -- /opt/lab/good \"$@\"");
-    const LOGGED: &str = "journalctl --quiet --output=cat --unit=$N.service | grep 'the parcel has format 255'";
+pub fn unknown_queue(scene: &mut Scene) -> Hurts<'_> {
+    const STUFFED: Release = Release::That("exec /opt/lab/lab stuff --queue 255 -- /opt/lab/good \"$@\"");
+    const LOGGED: &str = "journalctl --quiet --output=cat --unit=$N.service | grep 'the handover queue has format 255'";
     async {
         bring_lab(scene).await?;
         swap(scene, STUFFED).await?;
-        // Without a parcel of its own, with which this one would be taken out of the store.
+        // Without a queue of its own, with which this one would be taken out of the store.
         run(scene, [STOP_START, PUT_BACK]).await?;
         let findings = under(scene, EVERYBODY, async { run(scene, [RESTART]).await.map(drop) }).await?;
         let price = priced(&findings, Costs::Nothing, 0)?;
-        run(scene, [LOGGED]).await.context("nothing is said of the parcel")?;
+        run(scene, [LOGGED]).await.context("nothing is said of the queue")?;
         Ok(Seen { what: String::new(), price })
     }
     .boxed_local()
@@ -446,10 +446,10 @@ pub fn few_descriptors(scene: &mut Scene) -> Hurts<'_> {
 /// Fewer than the old process had connections.
 pub fn fewer_descriptors(scene: &mut Scene) -> Hurts<'_> {
     const CLIENTS: u32 = 500;
-    // A message of the parcel.
+    // A message of the queue.
     const ROOM: u64 = 252;
     async {
-        let load = scene.watch(&[(Kind::Idle, CLIENTS)]).await?;
+        let load = scene.watch(&[(Kind::IDLE, CLIENTS)]).await?;
         run(scene, [&with("LimitNOFILE=400"), "\n", RESTART]).await.context("it does not start")?;
         // Those who are closed come again at once: there is no room for all of them, and each is told so, or is closed as one
         // of a flood. After a second those who are idle would make room for them, and who asks just then is lost.
@@ -523,7 +523,7 @@ pub fn reloads_in_restarts(scene: &mut Scene) -> Hurts<'_> {
     .boxed_local()
 }
 
-pub fn reloads_with_parcel(scene: &mut Scene) -> Hurts<'_> {
+pub fn reloads_with_queue(scene: &mut Scene) -> Hurts<'_> {
     async {
         swap(scene, release::ENDS).await?;
         run(scene, ["! systemctl restart $N.service\n"]).await?;
@@ -540,7 +540,7 @@ pub fn socket_restarted(scene: &mut Scene) -> Hurts<'_> {
         ensure!(findings.moved == 0, "{} connections were not kept: {:?}", findings.moved, findings.failures);
         let price = Price::of(&findings);
         // A client can be turned away once, with as many requests as HTTP/2 has streams here.
-        let most = EVERYBODY.iter().filter(|(kind, _)| !kind.keeps()).map(|(_, count)| 5 * u64::from(*count)).sum();
+        let most = EVERYBODY.iter().filter(|(kind, _)| !kind.keeps).map(|(_, count)| 5 * u64::from(*count)).sum();
         ensure!(price.lost.max(price.closed) <= most, "{price:?}");
         Ok(Seen { what: String::new(), price })
     }

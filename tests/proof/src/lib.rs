@@ -1,9 +1,13 @@
 //! The proofs: everything that is done to the template, and not to what is generated from it. They are made with the
 //! [laboratory](lab).
 //!
-//! - [`rehearse`]: its main job, with more around it; [`template`]: what it is done to;
+//! - [`rehearse`]: its main job, with more around it; [`template`]: what it is done to; [`kinds`]: more kinds of clients, among
+//!   them those of [`http2`]; [`gate`]: how near to the moment of the handover they asked;
+//! - [`record`]: what was found; [`report`]: the same as a page;
+//! - [`manager`]: a stand-in for systemd that can more, for tests; [`client`]: a client that says exactly what a test has it say;
 //! - [`site`], [`scene`]: a service on a host, and all that is around it; [`operator`]: who deploys it, with the very
 //!   scripts; [`release`]: what is deployed, good and bad; [`wire`]: what the operator's ssh goes over;
+//! - [`releases`]: from one release to another and back;
 //! - [`deploy`]: updates and rollbacks; [`rolling`]: several instances in turn; [`delays`]: what either costs;
 //! - [`faults`], [`stories`]: all that can go wrong with a deploy;
 //! - [`balance`]: what clients of a [`balancer`] in front notice of a restart, a stop, a reboot;
@@ -27,19 +31,27 @@ pub mod balancer;
 pub mod bench;
 pub mod browser;
 pub mod chaos;
+pub mod client;
 pub mod delays;
 pub mod deploy;
 pub mod faults;
 pub mod floor;
 pub mod frames;
+pub mod gate;
+pub mod http2;
 pub mod hurts;
+pub mod kinds;
+pub mod manager;
 pub mod measure;
 pub mod operator;
 pub mod peer;
 pub mod picture;
 pub mod programs;
+pub mod record;
 pub mod rehearse;
 pub mod release;
+pub mod releases;
+pub mod report;
 pub mod rolling;
 pub mod scene;
 pub mod site;

@@ -7,8 +7,8 @@ use clap::Parser;
 use lab::command;
 use lab::rehearse::Outcome;
 use proof::{
-    attack, attacker, balance, bench, browser, chaos, deploy, faults, floor, measure, peer, rehearse, rolling, storm,
-    stuff,
+    attack, attacker, balance, bench, browser, chaos, deploy, faults, floor, measure, peer, rehearse, releases,
+    rolling, storm, stuff,
 };
 
 #[derive(Parser)]
@@ -35,6 +35,8 @@ enum Command {
     Attack(attack::Options),
     /// Restart a service among clients that say and do anything, and see that nothing is left of them.
     Storm(storm::Options),
+    /// Hand over between an earlier release and this one, to and fro.
+    Releases,
     /// Compare the throughput with bare axum's.
     Bench,
     /// Be an attack.
@@ -79,6 +81,7 @@ async fn work(command: Command) -> anyhow::Result<Outcome> {
         Command::Balance(options) => balance::balance(&options).await,
         Command::Attack(options) => attack::attacks(&options).await,
         Command::Storm(options) => storm::storm(&options).await,
+        Command::Releases => releases::releases().await,
         Command::Attacker(options) => attacker::attacker(&options).await.map(|()| Outcome::Kept),
         Command::Bench => bench::bench().await.map(|()| Outcome::Kept),
         Command::Stuff(options) => stuff::stuff(&options).map(|never| match never {}),

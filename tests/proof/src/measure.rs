@@ -12,13 +12,15 @@ use tokio::time::sleep;
 
 use crate::anatomy::{self, Steps};
 use crate::floor;
+use crate::kinds;
+use crate::programs::PACKAGES;
 use crate::template;
 use lab::host::Host;
 use lab::load::{Kind, Load};
+use lab::record::millis;
 use lab::rehearse::{self, Outcome, settle};
 use lab::stage::{Listen, Stage};
 use lab::traffic::Traffic;
-use lab::verdict::millis;
 
 /// What to measure, on what.
 #[derive(Debug, Clone, clap::Args)]
@@ -44,7 +46,7 @@ pub struct Options {
 }
 
 /// Those that notice a delay: so many that one of them asks every two milliseconds, so few that they cause none.
-const FAST: (Kind, u32) = (Kind::Pausing, 50);
+const FAST: (Kind, u32) = (Kind::PAUSING, 50);
 
 /// Up to how many connections the floor is a process that has none. Beyond, what the kernel takes to tidy up after so many
 /// descriptors shows: there it is one that holds as many.
@@ -77,9 +79,9 @@ impl InFlight {
     fn crowd(self) -> &'static [(Kind, u32)] {
         match self {
             Self::Nothing => &[],
-            Self::OneSlow => &[(Kind::Slow, 1)],
-            Self::SlowWithoutEnd => &[(Kind::Relentless, 8)],
-            Self::Uploads => &[(Kind::Uploading, 4)],
+            Self::OneSlow => &[(Kind::SLOW, 1)],
+            Self::SlowWithoutEnd => &[(kinds::RELENTLESS, 8)],
+            Self::Uploads => &[(Kind::UPLOADING, 4)],
         }
     }
 
@@ -183,7 +185,7 @@ impl Bench {
     async fn set_up(options: &Options) -> anyhow::Result<Self> {
         let subject = template::subject(options.as_is).await?;
         let traffic = Traffic::load(&subject.traffic())?;
-        let host = Host::boot(&rehearse::image(&options.debian, &traffic).await?).await?;
+        let host = Host::boot(&rehearse::image(&options.debian, &PACKAGES, &traffic).await?).await?;
         let settings = traffic.settings_with(&format!("{SETTINGS}log.filter = '{}'\n", anatomy::FILTER))?;
         let stage = Stage::deploy(host, &subject, Listen::Tcp, &settings).await?;
         Ok(Self { stage, name: subject.name, traffic, rounds: options.rounds })
@@ -201,7 +203,7 @@ impl Bench {
     async fn series(&mut self, in_flight: InFlight, connections: u32) -> anyhow::Result<Series> {
         floor::install(self.host()?, &self.name, connections).await?;
         let others: u32 = in_flight.crowd().iter().map(|(_, count)| count).sum();
-        let idle = (Kind::Idle, connections - FAST.1 - others);
+        let idle = (Kind::IDLE, connections - FAST.1 - others);
         let load = Load::start(self.stage.address(), &self.traffic, &[idle, FAST]);
         settle(&load).await?;
         load.restarts_begin();

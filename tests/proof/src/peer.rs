@@ -13,6 +13,7 @@ use lab::host::Host;
 use lab::manager::Manager;
 use lab::stage::{Listen, PORT, Stage};
 use listenfd::ListenFd;
+use rustix::process::Signal;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// The template's routes, bare.
@@ -57,6 +58,8 @@ pub async fn deploy(host: Host) -> anyhow::Result<Stage> {
 
 /// Starts `proof peer` under the stand-in.
 pub async fn stand_in() -> anyhow::Result<Stage> {
-    let service = Manager::new(std::env::current_exe()?).args(["peer"]).one_signal().start().await?;
+    let peer = Manager { args: vec!["peer".into()], ..Manager::new(std::env::current_exe()?) };
+    // It knows of one signal alone.
+    let service = Manager { restart_signal: Signal::TERM, ..peer }.start().await?;
     Ok(Stage::StandIn(Box::new(service)))
 }

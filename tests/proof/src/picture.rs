@@ -4,8 +4,8 @@ use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
-use lab::record::Record;
-use lab::report::{COLOURS, THEME, apart, count, escape, holds, milliseconds, plural, sorted, span, strand, verdict};
+use crate::record::Record;
+use crate::report::{COLOURS, THEME, apart, count, escape, holds, milliseconds, plural, sorted, span, strand, verdict};
 
 /// One typical restart as its clients saw it, as an SVG that needs nothing else: each answer a line from
 /// the moment its request was sent to the moment it was whole, at the height of its latency; below them
@@ -125,7 +125,7 @@ pub fn of(record: &Record) -> String {
             RIGHT + 12.0,
             middle + 4.5,
             count(scenario.kept),
-            count(u64::from(scenario.clients)),
+            count(scenario.clients),
         );
     }
     let failures = record.failures.iter().map(|failure| failure.at);

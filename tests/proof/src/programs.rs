@@ -12,9 +12,15 @@ use lab::answers::Answers;
 use lab::host::Host;
 use lab::http1::Place;
 use lab::load::{Group, Kind};
-use lab::record::{Failure, Program, Scenario};
+use lab::record::{Failure, Scenario};
 use lab::stage::{Listen, PORT};
 use lab::traffic::{Route, Traffic};
+
+use crate::kinds;
+use crate::record::Program;
+
+/// What hosts have besides, for these and for what else is done to them.
+pub const PACKAGES: [&str; 4] = ["libfaketime", "nginx", "haproxy", "curl"];
 
 /// Where they have what is theirs.
 const HOME: &str = "/run/lab";
@@ -41,7 +47,7 @@ struct Proxy {
 const PROXIES: [Proxy; 2] = [
     Proxy {
         name: "nginx",
-        kind: Kind::Nginx,
+        kind: kinds::NGINX,
         port: 8090,
         version: "nginx -v 2>&1 | sed 's|.*/||; s| .*||'",
         command: "nginx -c /run/lab/nginx.conf -g 'daemon off;'",
@@ -52,7 +58,7 @@ const PROXIES: [Proxy; 2] = [
     },
     Proxy {
         name: "haproxy",
-        kind: Kind::Haproxy,
+        kind: kinds::HAPROXY,
         port: 8091,
         version: "haproxy -v | sed -n '1 s/.*version \\([0-9.]*\\).*/\\1/p'",
         command: "haproxy -db -f /run/lab/haproxy.conf",

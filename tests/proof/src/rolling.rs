@@ -8,13 +8,13 @@ use anyhow::Context;
 use tokio::time::sleep;
 
 use crate::delays::{self, Delays, Window};
+use crate::kinds;
 use crate::release::Release;
 use crate::scene::{Props, Scene};
 use crate::site::BRISK;
-use lab::load::{Crowd, Findings, Kind, Load};
-use lab::record::Totals;
+use lab::load::{Findings, Kind, Load};
+use lab::record::{Scenario, aligned, table};
 use lab::rehearse::{Outcome, settle};
-use lab::verdict::{self, aligned};
 
 /// What to restart, on what.
 #[derive(Debug, Clone, clap::Args)]
@@ -34,7 +34,7 @@ pub struct Options {
 }
 
 /// Clients that connect all the time.
-const CONNECTING: &[(Kind, u32)] = &[(Kind::Fresh, 16)];
+const CONNECTING: &[(Kind, u32)] = &[(Kind::FRESH, 16)];
 
 /// The port of the instances that have sockets of their own.
 const OWN_PORT: u16 = 8081;
@@ -51,13 +51,13 @@ pub async fn rolling(options: &Options) -> anyhow::Result<Outcome> {
     println!("{} {} on {}: two instances", props.subject.name, props.subject.version, scene.site.host.stage);
 
     println!("\nOne socket, every kind of client, {} restarts in turn:\n", options.restarts);
-    let everybody: Crowd = Kind::ALL.into_iter().chain([(Kind::Relentless, 8)]).collect();
+    let everybody: Vec<_> = kinds::ALL.into_iter().chain([(kinds::RELENTLESS, 8)]).collect();
     let (all, _) = Rolled::under(&scene, shared(&scene), "$N@", &everybody, options.restarts).await?;
-    println!("{}", verdict::scenarios(&all.scenarios, &all.failures));
+    println!("{}", table(&all.scenarios, &all.failures));
 
     println!("The same with clients that notice delays:\n");
     let (quiet, rolled) = Rolled::under(&scene, shared(&scene), "$N@", delays::CROWD, options.restarts).await?;
-    println!("{}", verdict::scenarios(&quiet.scenarios, &quiet.failures));
+    println!("{}", table(&quiet.scenarios, &quiet.failures));
     println!("{}", delays::table(&[("in a restart", &rolled.busy), ("before", &rolled.calm)]));
 
     println!("Clients that connect all the time:\n");
@@ -136,7 +136,7 @@ impl Rolled {
 fn comparison(findings: &[(&str, &Findings)]) -> String {
     let mut rows = vec![["", "connections", "refused", "lost", "closed"].map(String::from)];
     for (name, findings) in findings {
-        let totals = Totals::of(&findings.scenarios);
+        let totals = Scenario::all(&findings.scenarios);
         let figures = [totals.opened, totals.refused, totals.lost, totals.closed].map(|figure| figure.to_string());
         let [opened, refused, lost, closed] = figures;
         rows.push([(*name).into(), opened, refused, lost, closed]);

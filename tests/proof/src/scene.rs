@@ -10,6 +10,7 @@ use futures_util::future::join_all;
 use tokio::time::Instant;
 
 use crate::operator::{Operator, Running, Said, Way};
+use crate::programs::PACKAGES;
 use crate::release::{Release, Releases};
 use crate::site::{BRISK, Site, Traces};
 use crate::template;
@@ -38,7 +39,7 @@ impl Props {
     /// Builds the service and makes the image, where there is none yet.
     pub async fn get(debian: &str, as_is: bool) -> anyhow::Result<Self> {
         let subject = template::subject(as_is).await?;
-        let image = rehearse::image(debian, &Traffic::of(&subject)?).await?;
+        let image = rehearse::image(debian, &PACKAGES, &Traffic::of(&subject)?).await?;
         Ok(Self { good: subject.build().await?, image, subject, bad: None, twin: None, every: 1 })
     }
 

@@ -9,12 +9,13 @@ use futures_util::future::LocalBoxFuture;
 use rustix::process::Signal;
 
 use crate::faults::{CONFIG, EVERYBODY};
+use crate::kinds;
 use crate::operator::{Operator, Running, Said, Way};
 use crate::release::{self, Release};
 use crate::scene::{Before, Scene};
 use crate::site::BRISK;
 use crate::wire::Wire;
-use lab::load::{Kind, Load};
+use lab::load::Load;
 use lab::rehearse::settle;
 use lab::stage::PORT;
 
@@ -405,7 +406,7 @@ pub fn stopped_in_the_restart(scene: &mut Scene) -> Told<'_> {
         echo "it did not come to a restart"
         exit 1"#;
     async {
-        let slow = Load::start(scene.site.address(), &scene.traffic, &[(Kind::Relentless, 24)]);
+        let slow = Load::start(scene.site.address(), &scene.traffic, &[(kinds::RELENTLESS, 24)]);
         settle(&slow).await?;
         let before = scene.before().await?;
         let push = scene.start_push(Release::Good).await?;

@@ -28,10 +28,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::attack::{SHORT, T};
 use crate::babble::{Case, Leaves, Reads};
+use crate::kinds;
+use crate::manager::{Manager, Service, describe};
 use crate::template;
 use lab::load::{Kind, Load};
-use lab::manager::{Manager, Service, describe};
-use lab::record::Totals;
+use lab::record::Scenario;
 use lab::rehearse::Outcome;
 use lab::stage::setting;
 use lab::subject::Subject;
@@ -53,11 +54,11 @@ pub struct Options {
 
 /// Who behaves, and loses nothing. Nobody among them takes so long that a restart would leave him behind: among clients
 /// that stand still at any time, it need not wait for them.
-const CROWD: &[(Kind, u32)] = &[(Kind::Pausing, 8), (Kind::Busy, 1), (Kind::Fresh, 1)];
+const CROWD: &[(Kind, u32)] = &[(Kind::PAUSING, 8), (Kind::BUSY, 1), (Kind::FRESH, 1)];
 
 /// Who behaves as well, and has 0.3 s to hear that it is to go, which is too short now and then where the machine is busy: of a
 /// thousand requests one may be lost.
-const POLITE: &[(Kind, u32)] = &[(Kind::Http2, 1)];
+const POLITE: &[(Kind, u32)] = &[(kinds::HTTP2, 1)];
 
 /// Clients of the storm at the same time.
 const CLIENTS: usize = 48;
@@ -166,14 +167,14 @@ impl Storm<'_> {
         let findings = load.finish().await;
         findings.spotless()?;
         let polite = polite.finish().await;
-        let Totals { answered, lost, .. } = Totals::of(&polite.scenarios);
+        let Scenario { answered, lost, .. } = Scenario::all(&polite.scenarios);
         ensure!(lost * 1_000 <= answered, "{lost} of {answered} requests of HTTP/2 are lost: {:?}", polite.failures);
         restart(&mut service).await?;
         println!(
             "{}: {} clients at random, {restarts} restarts, {} requests beside, {} MB at rest: all as it should be",
             binary.file_name().unwrap_or_default().display(),
             self.next.load(Relaxed) - from,
-            answered + Totals::of(&findings.scenarios).answered,
+            answered + Scenario::all(&findings.scenarios).answered,
             most.memory,
         );
         Ok(())

@@ -21,9 +21,9 @@ pub struct Options {
     /// So many descriptors that mean nothing to the service.
     #[arg(long, value_name = "COUNT", default_value_t = 0)]
     pub descriptors: u32,
-    /// A parcel of this version, with a connection in it.
+    /// A handover queue of this version, with a connection in it.
     #[arg(long, value_name = "VERSION")]
-    pub parcel: Option<u8>,
+    pub queue: Option<u8>,
     /// The service and its arguments.
     #[arg(last = true, required = true)]
     pub service: Vec<String>,
@@ -35,16 +35,16 @@ pub fn stuff(options: &Options) -> anyhow::Result<Infallible> {
         let (reader, _writer) = std::io::pipe()?;
         store("other", reader.as_fd())?;
     }
-    if let Some(version) = options.parcel {
-        let (parcel, _sender) = parcel(version)?;
-        store("parcel", parcel.as_fd())?;
+    if let Some(version) = options.queue {
+        let (queue, _sender) = queue(version)?;
+        store("parcel", queue.as_fd())?;
     }
     let [program, arguments @ ..] = &options.service[..] else { unreachable!("clap asks for one") };
     Err(Command::new(program).args(arguments).exec()).with_context(|| format!("starting {program}"))
 }
 
-/// A parcel's two ends: the receiving one, the sending one. The connection in it has nobody at its other end.
-fn parcel(version: u8) -> anyhow::Result<(OwnedFd, OwnedFd)> {
+/// A queue's two ends: the receiving one, the sending one. The connection in it has nobody at its other end.
+fn queue(version: u8) -> anyhow::Result<(OwnedFd, OwnedFd)> {
     let (sender, receiver) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     let (connection, _client) = UnixStream::pair()?;
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];

@@ -16,8 +16,10 @@ use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use lab::http1::{Ask, Connection, Fault, Place, Stays};
 use lab::load::{Findings, Kind, Load};
-use lab::record::Totals;
+use lab::record::Scenario;
 use lab::traffic::{Request, Traffic};
+use proof::gate::Edges;
+use proof::kinds::{self, byte_by_byte, head_len, in_http10};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 
@@ -50,6 +52,10 @@ const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
 fn ask() -> Ask {
     Ask::get("/livez", 200, Some("ok"))
+}
+
+fn half_closing() -> Ask {
+    Ask { half_closes: true, ..ask() }
 }
 
 /// What a client makes of an answer after which the server closes.
@@ -127,7 +133,7 @@ async fn verdict_on_half_close(answer: &'static [u8]) -> Result<Stays, Fault> {
         socket.write_all(answer).await.unwrap();
     })
     .await;
-    Connection::open(address, None).await.unwrap().exchange(&ask().half_closing()).await
+    Connection::open(address, None).await.unwrap().exchange(&half_closing()).await
 }
 
 #[tokio::test]
@@ -155,7 +161,7 @@ async fn a_unix_socket_is_as_good() {
     let mut connection = Connection::open(Place::Unix(path), None).await.unwrap();
     assert_eq!(connection.exchange(&ask()).await, Ok(Stays::Open));
     assert_eq!(connection.rest(Duration::from_millis(1)).await, Ok(Stays::Open));
-    assert_eq!(connection.exchange(&ask().half_closing()).await, Ok(Stays::Announced));
+    assert_eq!(connection.exchange(&half_closing()).await, Ok(Stays::Announced));
     let nobody = Connection::open(Place::Unix(directory.path().join("nobody")), None).await;
     assert!(matches!(nobody, Err(Fault::Refused(_))));
 }
@@ -215,9 +221,9 @@ async fn pieces_make_the_same_request() {
         (whole.clone(), plain.clone()),
         (whole.clone().in_two(7, Duration::from_millis(5)), plain.clone()),
         (whole.clone().in_pieces(10, Duration::from_millis(5)), plain.clone()),
-        (whole.clone().byte_by_byte(0..whole.head_len(), Duration::from_millis(1)), plain.clone()),
-        (whole.clone().byte_by_byte(whole.head_len()..whole.len(), Duration::from_millis(1)), plain),
-        (ask().in_http10(), b"GET /livez HTTP/1.0\r\nHost: lab\r\n\r\n".to_vec()),
+        (byte_by_byte(whole.clone(), 0..head_len(&whole), Duration::from_millis(1)), plain.clone()),
+        (byte_by_byte(whole.clone(), head_len(&whole)..plain.len(), Duration::from_millis(1)), plain),
+        (in_http10(ask()), b"GET /livez HTTP/1.0\r\nHost: lab\r\n\r\n".to_vec()),
         (chunked, chunks.to_vec()),
         (order, put.to_vec()),
     ] {
@@ -260,7 +266,7 @@ fn only_fast() -> Traffic {
 }
 
 /// What one client of a kind counts until it has seen enough.
-async fn counted(address: SocketAddr, traffic: &Traffic, kind: Kind, enough: impl Fn(Totals) -> bool) -> Findings {
+async fn counted(address: SocketAddr, traffic: &Traffic, kind: Kind, enough: impl Fn(Scenario) -> bool) -> Findings {
     let load = Load::start(address, traffic, &[(kind, 1)]);
     load.restarts_begin();
     while !enough(load.totals()) {
@@ -283,7 +289,7 @@ async fn an_honest_server_loses_nothing() {
             tokio::spawn(async move { http.serve_connection(TokioIo::new(socket), app).await.ok() });
         }
     });
-    let load = Load::start(address, &traffic(), &Kind::ALL.map(|(kind, _)| (kind, 2)));
+    let load = Load::start(address, &traffic(), &kinds::ALL.map(|(kind, _)| (kind, 2)));
     while !load.is_settled() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
@@ -307,7 +313,7 @@ async fn an_answer_meant_for_another_is_a_loss() {
         }
     })
     .await;
-    let findings = counted(address, &traffic(), Kind::Busy, |totals| totals.lost > 0).await;
+    let findings = counted(address, &traffic(), Kind::BUSY, |totals| totals.lost > 0).await;
     assert!(findings.failures.iter().all(|failure| failure.what.contains("another body")));
 }
 
@@ -318,7 +324,7 @@ async fn an_idle_connection_closed_without_a_word_is_counted_and_missed() {
         socket.write_all(OK).await.unwrap();
     })
     .await;
-    let findings = counted(address, &only_fast(), Kind::Idle, |totals| totals.closed > 0).await;
+    let findings = counted(address, &only_fast(), Kind::IDLE, |totals| totals.closed > 0).await;
     let idle = &findings.scenarios[0];
     assert_eq!((idle.closed, idle.lost, idle.opened, idle.kept), (1, 0, 2, 0));
     assert_eq!(findings.moved, 1);
@@ -332,7 +338,7 @@ async fn a_connection_retired_politely_is_not_closed_but_missed() {
         socket.write_all(last).await.unwrap();
     })
     .await;
-    let findings = counted(address, &only_fast(), Kind::Pausing, |totals| totals.answered > 2).await;
+    let findings = counted(address, &only_fast(), Kind::PAUSING, |totals| totals.answered > 2).await;
     let pausing = &findings.scenarios[0];
     assert_eq!((pausing.closed, pausing.lost, pausing.kept), (0, 0, 0));
     assert_eq!(findings.moved, 1);
@@ -344,7 +350,7 @@ async fn a_loss_takes_its_connection_along() {
         read_head(&mut socket).await;
     })
     .await;
-    let findings = counted(address, &only_fast(), Kind::Fresh, |totals| totals.lost > 2).await;
+    let findings = counted(address, &only_fast(), Kind::FRESH, |totals| totals.lost > 2).await;
     let fresh = &findings.scenarios[0];
     assert_eq!(fresh.lost, fresh.closed);
     assert_eq!(fresh.answered, 0);
@@ -353,7 +359,7 @@ async fn a_loss_takes_its_connection_along() {
 #[tokio::test]
 async fn refusals_are_counted() {
     let address = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let findings = counted(address, &only_fast(), Kind::Pausing, |totals| totals.refused > 1).await;
+    let findings = counted(address, &only_fast(), Kind::PAUSING, |totals| totals.refused > 1).await;
     assert_eq!(findings.scenarios[0].lost, 0);
 }
 
@@ -372,7 +378,7 @@ async fn the_gate_is_between_the_last_answer_of_one_process_and_the_first_of_ano
         }
     })
     .await;
-    let load = Load::start(address, &only_fast(), &[(Kind::Timed, 2)]);
+    let load = Load::start(address, &only_fast(), &[(kinds::TIMED, 2)]);
     let answered = async |more| {
         let before = load.totals().answered;
         while load.totals().answered < before + more {
@@ -387,7 +393,7 @@ async fn the_gate_is_between_the_last_answer_of_one_process_and_the_first_of_ano
     load.restarted();
     let findings = load.finish().await;
     assert!(findings.failures.is_empty(), "{:?}", findings.failures);
-    assert_eq!(findings.at_the_gate.len(), 1, "{:?}", findings.at_the_gate);
+    assert_eq!(Edges::of(&findings.notes).gaps().len(), 1, "{:?}", findings.notes);
 }
 
 /// An HTTP/2 server that ends each connection after 50 ms, with or without `GOAWAY`; each answer
@@ -415,14 +421,14 @@ async fn http2_server(polite: bool, delay: Duration) -> SocketAddr {
 #[tokio::test]
 async fn goaway_is_polite_and_loses_no_stream() {
     let address = http2_server(true, Duration::from_millis(5)).await;
-    let findings = counted(address, &only_fast(), Kind::Http2, |totals| totals.opened > 10).await;
+    let findings = counted(address, &only_fast(), kinds::HTTP2, |totals| totals.opened > 10).await;
     assert!(findings.failures.is_empty(), "{:?}", findings.failures);
 }
 
 #[tokio::test]
 async fn an_http2_connection_cut_off_is_closed_and_its_streams_are_lost() {
     let address = http2_server(false, Duration::from_secs(60)).await;
-    let findings = counted(address, &only_fast(), Kind::Http2, |totals| totals.closed > 1).await;
+    let findings = counted(address, &only_fast(), kinds::HTTP2, |totals| totals.closed > 1).await;
     let http2 = &findings.scenarios[0];
     assert_eq!(http2.lost, 4 * http2.closed);
 }

@@ -1,5 +1,7 @@
 use super::*;
-use crate::record::{Answer, Failure, Program};
+use lab::record::{Answer, Failure};
+
+use crate::record::Program;
 
 fn record(restarts: u64, answered: u64, lost: u64, closed: u64) -> Record {
     let restart = |i| Restart { at: i as f64 + 1.0, ready: i as f64 + 1.1, ok: true };

@@ -33,10 +33,23 @@ async fn what_the_service_says_of_its_own_socket_is_said_once() {
     assert_eq!((error.to_string(), error.source().is_some()), ("cannot listen there".to_owned(), false));
 }
 
+#[test]
+fn an_operator_reads_sentences() {
+    let refused = || io::Error::from(io::ErrorKind::PermissionDenied);
+    for (error, said) in [
+        (Error::NoRuntime, "there is no tokio runtime here"),
+        (Error::Bind(refused()), "permission denied"),
+        (Error::Listen(refused()), "a listening socket cannot be served: permission denied"),
+        (Error::Thread(refused()), "there is no thread for what ends the process at last: permission denied"),
+    ] {
+        assert_eq!(format!("{error:?}"), said);
+    }
+}
+
 #[tokio::test]
 async fn who_is_told_before_it_is_ready_leaves_at_once_even_where_it_goes_on() {
-    let gate = Arc::new(Gate::default());
-    let listener = Listener::new(vec![bind().unwrap().into()], gate, 10).unwrap();
+    let connections = Arc::new(Connections::default());
+    let listener = Listener::new(vec![bind().unwrap().into()], connections, 10).unwrap();
     let lifecycle = Lifecycle::new(ShutdownTimeout::default());
     let mut handover = Handover::new(lifecycle, &listener, JoinSet::new(), Vec::new(), ready(Reason::Interrupt));
     assert_eq!(handover.unless_told(ready(1)).await, Some(1), "what is done is not thrown away");

@@ -13,14 +13,14 @@ fn told(bytes: &[u8], size: usize) -> Ledger {
 
 #[test]
 fn a_fresh_connection_stands_before_a_request() {
-    assert_eq!(Ledger::default().rest(), Some(&b""[..]));
+    assert_eq!(Ledger::default().unparsed(), Some(&b""[..]));
 }
 
 #[test]
 fn an_unfinished_head_travels_with_the_connection() {
     for size in 1..40 {
         let ledger = told(b"\r\nGET / HTTP/1.1\r\nHost: x\r\n", size);
-        assert_eq!(ledger.rest(), Some(&b"\r\nGET / HTTP/1.1\r\nHost: x\r\n"[..]));
+        assert_eq!(ledger.unparsed(), Some(&b"\r\nGET / HTTP/1.1\r\nHost: x\r\n"[..]));
     }
 }
 
@@ -68,9 +68,9 @@ fn an_answered_request_leaves_nothing_behind_however_it_is_split() {
                 }
             }
             assert!(ledger.answer_due(), "{:?} by {size}", String::from_utf8_lossy(request));
-            assert_eq!(ledger.rest(), None);
+            assert_eq!(ledger.unparsed(), None);
             ledger.answered();
-            assert_eq!(ledger.rest(), Some(&b""[..]));
+            assert_eq!(ledger.unparsed(), Some(&b""[..]));
         }
     }
 }
@@ -79,11 +79,11 @@ fn an_answered_request_leaves_nothing_behind_however_it_is_split() {
 fn a_pipelined_request_is_due_after_the_first_and_its_beginning_travels() {
     let mut ledger = told(b"GET /1 HTTP/1.1\r\n\r\nGET /2 HTTP/1.1\r\n\r\nGET /3", 100);
     for _ in 0..2 {
-        assert_eq!(ledger.rest(), None);
+        assert_eq!(ledger.unparsed(), None);
         ledger.dispatched(Body::Length(0));
         ledger.answered();
     }
-    assert_eq!(ledger.rest(), Some(&b"GET /3"[..]));
+    assert_eq!(ledger.unparsed(), Some(&b"GET /3"[..]));
 }
 
 #[test]
@@ -108,7 +108,7 @@ fn what_is_not_understood_is_lost_for_good() {
     lost.read(b"cdGET / HTTP/1.1\r\n\r\n");
     lost.dispatched(Body::Length(0));
     lost.answered();
-    assert_eq!(lost.rest(), None);
+    assert_eq!(lost.unparsed(), None);
 }
 
 #[test]

@@ -2,8 +2,9 @@
 
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::routing::get;
 use axum::{Router, ServiceExt};
@@ -14,16 +15,19 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpStream, UnixListener};
 
 use super::super::connection::{Origin, Peer};
-use super::super::{Connection, Listener, Track, parcel};
+use super::super::queue::{self, Detached};
+use super::super::{Connection, Cut, Listener, Track};
+use super::to_next_process::CALM;
 use super::*;
 
 fn lifecycle(timeout: u64) -> Lifecycle {
     Lifecycle::new(ShutdownTimeout::new(Duration::from_secs(timeout)).unwrap())
 }
 
-fn connections(count: usize) -> Vec<Clean> {
-    let clean = |_| Clean { socket: UnixStream::pair().unwrap().0.into(), rest: Vec::new(), origin: Origin::Adopted };
-    (0..count).map(clean).collect()
+fn detached(count: usize) -> Vec<Detached> {
+    let detached =
+        |_| Detached { socket: UnixStream::pair().unwrap().0.into(), unparsed: Vec::new(), origin: Origin::Adopted };
+    (0..count).map(detached).collect()
 }
 
 #[test]
@@ -80,7 +84,7 @@ async fn handlers_and_probes_see_where_the_process_is_in_its_life() {
         (handle.phase().to_string(), handle.is_ready(), draining, handle.remaining().is_some())
     };
     assert_eq!(sees().await, ("starting".to_owned(), false, false, false));
-    assert!(lifecycle.serving(&Arc::default()).is_none(), "it has no siblings, and no door");
+    assert!(lifecycle.serving(&Arc::default()).is_none(), "it has no siblings, and no handover socket");
     assert_eq!(sees().await, ("serving".to_owned(), true, false, false));
     lifecycle.set_ready(false);
     assert!(handle.is_ready());
@@ -100,12 +104,12 @@ async fn handlers_and_probes_see_where_the_process_is_in_its_life() {
 }
 
 #[tokio::test]
-async fn an_instance_among_siblings_has_a_door_while_it_serves() {
+async fn an_instance_among_siblings_has_a_handover_socket_while_it_serves() {
     let directory = TempDir::new().unwrap();
     let siblings = Siblings::within(directory.path());
-    let door = lifecycle(30).among(Some(siblings.clone())).serving(&Arc::default()).expect("a door");
-    assert!(siblings.door(std::process::id()).exists());
-    door.close().await;
+    let socket = lifecycle(30).among(Some(siblings.clone())).serving(&Arc::default()).expect("a handover socket");
+    assert!(siblings.path(std::process::id()).exists());
+    socket.close().await;
 }
 
 #[test]
@@ -134,7 +138,7 @@ async fn it_leaves_as_soon_as_it_can_and_waits_for_what_must_end_until_t() {
         }
         let server = tokio::spawn(std::future::pending::<()>());
         let began = Instant::now();
-        let outcome = lifecycle.leave(&Gate::default(), None, reason, server.abort_handle()).await;
+        let outcome = lifecycle.leave(&Connections::default(), None, reason, server.abort_handle()).await;
         assert_eq!(began.elapsed() >= Duration::from_secs(2), work, "{outcome:?}");
         assert_eq!((outcome.failed, outcome.unfinished), (failed, usize::from(work)));
         assert!(server.await.unwrap_err().is_cancelled());
@@ -159,21 +163,21 @@ async fn those_that_serve_on_have_as_many_in_the_end() {
         let siblings = Siblings::within(directory.path());
         let mut living = Vec::new();
         for (number, had) in had.iter().enumerate() {
-            let gate = Arc::new(Gate::default());
-            gate.put(connections(*had));
-            let door = siblings.open_door(Arc::clone(&gate)).unwrap();
+            let connections = Arc::new(Connections::default());
+            connections.park(detached(*had));
+            let socket = siblings.listen(Arc::clone(&connections)).unwrap();
             // As if each were a process of its own.
-            std::fs::rename(siblings.door(std::process::id()), siblings.door(number as u32 + 1)).unwrap();
-            living.push((gate, door));
+            std::fs::rename(siblings.path(std::process::id()), siblings.path(number as u32 + 1)).unwrap();
+            living.push((connections, socket));
         }
-        let gate = Gate::default();
-        gate.put(connections(given));
+        let connections = Connections::default();
+        connections.park(detached(given));
         let mut counted = 0;
         let leaving = lifecycle(30).among(Some(siblings));
 
-        assert!(leaving.give(&gate, Instant::now(), &mut counted).await);
+        assert!(leaving.to_siblings(&connections, Instant::now(), &mut counted).await);
 
-        let mut has: Vec<_> = living.iter().map(|(gate, _)| gate.put_aside()).collect();
+        let mut has: Vec<_> = living.iter().map(|(connections, _)| connections.parked()).collect();
         has.sort_unstable();
         let mut have = have.to_vec();
         have.sort_unstable();
@@ -181,11 +185,11 @@ async fn those_that_serve_on_have_as_many_in_the_end() {
     }
 }
 
-/// Behind a door like an instance of an earlier release, which does not say how many connections it has.
-fn earlier_release(door: &Path) -> Arc<AtomicUsize> {
+/// Listens like an instance of an earlier release, which does not say how many connections it has.
+fn earlier_release(path: &Path) -> Arc<AtomicUsize> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
-    bind(&socket, &SocketAddrUnix::new(door).unwrap()).unwrap();
+    bind(&socket, &SocketAddrUnix::new(path).unwrap()).unwrap();
     listen(&socket, 64).unwrap();
     let socket = UnixListener::from_std(socket.into()).unwrap();
     let has = Arc::new(AtomicUsize::new(0));
@@ -193,7 +197,7 @@ fn earlier_release(door: &Path) -> Arc<AtomicUsize> {
     tokio::spawn(async move {
         while let Ok((giver, _)) = socket.accept().await {
             giver.readable().await.unwrap();
-            let connections = parcel::receive(&giver).unwrap().unwrap().open().unwrap();
+            let connections = queue::receive(&giver).unwrap().unwrap().open().unwrap();
             counted.fetch_add(connections.len(), Relaxed);
             send(&giver, &[6], SendFlags::empty()).unwrap();
         }
@@ -205,11 +209,11 @@ fn earlier_release(door: &Path) -> Arc<AtomicUsize> {
 async fn instances_of_an_earlier_release_get_as_many_each() {
     let directory = TempDir::new().unwrap();
     let siblings = Siblings::within(directory.path());
-    let living = [1, 2, 3].map(|pid| earlier_release(&siblings.door(pid)));
-    let gate = Gate::default();
-    gate.put(connections(12));
+    let living = [1, 2, 3].map(|pid| earlier_release(&siblings.path(pid)));
+    let connections = Connections::default();
+    connections.park(detached(12));
     let mut counted = 0;
-    assert!(lifecycle(30).among(Some(siblings)).give(&gate, Instant::now(), &mut counted).await);
+    assert!(lifecycle(30).among(Some(siblings)).to_siblings(&connections, Instant::now(), &mut counted).await);
     assert_eq!((living.map(|has| has.load(Relaxed)), counted), ([4; 3], 12));
 }
 
@@ -218,21 +222,21 @@ async fn what_no_sibling_takes_stays_here() {
     let directory = TempDir::new().unwrap();
     let siblings = Siblings::within(directory.path());
     let leaving = lifecycle(30).among(Some(siblings.clone()));
-    let gate = Gate::default();
-    gate.put(connections(3));
+    let connections = Connections::default();
+    connections.park(detached(3));
     let mut counted = 0;
-    assert!(!leaving.give(&gate, Instant::now(), &mut counted).await, "there is none");
-    let door = siblings.open_door(Arc::default()).unwrap();
-    std::fs::rename(siblings.door(std::process::id()), siblings.door(1)).unwrap();
+    assert!(!leaving.to_siblings(&connections, Instant::now(), &mut counted).await, "there is none");
+    let socket = siblings.listen(Arc::default()).unwrap();
+    std::fs::rename(siblings.path(std::process::id()), siblings.path(1)).unwrap();
     // It says that it takes connections, and then takes none.
-    let (given, ()) = tokio::join!(leaving.give(&gate, Instant::now(), &mut counted), async {
-        while !gate.is_closed() {
+    let (given, ()) = tokio::join!(leaving.to_siblings(&connections, Instant::now(), &mut counted), async {
+        while !connections.is_paused() {
             tokio::task::yield_now().await;
         }
-        door.close().await;
+        socket.close().await;
     });
     assert!(!given);
-    assert_eq!((counted, gate.put_aside(), gate.is_closed()), (0, 3, false));
+    assert_eq!((counted, connections.parked(), connections.is_paused()), (0, 3, false));
 }
 
 /// What goes on when the service is told to leave.
@@ -252,14 +256,14 @@ enum GoesOn {
 async fn pauses(goes_on: GoesOn) -> (Duration, bool, bool) {
     let lifecycle = lifecycle(6);
     let handle = lifecycle.handle();
-    let gate = Arc::new(Gate::default());
+    let connections = Arc::new(Connections::default());
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap();
-    let listener = Listener::new(vec![systemd::ListeningSocket::Tcp(socket)], Arc::clone(&gate), 10).unwrap();
+    let listener = Listener::new(vec![systemd::ListeningSocket::Tcp(socket)], Arc::clone(&connections), 10).unwrap();
     let app = Router::new().route("/", get(std::future::pending::<()>).post(|_: axum::body::Bytes| async {}));
     let app = Track(app).into_make_service_with_connect_info::<Connection>();
     let server = tokio::spawn(axum::serve(listener, app).into_future());
-    lifecycle.serving(&gate);
+    lifecycle.serving(&connections);
     let mut client = TcpStream::connect(address).await.unwrap();
     let sent = match goes_on {
         GoesOn::Nothing => "",
@@ -280,7 +284,7 @@ async fn pauses(goes_on: GoesOn) -> (Duration, bool, bool) {
             tokio::time::sleep(CALM * 2).await;
             handle.is_ready()
         },
-        lifecycle.take_all(&gate, since)
+        lifecycle.detach_all(&connections, since)
     );
     server.abort();
     (since.elapsed(), is_ready, handle.is_ready())
@@ -316,9 +320,9 @@ fn what_goes_on_when_the_service_has_left_keeps_its_process_for_a_moment_only() 
     runtime.block_on(async {
         let blocked = tokio::task::spawn_blocking(|| std::thread::sleep(Duration::from_secs(60)));
         let server = tokio::spawn(async {});
-        let (lifecycle, gate) = (lifecycle(30).ended_at_last().unwrap(), Gate::default());
-        gate.set_deaf();
-        lifecycle.leave(&gate, None, Reason::Terminate, server.abort_handle()).await;
+        let (lifecycle, connections) = (lifecycle(30).with_last_resort().unwrap(), Connections::default());
+        connections.set_listeners_closed();
+        lifecycle.leave(&connections, None, Reason::Terminate, server.abort_handle()).await;
         drop(blocked);
     });
     // It waits for that thread.

@@ -1,4 +1,4 @@
-//! Who is found, let in and counted at a door, from inside.
+//! Who is found, let in and counted at a handover socket, from inside.
 
 use std::os::unix::net::UnixStream;
 
@@ -10,20 +10,23 @@ use super::super::connection::{Origin, Peer, Socket};
 use super::*;
 
 /// Connections with what was read of them.
-fn connections(count: usize) -> Vec<Clean> {
-    let clean =
-        |_| Clean { socket: UnixStream::pair().unwrap().0.into(), rest: b"GET ".to_vec(), origin: Origin::Adopted };
-    (0..count).map(clean).collect()
+fn detached(count: usize) -> Vec<Detached> {
+    let detached = |_| Detached {
+        socket: UnixStream::pair().unwrap().0.into(),
+        unparsed: b"GET ".to_vec(),
+        origin: Origin::Adopted,
+    };
+    (0..count).map(detached).collect()
 }
 
 #[tokio::test]
-async fn the_living_are_found_but_for_oneself_and_the_doors_of_the_dead_are_removed() {
+async fn the_living_are_found_but_for_oneself_and_the_sockets_of_the_dead_are_removed() {
     let directory = TempDir::new().unwrap();
     let siblings = Siblings::within(directory.path());
-    let own = siblings.open_door(Arc::default()).unwrap();
+    let own = siblings.listen(Arc::default()).unwrap();
     let behind = |pid| {
         let socket = seqpacket().unwrap();
-        bind(&socket, &SocketAddrUnix::new(siblings.door(pid)).unwrap()).unwrap();
+        bind(&socket, &SocketAddrUnix::new(siblings.path(pid)).unwrap()).unwrap();
         listen(&socket, 1).unwrap();
         socket
     };
@@ -33,41 +36,41 @@ async fn the_living_are_found_but_for_oneself_and_the_doors_of_the_dead_are_remo
 
     assert_eq!(siblings.pids().unwrap(), [1, 7]);
 
-    assert!(!siblings.door(3).exists());
-    assert!(siblings.door(1).exists() && own.path.exists());
+    assert!(!siblings.path(3).exists());
+    assert!(siblings.path(1).exists() && own.path.exists());
     for socket in living {
         assert_eq!(fcntl_getfd(&socket).unwrap(), FdFlags::CLOEXEC);
         assert!(rustix::net::accept(&socket).is_err(), "who lives is not disturbed");
     }
-    let door = own.path.clone();
+    let handover_socket = own.path.clone();
     own.close().await;
-    assert!(!door.exists());
+    assert!(!handover_socket.exists());
 }
 
 #[tokio::test]
-async fn what_is_handed_in_is_put_aside_as_a_guest_and_counted_with_all_others() {
+async fn what_is_handed_in_is_parked_as_a_guest_and_counted_with_all_others() {
     let directory = TempDir::new().unwrap();
     let siblings = Siblings::within(directory.path());
-    let gate = Arc::new(Gate::default());
-    let door = siblings.open_door(Arc::clone(&gate)).unwrap();
+    let connections = Arc::new(Connections::default());
+    let handover_socket = siblings.listen(Arc::clone(&connections)).unwrap();
     let admit = |_| {
         let socket = tokio::net::UnixStream::pair().unwrap().0;
-        gate.admit(Socket::Right(socket), Peer::Unix, Vec::new(), Origin::Accepted)
+        connections.admit(Socket::Right(socket), Peer::Unix, Vec::new(), Origin::Accepted)
     };
     let live: Vec<_> = (0..2).map(admit).collect();
-    gate.put(connections(3));
+    connections.park(detached(3));
 
-    let taken = hand_in(&door.path, &connections(4), PATIENCE).await.unwrap();
+    let taken = hand_in(&handover_socket.path, &detached(4), PATIENCE).await.unwrap();
 
     assert_eq!(taken, Taken { count: 4, has: Some(live.len() + 3 + 4) });
-    let aside = gate.take();
-    assert!(aside.iter().all(|clean| clean.rest == b"GET "));
-    assert!(aside.iter().all(|clean| fcntl_getfd(&clean.socket).unwrap() == FdFlags::CLOEXEC));
-    assert_eq!(aside.iter().filter(|clean| clean.origin == Origin::Guest).count(), 4);
-    door.close().await;
+    let parked = connections.take_parked();
+    assert!(parked.iter().all(|one| one.unparsed == b"GET "));
+    assert!(parked.iter().all(|one| fcntl_getfd(&one.socket).unwrap() == FdFlags::CLOEXEC));
+    assert_eq!(parked.iter().filter(|one| one.origin == Origin::Guest).count(), 4);
+    handover_socket.close().await;
 }
 
-/// What is behind a door may say so many bytes, or nothing, and go.
+/// Who listens at a handover socket may say so many bytes, or nothing, and go.
 #[tokio::test]
 async fn an_answer_is_taken_for_what_it_says_and_for_nothing_else() {
     let directory = TempDir::new().unwrap();
@@ -75,7 +78,7 @@ async fn an_answer_is_taken_for_what_it_says_and_for_nothing_else() {
     let socket = seqpacket().unwrap();
     bind(&socket, &SocketAddrUnix::new(&path).unwrap()).unwrap();
     listen(&socket, 64).unwrap();
-    let door = UnixListener::from_std(socket.into()).unwrap();
+    let handover_socket = UnixListener::from_std(socket.into()).unwrap();
     let cases: [(&[u8], Option<Option<usize>>); 7] = [
         (&[TAKEN], Some(None)),
         (&[TAKEN, 3, 1, 0, 0], Some(Some(259))),
@@ -86,13 +89,13 @@ async fn an_answer_is_taken_for_what_it_says_and_for_nothing_else() {
         (&[], None),
     ];
     for (answer, has) in cases {
-        let connections = connections(2);
+        let connections = detached(2);
         let (taken, ()) = tokio::join!(hand_in(&path, &connections, PATIENCE), async {
-            let (giver, _) = door.accept().await.unwrap();
+            let (giver, _) = handover_socket.accept().await.unwrap();
             giver.readable().await.unwrap();
             // Whether or not it reads what it gets.
             if answer.len() % 2 == 1 {
-                parcel::receive(&giver).unwrap();
+                queue::receive(&giver).unwrap();
             }
             if !answer.is_empty() {
                 send(&giver, answer, SendFlags::empty()).unwrap();
@@ -110,16 +113,16 @@ fn the_service_and_root_may_hand_connections_in_and_nobody_else() {
 }
 
 #[tokio::test]
-async fn nothing_is_taken_in_behind_a_door_that_is_closed_even_where_its_task_has_ended_before() {
+async fn nothing_is_taken_in_at_a_handover_socket_that_is_closed_even_where_its_task_has_ended_before() {
     let directory = TempDir::new().unwrap();
-    let gate = Arc::new(Gate::default());
-    let mut door = Siblings::within(directory.path()).open_door(Arc::clone(&gate)).unwrap();
-    assert!(poll_immediate(door.ended()).await.is_none());
+    let connections = Arc::new(Connections::default());
+    let mut handover_socket = Siblings::within(directory.path()).listen(Arc::clone(&connections)).unwrap();
+    assert!(poll_immediate(handover_socket.ended()).await.is_none());
     tokio::task::yield_now().await;
-    door.close().await;
-    assert_eq!(Arc::strong_count(&gate), 1, "the task has gone");
+    handover_socket.close().await;
+    assert_eq!(Arc::strong_count(&connections), 1, "the task has gone");
 
-    let mut door = Door { path: directory.path().join("1"), task: tokio::spawn(async {}) };
-    door.ended().await.unwrap();
-    door.close().await;
+    let mut handover_socket = HandoverSocket { path: directory.path().join("1"), task: tokio::spawn(async {}) };
+    handover_socket.ended().await.unwrap();
+    handover_socket.close().await;
 }

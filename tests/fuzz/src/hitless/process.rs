@@ -17,8 +17,8 @@ use tokio_util::sync::CancellationToken;
 use tower::Service;
 
 use super::connection::{Io, Origin, Peer};
-use super::gate::Gate;
-use super::parcel::Clean;
+use super::connections::Connections;
+use super::queue::Detached;
 use super::track::Track;
 use crate::application;
 
@@ -103,16 +103,16 @@ pub async fn serve(io: Io, tasks: Tasks, ending: CancellationToken) {
 /// A process with connections that were given to it.
 #[derive(Default)]
 pub struct Process {
-    pub(super) gate: Arc<Gate>,
+    pub(super) connections: Arc<Connections>,
     pub(super) tasks: Tasks,
     pub(super) ending: CancellationToken,
 }
 
 impl Process {
     /// Takes a connection in.
-    pub fn adopt(&self, Clean { socket, rest, .. }: Clean) {
+    pub fn adopt(&self, Detached { socket, unparsed, .. }: Detached) {
         let peer = Peer::Tcp(socket.peer_addr().unwrap());
-        let io = self.gate.admit(Either::Left(socket), peer, rest, Origin::Adopted);
+        let io = self.connections.admit(Either::Left(socket), peer, unparsed, Origin::Adopted);
         self.tasks.spawn(serve(io, self.tasks.clone(), self.ending.clone()));
     }
 
@@ -121,24 +121,24 @@ impl Process {
         self.tasks.settle();
     }
 
-    pub fn close(&self) {
-        self.gate.close();
+    pub fn pause(&self) {
+        self.connections.pause();
         self.settle();
     }
 
-    pub fn open(&self) {
-        self.gate.open();
+    pub fn resume(&self) {
+        self.connections.resume();
         self.settle();
     }
 
-    /// The connections that were taken from hyper.
-    pub fn take(&self) -> Vec<Clean> {
-        self.gate.take()
+    /// The connections that were detached.
+    pub fn take_parked(&self) -> Vec<Detached> {
+        self.connections.take_parked()
     }
 
     /// Whether there is no live connection.
     pub fn is_empty(&self) -> bool {
-        self.gate.is_empty()
+        self.connections.is_empty()
     }
 }
 

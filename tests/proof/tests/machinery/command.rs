@@ -30,6 +30,7 @@ async fn what_nobody_reads_is_no_failure_and_hides_none() {
         (&["check"][..], here, 0),
         (&["unit", "service"], here, 0),
         (&["unit", "socket"], here, 0),
+        (&["proxy", "haproxy", "a"], here, 0),
         (&["health"], here, 0),
         (&["health"], "127.0.0.1:1", 1),
         (&["help"], here, 0),

@@ -123,12 +123,12 @@ async fn leave(address: SocketAddr, message: &[u8], way: Way) -> Vec<u8> {
 /// Waits until the service has let go of every connection.
 async fn assert_all_gone(app: &App, whose: &str) {
     let gone = async {
-        while !app.gate.is_empty() {
+        while !app.connections.is_empty() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
     let left = tokio::time::timeout(PATIENCE, gone).await;
-    assert!(left.is_ok(), "{whose}: {} connections are never let go", app.gate.len());
+    assert!(left.is_ok(), "{whose}: {} connections are never let go", app.connections.len());
 }
 
 async fn every_way_to_leave(path: &'static str) {

@@ -13,9 +13,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use lab::http1::{Ask, Connection, Stays};
-use lab::http2;
-use lab::manager::{Manager, Service};
 use lab::traffic::Request;
+use proof::http2;
+use proof::manager::{Manager, Service};
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, sendmsg, socketpair,
 };
@@ -102,7 +102,7 @@ async fn a_connection_lives_through_restarts() {
         restart(&mut service).await;
         // There is nothing to wait for; T is 30 s.
         assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
-        assert!(service.stored().is_empty(), "the parcel was opened and is still in the store");
+        assert!(service.stored().is_empty(), "the queue was opened and is still in the store");
         let answer = client.get("/livez").await;
         assert_good(&answer);
         processes.push(answer.process().to_owned());
@@ -225,7 +225,7 @@ async fn where_no_moment_is_calm_clients_wait_for_what_is_in_flight_and_the_log_
     let (mut slow, mut fast) = (client(&service).await, client(&service).await);
     let old = fast.get("/livez").await.process().to_owned();
     slow.ask("/ping").await;
-    // It is over 100 ms old, so no moment is calm. The gate closes after T/3 all the same.
+    // It is over 100 ms old, so no moment is calm. Connections are paused after T/3 all the same.
     tokio::time::sleep(Duration::from_millis(150)).await;
 
     restart(&mut service).await;
@@ -672,7 +672,7 @@ async fn hundreds_of_idle_connections_live_through_restarts_one_on_the_others_he
     }
     let old = process(&service).await;
 
-    // They fill several messages of a parcel, which the next process has hardly begun to open when it is to leave again.
+    // They fill several messages of a queue, which the next process has hardly begun to open when it is to leave again.
     for _ in 0..4 {
         restart(&mut service).await;
     }
@@ -770,15 +770,15 @@ async fn without_a_descriptor_store_clients_are_asked_to_go_and_nothing_is_lost(
 }
 
 #[tokio::test]
-async fn a_parcel_of_another_release_costs_its_own_connections_and_no_others() {
+async fn a_queue_of_another_release_costs_its_own_connections_and_no_others() {
     let mut service = start(managed()).await;
     let mut ours = client(&service).await;
     assert_good(&ours.get("/livez").await);
     let (theirs, socket) = UnixStream::pair().unwrap();
     theirs.set_nonblocking(true).unwrap();
-    let (sender, parcel) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+    let (sender, queue) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
     send_with(&sender, b"\xffof another format", socket.into());
-    store(&service, "parcel", parcel).await;
+    store(&service, "parcel", queue).await;
 
     restart(&mut service).await;
 

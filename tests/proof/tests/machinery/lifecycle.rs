@@ -12,7 +12,7 @@ use axum::routing::get;
 use hitless::testing::Reason;
 use hitless::{Cut, Handle, Outcome};
 use http_body_util::StreamBody;
-use lab::manager::Service;
+use proof::manager::Service;
 use rustix::process::Signal;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
@@ -448,7 +448,7 @@ async fn a_restart_hands_connections_over_and_a_stop_retires_them() {
                 ends_well(&mut service).await;
                 let stored = service.messages().iter().any(|message| message.says("FDSTORE=1"));
                 let (log, what) = (service.log(), format!("{kept:?}, {signal:?}"));
-                assert!(!stored, "{what}: a parcel for nobody; the log:\n{log}");
+                assert!(!stored, "{what}: a queue for nobody; the log:\n{log}");
                 assert_eq!(
                     log.contains("the next client starts the service again"),
                     kept == Kept::Told,

@@ -8,7 +8,7 @@ use axum::extract::ws::{Message, WebSocketUpgrade};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use futures_util::{StreamExt, stream};
-use hitless::testing::SURPLUS;
+use hitless::testing::OVER_LIMIT;
 use rustix::process::Signal;
 use tokio::net::TcpSocket;
 use tokio::process::Command;
@@ -226,7 +226,7 @@ async fn a_flood_of_silent_connections_keeps_nobody_out_and_costs_nobody_a_conne
     for client in &mut idle {
         assert_eq!(client.get("/livez").await.status, 200);
     }
-    assert!(app.gate.len() < 100 + SURPLUS, "{}", app.gate.len());
+    assert!(app.connections.len() < 100 + OVER_LIMIT, "{}", app.connections.len());
 }
 
 #[tokio::test]
@@ -235,7 +235,7 @@ async fn who_asks_is_answered_behind_silent_connections_when_all_others_are_busy
     let mut busy = app.client().await;
     busy.ask("/ping").await;
     let mut silent = Vec::new();
-    for _ in 0..2 * SURPLUS {
+    for _ in 0..2 * OVER_LIMIT {
         silent.push(app.client().await);
     }
     assert!([200, 503].contains(&app.client().await.get("/livez").await.status));
@@ -314,7 +314,7 @@ async fn a_body_that_stops_coming_is_answered_408_which_is_no_failure_of_the_ser
         assert_eq!(client.head().await.status, 200);
         assert!(!client.until_end().await.ends_with(b"0\r\n\r\n"));
     }
-    assert_eq!(app.gate.counts().1, 0);
+    assert_eq!(app.connections.counts().1, 0);
 }
 
 #[tokio::test]
@@ -338,7 +338,7 @@ async fn a_body_that_dribbles_in_beyond_the_time_of_a_request_is_answered_408_to
     // One whose handler is slow is the service's to answer for.
     let app = spawn_app("ping_delay = '1h'\n[limits]\nrequest_timeout = '300ms'", take()).await;
     assert_eq!(app.client().await.get("/ping").await.status, 503);
-    assert_eq!(app.gate.counts().1, 1);
+    assert_eq!(app.connections.counts().1, 1);
 }
 
 #[tokio::test]
@@ -375,7 +375,7 @@ async fn the_last_answer_arrives_whatever_is_asked_behind_it() {
         ))
         .await;
     soon("the end of the answer", async {
-        while app.gate.counts().0 == 0 {
+        while app.connections.counts().0 == 0 {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     })
@@ -420,7 +420,7 @@ async fn who_goes_on_sending_after_an_early_answer_is_not_read_for_ever() {
     client.send("POST /nowhere HTTP/1.1\r\nHost: test\r\nContent-Length: 1000000\r\n\r\n").await;
     assert_last_problem(&client.answer().await, 404);
     soon("the end", async {
-        while !app.gate.is_empty() {
+        while !app.connections.is_empty() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     })

@@ -1,13 +1,13 @@
-//! What lasts longer than a request, through restarts: the routes of `tests/live`, which are there to be copied.
+//! What lasts longer than a request, through restarts: the routes of `tests/proof/live`, which are there to be copied.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt, StreamExt};
-use lab::http2;
-use lab::manager::{Manager, Service};
 use lab::traffic::Request;
+use proof::http2;
+use proof::manager::{Manager, Service};
 use rustix::process::Signal;
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
@@ -20,7 +20,7 @@ use crate::client::{Client, soon};
 use crate::handover::{assert_good, client, restart, slowest_answer, start};
 use crate::start::{managed_as, variable};
 
-#[path = "../../../live/live.rs"]
+#[path = "../../live/live.rs"]
 #[expect(dead_code, reason = "its main is that of the example")]
 mod example;
 
@@ -306,8 +306,8 @@ async fn websockets_that_come_back_at_once_do_not_keep_it_from_leaving() {
             loop {
                 let message = socket.next().await.expect("a close").expect("a message");
                 assert!(message.is_close(), "{message:?}");
-                // It has the next one before it lets go of this, so that there is one at every moment; but when the gate
-                // is closed, the next process has to open it.
+                // It has the next one before it lets go of this, so that there is one at every moment; but when connections
+                // are paused, the next process has to open it.
                 let mut next = std::pin::pin!(open(address));
                 let opened = tokio::time::timeout(Duration::from_millis(250), next.as_mut()).await;
                 assert!(socket.next().await.is_none());

@@ -1,6 +1,6 @@
 //! The service as its clients, its operators and its service manager see it, with an application of the proofs. `tests/proof/README.md` says what proves what.
 
-use lab::client;
+use proof::client;
 
 /// What the template is called.
 macro_rules! name {
@@ -24,6 +24,7 @@ mod listening;
 mod live;
 mod log;
 mod memory;
+mod proxy;
 mod readiness;
 mod routes;
 mod siblings;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use axum::body::to_bytes;
 use axum::extract::State;
 use axum::response::IntoResponse;
-use hitless::testing::{Gate, Lifecycle};
+use hitless::testing::{Connections, Lifecycle};
 use serde_json::{Value, json};
 use service::requests::Expected;
 use service::routes::health::{self, Readiness};
@@ -17,7 +17,7 @@ use crate::start::config;
 /// What `/readyz` answers of a service that serves and has these checks.
 async fn readyz(readiness: Readiness) -> (u16, Value) {
     let lifecycle = Lifecycle::new(config("").shutdown_timeout);
-    lifecycle.serving(&Arc::new(Gate::default()));
+    lifecycle.serving(&Arc::new(Connections::default()));
     let answer = health::readyz(State(lifecycle.handle()), State(readiness)).await.into_response();
     let status = answer.status().as_u16();
     let body = to_bytes(answer.into_body(), 10_000).await.unwrap();

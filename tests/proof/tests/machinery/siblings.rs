@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use lab::http1::{Ask, Connection, Stays};
-use lab::manager::Service;
+use proof::manager::Service;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept, bind, connect, listen, recv,
     send, socket_with,
@@ -327,7 +327,7 @@ async fn a_sibling_without_descriptors_costs_no_connection() {
     }
 }
 
-/// What waits in parcels counts against one limit for all processes of a user, who has the unit's and no privileges.
+/// What waits in handover queues counts against one limit for all processes of a user, who has the unit's and no privileges.
 #[tokio::test]
 async fn full_instances_that_leave_at_once_lose_nothing() {
     const CONNECTIONS: usize = 300;

@@ -8,11 +8,11 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use axum::{BoxError, Router};
-use hitless::testing::{Gate, Reason};
+use hitless::testing::{Connections, Reason};
 use hitless::{Application, Handle, Outcome, testing};
 use humantime_serde::re::humantime::parse_duration;
-use lab::manager::Manager;
 use lab::stage::setting;
+use proof::manager::Manager;
 use rustix::process::{Pid, Signal, kill_process};
 use service::config::Config;
 use service::server;
@@ -41,7 +41,7 @@ pub fn config(overrides: &str) -> Config {
 pub struct App {
     pub address: SocketAddr,
     pub handle: Handle,
-    pub gate: Arc<Gate>,
+    pub connections: Arc<Connections>,
     tell: Option<oneshot::Sender<Reason>>,
     outcome: JoinHandle<(Outcome, Duration)>,
 }
@@ -88,14 +88,14 @@ async fn spawn<A: Application>(
     let (handover, listener) =
         testing::handover(socket, config.shutdown_timeout, config.connection_limits(), machinery, told)
             .expect("a listener");
-    let (handle, gate) = (handover.handle(), testing::gate(&handover));
+    let (handle, connections) = (handover.handle(), testing::connections(&handover));
     let app = make(Arc::new(config), handle.clone()).await.expect("an application");
     let started = Instant::now();
     let outcome = tokio::spawn(async move {
         let outcome = server::serve(handover, listener, app).await;
         (outcome, since.get().unwrap_or(&started).elapsed())
     });
-    App { address, handle, gate, tell: Some(tell), outcome }
+    App { address, handle, connections, tell: Some(tell), outcome }
 }
 
 impl App {

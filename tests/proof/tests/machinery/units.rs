@@ -50,7 +50,7 @@ fn the_service_unit_says_what_the_configuration_says() {
     let value =
         |key: &str| unit.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('=')?.parse::<u32>().ok());
     assert!(value("LimitNOFILE").is_some_and(|limit| limit > 500));
-    // A parcel of this process, and what another may have left.
+    // A handover queue of this process, and what another may have left.
     assert!(value("FileDescriptorStoreMax").is_some_and(|most| most >= 2));
 }
 

@@ -1,5 +1,5 @@
-//! Gate, connections and listener, with hyper between them, in the hands of a scheduler: no order of accept, read,
-//! dispatch, answer, flush, close, open and drop loses a connection, or hands over one that is not clean.
+//! The connections and their listener, with hyper between them, in the hands of a scheduler: no order of accept, read,
+//! dispatch, answer, flush, pause, resume and drop loses a connection, or hands over one that is not at a message boundary.
 //!
 //! A client whose connection is lost is told so, or waits for ever: shuttle calls that a deadlock. What it prints for a
 //! failure is an order that `shuttle::replay` repeats.
@@ -75,9 +75,9 @@ fn a_restart_loses_nobody() {
         let (old, new) = (Process::default(), Process::default());
         let server = old.listen(&backlog, Vec::new());
         block_on(async {
-            let parcel = old.leave(server).await;
+            let queue = old.leave(server).await;
             assert!(old.is_empty());
-            new.listen(&backlog, parcel);
+            new.listen(&backlog, queue);
             clients.served().await;
         });
     });
@@ -107,9 +107,9 @@ fn nor_does_one_that_is_given_up_first() {
         let server = old.listen(&backlog, Vec::new());
         block_on(async {
             old.stay().await;
-            let parcel = old.leave(server).await;
+            let queue = old.leave(server).await;
             assert!(old.is_empty());
-            new.listen(&backlog, parcel);
+            new.listen(&backlog, queue);
             clients.served().await;
         });
     });

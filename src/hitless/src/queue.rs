@@ -1,9 +1,9 @@
-//! The parcel: clean connections, packed for the next process.
+//! The handover queue: connections that wait for the next process.
 //!
-//! A parcel is one `SOCK_SEQPACKET` socket pair. Its receiving end is kept by systemd's file descriptor store, and the
+//! A queue is one `SOCK_SEQPACKET` socket pair. Its receiving end is kept by systemd's file descriptor store, and the
 //! connections wait inside it as `SCM_RIGHTS` messages, so that the store holds a single descriptor however many
 //! connections there are (systemd compares each new descriptor with all that it has: 9,000 of them take it 34 s).
-//! The store gets the empty parcel first: one that it does not keep is noticed while nothing is packed yet.
+//! The store gets the empty queue first: one that it does not keep is noticed while nothing is in it yet.
 //!
 //! What was read of unfinished heads travels beside the messages, in memory that has a descriptor (memfd_create(2)):
 //! a socket's buffer takes some hundred kilobytes, and clients that send long heads slowly would fill it.
@@ -24,19 +24,19 @@ use rustix::net::{
 };
 
 use super::connection::Origin;
-use super::gate::Gate;
+use super::connections::Connections;
 use super::{ledger, systemd};
 
-/// The parcel's name in systemd's descriptor store.
+/// The queue's name in systemd's descriptor store: what the first release called it.
 pub const NAME: &str = "parcel";
 
 /// How long systemd 257 may take to close a descriptor that it does not keep, after it has said that it is done.
 const SECOND_THOUGHTS: Duration = Duration::from_millis(50);
 /// The format's version, the first byte of every message. A message of another version is not opened.
 ///
-/// After it stands the length of each connection's rest, in four bytes. The descriptors are the connections, then, where
-/// there is any rest, the memory with all of them. Where nothing was asked on the connections yet, there is memory, and a byte
-/// more in it than the rests have: releases that know nothing of it do not look there.
+/// After it stands the length of what is unparsed of each connection, in four bytes. The descriptors are the connections, then, where
+/// there is any of that, the memory with all of them. Where nothing was asked on the connections yet, there is memory, and a byte
+/// more in it than these lengths: releases that know nothing of it do not look there.
 pub(super) const VERSION: u8 = 2;
 /// The most descriptors that one message can carry (`SCM_MAX_FD`, unix(7)).
 const MESSAGE_DESCRIPTORS: usize = 253;
@@ -45,21 +45,22 @@ const MESSAGE_SOCKETS: usize = MESSAGE_DESCRIPTORS - 1;
 /// The largest message, in bytes.
 const MESSAGE_LIMIT: usize = 1 + MESSAGE_SOCKETS * size_of::<u32>();
 
-/// A connection that stands before a request, and what was already read of that request.
+/// A connection that stands at a message boundary, and that hyper has let go of.
 #[derive(Debug)]
-pub struct Clean {
+pub struct Detached {
     pub socket: OwnedFd,
-    pub rest: Vec<u8>,
+    /// What was already read of its next request.
+    pub unparsed: Vec<u8>,
     /// How it comes to whoever takes it.
     pub origin: Origin,
 }
 
-/// The sending end of a parcel whose receiving end the service manager keeps.
+/// The sending end of a queue whose receiving end the service manager keeps.
 #[derive(Debug)]
-pub struct Parcel(OwnedFd);
+pub struct HandoverQueue(OwnedFd);
 
-impl Parcel {
-    /// Opens an empty parcel in the service manager's descriptor store, within `timeout`.
+impl HandoverQueue {
+    /// Opens an empty queue in the service manager's descriptor store, within `timeout`.
     ///
     /// # Errors
     /// When there is no service manager, it does not answer, or it does not keep the descriptor (no
@@ -68,16 +69,16 @@ impl Parcel {
         let (sender, receiver) = pair()?;
         systemd::store(NAME, receiver.as_fd(), timeout).await?;
         drop(receiver);
-        let parcel = Self(sender);
+        let queue = Self(sender);
         tokio::time::sleep(SECOND_THOUGHTS).await;
-        parcel.is_kept()?;
-        Ok(parcel)
+        queue.is_kept()?;
+        Ok(queue)
     }
 
     /// Fails when nobody holds the other end.
     ///
     /// # Errors
-    /// When what is packed would be lost.
+    /// When what is put into it would be lost.
     pub fn is_kept(&self) -> io::Result<()> {
         match poll(&mut [PollFd::new(&self.0, PollFlags::empty())], Some(&Timespec::default()))? {
             0 => Ok(()),
@@ -87,26 +88,26 @@ impl Parcel {
         }
     }
 
-    /// Puts connections into the parcel, in an order of its own, and closes it.
+    /// Puts connections into the queue, in an order of its own, and closes it.
     ///
     /// # Errors
     /// When the kernel takes no more, with the number of connections that did get in.
-    pub fn pack(self, connections: &mut [Clean]) -> Result<usize, (usize, io::Error)> {
-        // Those taken last were busy until the last moment, and are likeliest to wait for an answer. And should there be
+    pub fn fill(self, connections: &mut [Detached]) -> Result<usize, (usize, io::Error)> {
+        // Those detached last were busy until the last moment, and are likeliest to wait for an answer. And should there be
         // no memory for what was read, then only those that it belongs to are lost.
         connections.reverse();
-        connections.sort_by_key(|clean| (clean.origin == Origin::Unasked, clean.rest.len()));
-        let asked = connections.partition_point(|clean| clean.origin != Origin::Unasked);
-        let mut packed = 0;
-        while packed < connections.len() {
-            let until = if packed < asked { asked } else { connections.len() };
-            packed += send(&self.0, &connections[packed..until]).map_err(|error| (packed, error))?;
+        connections.sort_by_key(|detached| (detached.origin == Origin::Unasked, detached.unparsed.len()));
+        let asked = connections.partition_point(|detached| detached.origin != Origin::Unasked);
+        let mut queued = 0;
+        while queued < connections.len() {
+            let until = if queued < asked { asked } else { connections.len() };
+            queued += send(&self.0, &connections[queued..until]).map_err(|error| (queued, error))?;
         }
-        Ok(packed)
+        Ok(queued)
     }
 }
 
-/// A parcel's two ends: the sending one, the receiving one.
+/// A queue's two ends: the sending one, the receiving one.
 fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let (sender, receiver) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
@@ -116,18 +117,18 @@ fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
 }
 
 /// Sends the first of `connections` in one message, which their descriptors' copies travel with; gives their number. In
-/// a parcel something was asked on all of them or on none, which the first tells.
+/// a message something was asked on all of them or on none, which the first tells.
 ///
 /// # Errors
 /// When the kernel does not take the message, as it is, at once.
-pub(super) fn send(to: impl AsFd, connections: &[Clean]) -> io::Result<usize> {
+pub(super) fn send(to: impl AsFd, connections: &[Detached]) -> io::Result<usize> {
     let connections = &connections[..connections.len().min(MESSAGE_SOCKETS)];
     let mut message = vec![VERSION];
-    // A rest is at most 64 KiB (the ledger's limit).
-    message.extend(connections.iter().flat_map(|clean| (clean.rest.len() as u32).to_le_bytes()));
-    let rests = rests(connections)?;
-    let sockets = connections.iter().map(|clean| clean.socket.as_fd());
-    let descriptors: Vec<BorrowedFd> = sockets.chain(rests.iter().map(AsFd::as_fd)).collect();
+    // Each is at most 64 KiB long (the ledger's limit).
+    message.extend(connections.iter().flat_map(|detached| (detached.unparsed.len() as u32).to_le_bytes()));
+    let memory = unparsed(connections)?;
+    let sockets = connections.iter().map(|detached| detached.socket.as_fd());
+    let descriptors: Vec<BorrowedFd> = sockets.chain(memory.iter().map(AsFd::as_fd)).collect();
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MESSAGE_DESCRIPTORS))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if !descriptors.is_empty() {
@@ -140,34 +141,34 @@ pub(super) fn send(to: impl AsFd, connections: &[Clean]) -> io::Result<usize> {
 }
 
 /// Memory with what was read of each connection's next request, and whether nothing was asked yet, unless neither is the case.
-fn rests(connections: &[Clean]) -> io::Result<Option<File>> {
-    let unasked = connections.first().is_some_and(|clean| clean.origin == Origin::Unasked);
-    if !unasked && connections.iter().all(|clean| clean.rest.is_empty()) {
+fn unparsed(connections: &[Detached]) -> io::Result<Option<File>> {
+    let unasked = connections.first().is_some_and(|detached| detached.origin == Origin::Unasked);
+    if !unasked && connections.iter().all(|detached| detached.unparsed.is_empty()) {
         return Ok(None);
     }
-    let mut memory = File::from(memfd_create(c"rests", MemfdFlags::CLOEXEC)?);
-    for clean in connections {
-        memory.write_all(&clean.rest)?;
+    let mut memory = File::from(memfd_create(c"unparsed", MemfdFlags::CLOEXEC)?);
+    for detached in connections {
+        memory.write_all(&detached.unparsed)?;
     }
     memory.write_all(if unasked { &[0] } else { &[] })?;
     Ok(Some(memory))
 }
 
-/// Takes over what parcels hold, behind `gate`: those that were busy until the last moment before this returns, the others
+/// Takes over the connections in queues: those that were busy until the last moment before this returns, the others
 /// by the future that it gives, each lot when the one before is let in. Should the process end before, they are still in
-/// the parcel.
+/// the queue.
 ///
 /// That future is for after `READY=1`: where descriptors are short, it may leave none to say that with.
-pub fn take_over(parcels: Vec<OwnedFd>, gate: Arc<Gate>) -> impl Future<Output = ()> + Send + 'static {
-    let any = !parcels.is_empty();
-    let mut messages = unpack(parcels);
+pub fn take_over(queues: Vec<OwnedFd>, connections: Arc<Connections>) -> impl Future<Output = ()> + Send + 'static {
+    let any = !queues.is_empty();
+    let mut messages = unpack(queues);
     let mut count = 0;
-    let mut next = move |gate: &Gate| {
+    let mut next = move |connections: &Connections| {
         match messages.next() {
-            Some(Ok(connections)) => {
-                count += connections.len();
+            Some(Ok(detached)) => {
+                count += detached.len();
                 // The listener begins with the last.
-                gate.put(connections.into_iter().rev().collect());
+                connections.park(detached.into_iter().rev().collect());
             }
             Some(Err(error)) => {
                 tracing::error!("not all connections of the previous process can be taken over: {error}");
@@ -183,29 +184,29 @@ pub fn take_over(parcels: Vec<OwnedFd>, gate: Arc<Gate>) -> impl Future<Output =
         true
     };
     let mut more = true;
-    while more && gate.put_aside() < MESSAGE_SOCKETS {
-        more = next(&gate);
+    while more && connections.parked() < MESSAGE_SOCKETS {
+        more = next(&connections);
     }
     async move {
         while more {
             tokio::task::yield_now().await;
-            if gate.put_aside() == 0 {
-                more = next(&gate);
+            if connections.parked() == 0 {
+                more = next(&connections);
             }
         }
     }
 }
 
-/// The connections in parcels, message by message.
+/// The connections in queues, message by message.
 ///
 /// # Errors
 /// When a message cannot be read, or is of another version: then its connections are closed.
-fn unpack(mut parcels: Vec<OwnedFd>) -> impl Iterator<Item = io::Result<Vec<Clean>>> {
+fn unpack(mut queues: Vec<OwnedFd>) -> impl Iterator<Item = io::Result<Vec<Detached>>> {
     std::iter::from_fn(move || {
-        while let Some(parcel) = parcels.pop() {
-            match receive(&parcel) {
+        while let Some(queue) = queues.pop() {
+            match receive(&queue) {
                 Ok(Some(message)) => {
-                    parcels.push(parcel);
+                    queues.push(queue);
                     return Some(message.open());
                 }
                 Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Some(Err(error)),
@@ -229,7 +230,7 @@ impl Message {
     ///
     /// # Errors
     /// When it was cut short, or is of another version: then its connections are closed here.
-    pub(super) fn open(self) -> io::Result<Vec<Clean>> {
+    pub(super) fn open(self) -> io::Result<Vec<Detached>> {
         if self.cut_short {
             return Err(io::Error::other("a message was cut short: too few descriptors (LimitNOFILE=)?"));
         }
@@ -264,14 +265,14 @@ pub(super) fn receive(from: impl AsFd) -> io::Result<Option<Message>> {
 }
 
 /// The connections of one message.
-fn decompose(message: &[u8], mut descriptors: Vec<OwnedFd>) -> io::Result<Vec<Clean>> {
-    let malformed = || io::Error::new(io::ErrorKind::InvalidData, "a message of the parcel is malformed");
+fn decompose(message: &[u8], mut descriptors: Vec<OwnedFd>) -> io::Result<Vec<Detached>> {
+    let malformed = || io::Error::new(io::ErrorKind::InvalidData, "a message of the handover queue is malformed");
     let (&version, lengths) = message.split_first().ok_or_else(malformed)?;
     if version != VERSION {
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,
             format!(
-                "the parcel has format {version}, this release opens format {VERSION}: its connections are closed ({} descriptors)",
+                "the handover queue has format {version}, this release opens format {VERSION}: its connections are closed ({} descriptors)",
                 descriptors.len()
             ),
         ));
@@ -287,20 +288,20 @@ fn decompose(message: &[u8], mut descriptors: Vec<OwnedFd>) -> io::Result<Vec<Cl
     let mut read = 0;
     let connections = descriptors.into_iter().zip(lengths).map(|(socket, length)| {
         let length = u32::from_le_bytes(*length) as usize;
-        if length > ledger::REST_LIMIT {
+        if length > ledger::UNPARSED_LIMIT {
             return Err(malformed());
         }
-        let mut rest = vec![0; length];
-        if !rest.is_empty() {
-            memory.as_ref().ok_or_else(malformed)?.read_exact_at(&mut rest, read)?;
-            read += rest.len() as u64;
+        let mut unparsed = vec![0; length];
+        if !unparsed.is_empty() {
+            memory.as_ref().ok_or_else(malformed)?.read_exact_at(&mut unparsed, read)?;
+            read += unparsed.len() as u64;
         }
-        Ok(Clean { socket, rest, origin })
+        Ok(Detached { socket, unparsed, origin })
     });
     connections.collect()
 }
 
-#[cfg(all(test, feature = "proofs"))]
+#[cfg(all(test, proofs))]
 #[rustfmt::skip]
-#[path = "../tests/unit/parcel.rs"]
+#[path = "../tests/unit/queue.rs"]
 mod tests;

@@ -25,8 +25,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::http1::{Fault, PATIENCE, Place, Socket};
-use crate::traffic::Request;
+use lab::http1::{Fault, PATIENCE, Place, Socket};
+use lab::traffic::Request;
 
 /// What came of a request.
 #[derive(Debug, PartialEq, Eq)]

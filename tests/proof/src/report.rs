@@ -14,7 +14,9 @@ use std::{
 
 use serde_json::json;
 
-use crate::record::{Record, Restart, Scenario};
+use lab::record::{Restart, Scenario};
+
+use crate::record::Record;
 
 /// The page with a comment at each place to fill, which no escaped value can contain.
 const PAGE: &str = include_str!("report.html");
@@ -143,7 +145,7 @@ fn lede(record: &Record) -> String {
         plural(record.scenarios.len() as u64, "scenario"),
         if restarts == 1 { "once".into() } else { plural(restarts as u64, "time") },
     );
-    match (&record.peer, totals.spotless()) {
+    match (&record.peer, totals.is_spotless()) {
         (Some(peer), false) => format!(
             "This is the contrast, and not this service: the same load and the same restarts on {}. \
              {scene}: <strong>{} not answered and {} closed without a word</strong>, {:.1} for each restart.",
@@ -244,9 +246,9 @@ fn lifelines(record: &Record) -> String {
             i % COLOURS,
             swatch(i),
             escape(&scenario.name),
-            if scenario.kept < u64::from(scenario.clients) { " class=bad" } else { "" },
+            if scenario.kept < scenario.clients { " class=bad" } else { "" },
             count(scenario.kept),
-            count(u64::from(scenario.clients)),
+            count(scenario.clients),
         );
     }
     if html.is_empty() {
@@ -308,7 +310,7 @@ fn figures(record: &Record) -> String {
         html += &row(
             format!("{}{}", swatch(i), escape(&s.name)),
             &s.about,
-            [u64::from(s.clients), s.answered, s.lost, s.refused, s.closed, s.opened, s.kept],
+            [s.clients, s.answered, s.lost, s.refused, s.closed, s.opened, s.kept],
             [s.median_ms, s.p99_ms, s.slowest_ms],
         );
     }
@@ -385,7 +387,7 @@ fn data(record: &Record) -> String {
 /// Whether the clients of a scenario hold on to a connection: some lived through everything, or, where the
 /// server closed them, no client opened many more than the restarts account for.
 pub fn holds(record: &Record, scenario: &Scenario) -> bool {
-    let fair = 2 * (record.restarts.len() as u64 + 1) * u64::from(scenario.clients);
+    let fair = 2 * (record.restarts.len() as u64 + 1) * scenario.clients;
     scenario.kept > 0 || (scenario.closed > 0 && scenario.opened <= fair)
 }
 
@@ -399,7 +401,7 @@ pub fn strand(
     [top, height]: [f64; 2],
 ) -> (String, String) {
     let scenario = &record.scenarios[index];
-    let clients = u64::from(scenario.clients).max(scenario.kept).max(1);
+    let clients = scenario.clients.max(scenario.kept).max(1);
     let lines = clients.min(most);
     // Rounded down, so that even one closed connection shows.
     let kept = lines * scenario.kept / clients;
@@ -485,7 +487,7 @@ pub fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;").replace('\'', "&#39;")
 }
 
-#[cfg(all(test, feature = "proofs"))]
+#[cfg(test)]
 #[rustfmt::skip]
-#[path = "../../proof/unit/report.rs"]
+#[path = "../unit/report.rs"]
 mod tests;

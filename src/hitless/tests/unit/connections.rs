@@ -1,4 +1,4 @@
-//! What the gate does by itself, with a server behind it. `tests/fuzz` holds it to losing nobody.
+//! What the connections do by themselves, with a server behind it. `tests/fuzz` holds it to losing nobody.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::connection::{Io, Origin, Peer, QUIET, Socket};
-use super::gate::{Gate, Limits, Mode, Obstacle, YIELDS_AFTER};
+use super::connections::{Connections, Limits, Mode, Obstacle, YIELDS_AFTER};
 use super::systemd::ListeningSocket;
 use super::{Connection, Listener, Track};
 
@@ -36,11 +36,11 @@ async fn ask(client: &mut TcpStream) {
 }
 
 #[tokio::test]
-async fn who_is_quiet_is_taken_before_the_gate_closes_and_is_back_when_it_stays_open() {
+async fn who_is_quiet_is_detached_before_the_pause_and_is_back_when_there_is_none() {
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap();
-    let gate = Arc::new(Gate::default());
-    let listener = Listener::new(vec![ListeningSocket::Tcp(socket)], Arc::clone(&gate), 10).unwrap();
+    let connections = Arc::new(Connections::default());
+    let listener = Listener::new(vec![ListeningSocket::Tcp(socket)], Arc::clone(&connections), 10).unwrap();
     let app = Track(Router::new().route("/", get(|| async {})));
     tokio::spawn(axum::serve(listener, app.into_make_service_with_connect_info::<Connection>()).into_future());
     let mut clients = Vec::new();
@@ -53,27 +53,27 @@ async fn who_is_quiet_is_taken_before_the_gate_closes_and_is_back_when_it_stays_
     tokio::time::sleep(QUIET).await;
 
     let began = Instant::now();
-    gate.thin_out(Duration::from_secs(30)).await;
+    connections.detach_idle(Duration::from_secs(30)).await;
 
     assert!(began.elapsed() < Duration::from_secs(15), "it waits for others as well");
-    assert_eq!((gate.len(), gate.put_aside(), gate.is_closed()), (1, 3, false));
+    assert_eq!((connections.len(), connections.parked(), connections.is_paused()), (1, 3, false));
     send(&mut clients[0], HEAD.1).await;
     is_answered(&mut clients[0]).await;
-    assert_eq!(gate.put_aside(), 3);
-    gate.open();
+    assert_eq!(connections.parked(), 3);
+    connections.resume();
     for client in &mut clients {
         ask(client).await;
     }
-    assert_eq!((gate.len(), gate.put_aside()), (4, 0));
+    assert_eq!((connections.len(), connections.parked()), (4, 0));
 }
 
 /// Who is between requests, or says that its connection ends, is not waited for; who waits for its answer is, and no longer.
 #[tokio::test]
-async fn a_closed_gate_waits_for_answers_and_for_nothing_else() {
+async fn a_pause_waits_for_answers_and_for_nothing_else() {
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap();
-    let gate = Arc::new(Gate::default());
-    let listener = Listener::new(vec![ListeningSocket::Tcp(socket)], Arc::clone(&gate), 10).unwrap();
+    let connections = Arc::new(Connections::default());
+    let listener = Listener::new(vec![ListeningSocket::Tcp(socket)], Arc::clone(&connections), 10).unwrap();
     let go_on = Arc::new(Notify::new());
     let goes_on = Arc::clone(&go_on);
     let work = || async move { goes_on.notified().await };
@@ -94,18 +94,18 @@ async fn a_closed_gate_waits_for_answers_and_for_nothing_else() {
     tokio::time::sleep(Duration::from_millis(300)).await;
 
     let began = Instant::now();
-    gate.close();
-    let waits = tokio::time::timeout(Duration::from_millis(300), gate.taken(None));
+    connections.pause();
+    let waits = tokio::time::timeout(Duration::from_millis(300), connections.detached(None));
     assert!(waits.await.is_err(), "a client waits for its answer");
-    assert_eq!(gate.put_aside(), 3);
-    let left: Vec<_> = gate.left().into_iter().map(|cut| (cut.at_work, cut.to_string())).collect();
+    assert_eq!(connections.parked(), 3);
+    let left: Vec<_> = connections.left().into_iter().map(|cut| (cut.at_work, cut.to_string())).collect();
     assert!(matches!(&left[..], [(true, work)] if work.starts_with("GET /work of 127.0.0.1:")), "{left:?}");
     go_on.notify_one();
-    tokio::time::timeout(Duration::from_secs(30), gate.taken(None)).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(30), connections.detached(None)).await.unwrap();
     assert!(began.elapsed() < Duration::from_secs(15), "it waits for others as well");
     is_answered(&mut clients[3]).await;
 
-    gate.open();
+    connections.resume();
     send(&mut clients[2], HEAD.1).await;
     is_answered(&mut clients[2]).await;
     for client in &mut clients {
@@ -134,8 +134,8 @@ async fn an_http2_client_that_stands_still_is_in_the_way_and_a_handler_at_work_i
         let began = Instant::now();
         let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = socket.local_addr().unwrap();
-        let gate = Arc::new(Gate::default());
-        let listener = Listener::new(vec![ListeningSocket::Tcp(socket)], Arc::clone(&gate), 10).unwrap();
+        let connections = Arc::new(Connections::default());
+        let listener = Listener::new(vec![ListeningSocket::Tcp(socket)], Arc::clone(&connections), 10).unwrap();
         let app = Router::new()
             .route("/q", get(|| async {}))
             .route("/l", get(|| async { vec![0; 1 << 20] }))
@@ -146,10 +146,11 @@ async fn an_http2_client_that_stands_still_is_in_the_way_and_a_handler_at_work_i
         let mut client = TcpStream::connect(address).await.unwrap();
         client.write_all(&[HELLO, &request].concat()).await.unwrap();
         tokio::time::sleep(Duration::from_millis(500)).await;
-        assert_eq!(gate.obstacle(Duration::from_millis(100)), expected, "{}", request.escape_ascii());
+        assert_eq!(connections.obstacle(Duration::from_millis(100)), expected, "{}", request.escape_ascii());
         // Of HTTP/2 those requests are waited for that began before.
-        let is_awaited =
-            async |before| tokio::time::timeout(Duration::from_millis(100), gate.taken(before)).await.is_err();
+        let is_awaited = async |before| {
+            tokio::time::timeout(Duration::from_millis(100), connections.detached(before)).await.is_err()
+        };
         assert_eq!(is_awaited(Some(Instant::now())).await, expected != Obstacle::None, "{}", request.escape_ascii());
         assert!(!is_awaited(Some(began)).await && !is_awaited(None).await);
     }
@@ -162,27 +163,27 @@ async fn who_has_been_idle_longest_makes_room_first_and_who_has_asked_nothing_be
     // Those on which something was asked (another process has handed them over), how long after them the others came
     // on which nothing was asked, and who is to make room after that time once more.
     let full = async |asked: usize, silent: usize, between: Duration, after: Duration| {
-        let gate = Arc::new(Gate::default());
-        let mut connections = Vec::new();
+        let connections = Arc::new(Connections::default());
+        let mut all = Vec::new();
         for number in 0..asked + silent {
             if number == asked {
                 tokio::time::sleep(between).await;
             }
             let (here, there) = UnixStream::pair().unwrap();
             let origin = if number < asked { Origin::Adopted } else { Origin::Accepted };
-            connections.push((gate.admit(Socket::Right(here), Peer::Unix, Vec::new(), origin), there));
+            all.push((connections.admit(Socket::Right(here), Peer::Unix, Vec::new(), origin), there));
         }
         let came = Instant::now();
         assert!(
-            silent > 64 || !gate.make_room(false, false) || came.elapsed() + between > YIELDS,
+            silent > 64 || !connections.make_room(false, false) || came.elapsed() + between > YIELDS,
             "nobody has been idle for long"
         );
         tokio::time::sleep(after).await;
         let mut order = Vec::new();
-        while gate.make_room(false, false) {
+        while connections.make_room(false, false) {
             let left =
                 |(number, (io, _)): (usize, &(Io, UnixStream))| io.connection().idle().is_none().then_some(number);
-            let gone = connections.iter().enumerate().filter_map(left).filter(|number| !order.contains(number));
+            let gone = all.iter().enumerate().filter_map(left).filter(|number| !order.contains(number));
             order.extend(gone.collect::<Vec<_>>());
         }
         (order, came.elapsed())
@@ -215,35 +216,36 @@ async fn a_flood_makes_room_at_once_for_who_asks_and_nobody_else_does_where_that
         (64, false, true, false),
         (0, false, true, false),
     ] {
-        let gate = Arc::new(Gate::default());
+        let connections = Arc::new(Connections::default());
         let connect = |origin| {
             let (here, there) = UnixStream::pair().unwrap();
-            (gate.admit(Socket::Right(here), Peer::Unix, Vec::new(), origin), there)
+            (connections.admit(Socket::Right(here), Peer::Unix, Vec::new(), origin), there)
         };
         let _others: Vec<_> = (0..10).map(|_| connect(Origin::Adopted)).collect();
         if !expected && silent == 0 {
             tokio::time::sleep(YIELDS_AFTER).await;
-            assert!(gate.make_room(false, false), "they have been idle for long");
+            assert!(connections.make_room(false, false), "they have been idle for long");
         }
         // Those of the process before, on which nothing was asked there, are no better.
         let _silent: Vec<_> =
             (0..silent).map(|n| connect(if n % 2 == 0 { Origin::Accepted } else { Origin::Unasked })).collect();
-        assert_eq!(gate.make_room(asked, of_flood), expected, "{silent} {asked} {of_flood}");
-        assert_eq!(gate.yielding(), usize::from(expected) + usize::from(silent == 0));
+        assert_eq!(connections.make_room(asked, of_flood), expected, "{silent} {asked} {of_flood}");
+        assert_eq!(connections.yielding(), usize::from(expected) + usize::from(silent == 0));
         drop(_silent);
         drop(_others);
-        assert_eq!(gate.yielding(), 0);
-        assert!(!gate.make_room(true, false), "what has gone makes no room");
+        assert_eq!(connections.yielding(), 0);
+        assert!(!connections.make_room(true, false), "what has gone makes no room");
     }
 }
 
 #[tokio::test]
 async fn guests_are_counted_apart_as_far_as_there_is_room_for_them() {
-    let gate = Arc::new(Gate::default());
-    let admit = |origin| gate.admit(Socket::Right(UnixStream::pair().unwrap().0), Peer::Unix, Vec::new(), origin);
+    let connections = Arc::new(Connections::default());
+    let admit =
+        |origin| connections.admit(Socket::Right(UnixStream::pair().unwrap().0), Peer::Unix, Vec::new(), origin);
     let others = [Origin::Accepted, Origin::Adopted].map(admit);
     let guests = [Origin::Guest; 3].map(admit);
-    let without = || [0, 2, 3, 9].map(|room| gate.len_without(room));
+    let without = || [0, 2, 3, 9].map(|room| connections.len_without(room));
     assert_eq!(without(), [5, 3, 2, 2]);
     let [one, _two, _three] = guests;
     drop(one);
@@ -255,10 +257,10 @@ async fn guests_are_counted_apart_as_far_as_there_is_room_for_them() {
 #[tokio::test]
 async fn a_flood_makes_room_at_once_for_who_asks_and_where_only_a_flood_is_to_nobody_else_does() {
     let full = |count, origin| {
-        let gate = Arc::new(Gate::default());
-        let admit = |_| gate.admit(Socket::Right(UnixStream::pair().unwrap().0), Peer::Unix, Vec::new(), origin);
-        let connections: Vec<_> = (0..count).map(admit).collect();
-        (gate, connections)
+        let connections = Arc::new(Connections::default());
+        let admit = |_| connections.admit(Socket::Right(UnixStream::pair().unwrap().0), Peer::Unix, Vec::new(), origin);
+        let all: Vec<_> = (0..count).map(admit).collect();
+        (connections, all)
     };
     let (flood, new) = full(65, Origin::Accepted);
     let (asked, adopted) = full(3, Origin::Adopted);
@@ -269,7 +271,7 @@ async fn a_flood_makes_room_at_once_for_who_asks_and_where_only_a_flood_is_to_no
     assert!(!asked.make_room(false, true) && !unasked.make_room(false, true));
     assert!(asked.make_room(false, false) && unasked.make_room(false, false));
     assert!(flood.make_room(false, true));
-    let yielding = || [&flood, &asked, &unasked].map(|gate| gate.yielding());
+    let yielding = || [&flood, &asked, &unasked].map(|connections| connections.yielding());
     assert_eq!(yielding(), [2, 1, 1]);
     drop((new, adopted, silent));
     assert_eq!(yielding(), [0; 3], "they have gone");
@@ -282,11 +284,11 @@ fn ask_http2(path: u8) -> Vec<u8> {
     [HELLO_HTTP2, b"\0\0\x0c\x01\x05\0\0\0\x01\x82\x86\x04\x02/", &[path], b"\x01\x04test"].concat()
 }
 
-/// A server behind `gate`, which ends when `told`.
-fn serve(gate: &Arc<Gate>, app: Router, most: usize, told: CancellationToken) -> SocketAddr {
+/// A server of `connections`, which ends when `told`.
+fn serve(connections: &Arc<Connections>, app: Router, most: usize, told: CancellationToken) -> SocketAddr {
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap();
-    let listener = Listener::new(vec![ListeningSocket::Tcp(socket)], Arc::clone(gate), most).unwrap();
+    let listener = Listener::new(vec![ListeningSocket::Tcp(socket)], Arc::clone(connections), most).unwrap();
     let app = Track(app).into_make_service_with_connect_info::<Connection>();
     tokio::spawn(axum::serve(listener, app).with_graceful_shutdown(told.cancelled_owned()).into_future());
     address
@@ -294,41 +296,41 @@ fn serve(gate: &Arc<Gate>, app: Router, most: usize, told: CancellationToken) ->
 
 #[tokio::test]
 async fn who_asks_while_goodbye_is_said_is_answered() {
-    let gate = Arc::new(Gate::default());
+    let connections = Arc::new(Connections::default());
     let app = Router::new().route("/w", get(|| async { tokio::time::sleep(Duration::from_secs(1)).await }));
-    let mut client = TcpStream::connect(serve(&gate, app, 10, CancellationToken::new())).await.unwrap();
+    let mut client = TcpStream::connect(serve(&connections, app, 10, CancellationToken::new())).await.unwrap();
     client.write_all(HELLO_HTTP2).await.unwrap();
     tokio::time::sleep(Duration::from_millis(100)).await;
     let asks = async {
         tokio::time::sleep(Duration::from_millis(200)).await;
         client.write_all(&ask_http2(b'w')[HELLO_HTTP2.len()..]).await.unwrap();
     };
-    tokio::join!(gate.all_gone(Duration::from_millis(100), Duration::from_millis(600)), asks);
-    let left = gate.left();
+    tokio::join!(connections.all_gone(Duration::from_millis(100), Duration::from_millis(600)), asks);
+    let left = connections.left();
     assert!(left.iter().all(|cut| !cut.at_work), "{left:?}");
 }
 
 #[tokio::test]
 async fn a_handler_by_http2_is_waited_for_whatever_was_written_on_its_connection() {
-    let gate = Arc::new(Gate::default());
+    let connections = Arc::new(Connections::default());
     let app = Router::new().route("/w", get(|| async { tokio::time::sleep(Duration::from_secs(1)).await }));
     let told = CancellationToken::new();
-    let mut client = TcpStream::connect(serve(&gate, app, 10, told.clone())).await.unwrap();
+    let mut client = TcpStream::connect(serve(&connections, app, 10, told.clone())).await.unwrap();
     client.write_all(&ask_http2(b'w')).await.unwrap();
     tokio::time::sleep(Duration::from_millis(300)).await;
-    gate.set_mode(Mode::HandingOver);
-    gate.close();
+    connections.set_mode(Mode::HandingOver);
+    connections.pause();
     // What hyper says of its end is written, and nothing is read after it.
     told.cancel();
     tokio::time::sleep(Duration::from_millis(100)).await;
-    gate.all_gone(Duration::ZERO, Duration::ZERO).await;
-    assert!(!gate.left().iter().any(|cut| cut.at_work), "{:?}", gate.left());
+    connections.all_gone(Duration::ZERO, Duration::ZERO).await;
+    assert!(!connections.left().iter().any(|cut| cut.at_work), "{:?}", connections.left());
 }
 
 #[tokio::test]
 async fn a_client_of_http2_that_never_hears_keeps_no_other_from_being_served() {
-    let gate = Arc::new(Gate::default());
-    let address = serve(&gate, Router::new().route("/", get(|| async {})), 10, CancellationToken::new());
+    let connections = Arc::new(Connections::default());
+    let address = serve(&connections, Router::new().route("/", get(|| async {})), 10, CancellationToken::new());
     let mut quiet = TcpStream::connect(address).await.unwrap();
     ask(&mut quiet).await;
     let mut mute = TcpStream::connect(address).await.unwrap();
@@ -336,7 +338,7 @@ async fn a_client_of_http2_that_never_hears_keeps_no_other_from_being_served() {
     tokio::time::sleep(QUIET * 2).await;
     let patience = Duration::from_secs(10);
     let tells = async {
-        gate.tell_http2(patience).await;
+        connections.tell_http2(patience).await;
         panic!("it has heard");
     };
     let asks = async {
@@ -349,17 +351,18 @@ async fn a_client_of_http2_that_never_hears_keeps_no_other_from_being_served() {
         () = tells => {}
         answered = tokio::time::timeout(patience / 2, asks) => answered.expect("nobody is served"),
     }
-    // Nor is it waited for when the others are taken.
+    // Nor is it waited for when the others are detached.
     tokio::time::sleep(QUIET * 2).await;
-    tokio::time::timeout(patience / 2, gate.thin_out(patience)).await.expect("the others are not taken");
-    assert_eq!(gate.put_aside(), 1);
+    tokio::time::timeout(patience / 2, connections.detach_idle(patience)).await.expect("the others are not detached");
+    assert_eq!(connections.parked(), 1);
 }
 
 /// Silent ones, and those that have begun a head: what is told to them, and read of them, takes its time.
 #[tokio::test]
 async fn a_flood_makes_room_however_its_connections_end() {
-    let gate = Arc::new(Gate::new(Limits { linger_timeout: Duration::from_secs(60), ..Limits::unbounded() }));
-    let address = serve(&gate, Router::new().route("/", get(|| async {})), 100, CancellationToken::new());
+    let connections =
+        Arc::new(Connections::new(Limits { linger_timeout: Duration::from_secs(60), ..Limits::unbounded() }));
+    let address = serve(&connections, Router::new().route("/", get(|| async {})), 100, CancellationToken::new());
     for first in ["", "G", "PRI"] {
         let mut others = Vec::new();
         for _ in 0..220 {
@@ -375,10 +378,10 @@ async fn a_flood_makes_room_however_its_connections_end() {
 
 #[tokio::test]
 async fn who_holds_little_for_long_is_not_closed_before_who_holds_much() {
-    let gate = Arc::new(Gate::new(Limits { held_bytes: 1 << 20, ..Limits::unbounded() }));
+    let connections = Arc::new(Connections::new(Limits { held_bytes: 1 << 20, ..Limits::unbounded() }));
     let app =
         Router::new().route("/w", get(std::future::pending::<()>)).route("/l", get(|| async { vec![0; 100 << 10] }));
-    let address = serve(&gate, app, 100, CancellationToken::new());
+    let address = serve(&connections, app, 100, CancellationToken::new());
     let connect = async |path: u8, count: usize| {
         let mut clients = Vec::new();
         for _ in 0..count {
@@ -392,22 +395,23 @@ async fn who_holds_little_for_long_is_not_closed_before_who_holds_much() {
     tokio::time::sleep(Duration::from_secs(3)).await;
     let _greedy = connect(b'l', 14).await;
     tokio::time::sleep(Duration::from_millis(80)).await;
-    gate.take_in(1 << 20);
-    gate.relieve();
+    connections.take_in(1 << 20);
+    connections.relieve();
     tokio::time::sleep(Duration::from_millis(500)).await;
-    let left = gate.left();
+    let left = connections.left();
     assert_eq!(left.iter().filter(|cut| cut.at_work).count(), 5, "{left:?}");
     assert!(left.len() < 19, "{left:?}");
 }
 
 #[tokio::test]
 async fn an_answer_ends_with_its_last_byte_also_while_the_service_leaves() {
-    for mode in [Mode::Open, Mode::HandingOver, Mode::Retiring] {
-        let gate = Arc::new(Gate::new(Limits { linger_timeout: Duration::from_secs(60), ..Limits::unbounded() }));
-        tokio::spawn(super::lifecycle::relieve(Arc::clone(&gate)));
+    for mode in [Mode::Serving, Mode::HandingOver, Mode::Retiring] {
+        let connections =
+            Arc::new(Connections::new(Limits { linger_timeout: Duration::from_secs(60), ..Limits::unbounded() }));
+        tokio::spawn(super::lifecycle::relieve(Arc::clone(&connections)));
         let app = Router::new().route("/", get(|| async { vec![0; 4 << 20] }));
-        let address = serve(&gate, app, 10, CancellationToken::new());
-        gate.set_mode(mode);
+        let address = serve(&connections, app, 10, CancellationToken::new());
+        connections.set_mode(mode);
         let mut client = TcpStream::connect(address).await.unwrap();
         send(&mut client, "GET / HTTP/1.0\r\nHost: test\r\n\r\n").await;
         tokio::time::sleep(Duration::from_millis(300)).await;

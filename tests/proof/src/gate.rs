@@ -3,6 +3,8 @@
 //! Between the last request that the old process answered and the first that the new one did, the gate closed. The
 //! nearer they were sent to each other, the nearer they were to it.
 
+use lab::load::Note;
+
 /// What clients saw of one restart, in seconds since the run began.
 #[derive(Debug, Clone, Copy, Default)]
 struct Edge {
@@ -18,8 +20,15 @@ pub type Gap = f64;
 pub struct Edges(Vec<Edge>);
 
 impl Edges {
+    /// What clients noted.
+    pub fn of(notes: &[Note]) -> Self {
+        let mut edges = Self::default();
+        notes.iter().for_each(|&(restart, at, by_another)| edges.note(restart, at, by_another));
+        edges
+    }
+
     /// Enters a request that was sent at `at` in restart number `restart`, and whether the new process answered it.
-    pub fn note(&mut self, restart: usize, at: f64, by_another: bool) {
+    fn note(&mut self, restart: usize, at: f64, by_another: bool) {
         if self.0.len() <= restart {
             self.0.resize(restart + 1, Edge::default());
         }
@@ -41,7 +50,7 @@ impl Edges {
     }
 }
 
-#[cfg(all(test, feature = "proofs"))]
+#[cfg(test)]
 #[rustfmt::skip]
-#[path = "../../proof/unit/gate.rs"]
+#[path = "../unit/gate.rs"]
 mod tests;

@@ -1,0 +1,220 @@
+//! The requests in flight of a connection.
+
+use std::time::Instant;
+
+use axum::http::{HeaderMap, Method, StatusCode, Uri, Version, header};
+
+use super::{Connection, Protocol, Shared, Upgrade};
+use crate::connections::{Cut, Mode};
+use crate::held::REQUEST;
+use crate::ledger::Body;
+use crate::notice::Kind;
+use crate::upload::{Upload, Watched};
+
+/// What a request of HTTP/1.1 carries as an extension whose target has a fragment: hyper has dropped that, and a proxy in
+/// front may have taken it for a part of the path.
+#[derive(Clone, Copy, Debug)]
+pub struct Fragment;
+
+/// How far a request is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Progress {
+    Handling,
+    /// The application's answer has begun, and goes on as long as it goes on.
+    Answering,
+    /// The application's answer has ended. In HTTP/2 it may not have left.
+    Answered,
+}
+
+/// How much of the path of a request that is cut off is told, in bytes.
+const PATH: usize = 256;
+
+/// A request in flight.
+#[derive(Debug)]
+pub(super) struct InFlight {
+    pub(super) number: u64,
+    pub(super) since: Instant,
+    pub(super) progress: Progress,
+    /// The request's body, if it has one that has not arrived yet.
+    pub(super) upload: Option<Upload>,
+    /// In HTTP/2: its stream was turned into a WebSocket and the like.
+    pub(super) upgrade: Option<Upgrade>,
+    /// Its stream of HTTP/2.
+    pub(super) stream: Option<u32>,
+    pub(super) method: Method,
+    pub(super) uri: Uri,
+}
+
+impl Connection {
+    /// Records that hyper handed a request to the application. From then on its body tells when it is waited for.
+    pub(crate) fn dispatched(&self, request: &mut axum::extract::Request) -> RequestGuard {
+        use http_body::Body as _;
+        let upload = (!request.body().is_end_stream()).then(Upload::default);
+        let mut state = self.lock();
+        let http1 = request.version() <= Version::HTTP_11;
+        let mut stream = None;
+        if !http1 {
+            state.protocol = Protocol::Http2;
+            state.ledger.lose();
+            stream = state.frames.dispatched();
+        } else {
+            if state.ledger.has_fragment() {
+                request.extensions_mut().insert(Fragment);
+            }
+            // hyper's own reading of the head, so that there are no two opinions on where the request ends.
+            let length = request.body().size_hint().exact();
+            state.ledger.dispatched(length.map_or(Body::Chunked, Body::Length));
+            // Such a client waits for the end of file.
+            state.last |= state.half_closed || request.version() < Version::HTTP_11 || says_close(request.headers());
+        }
+        self.0.connections.take_in(REQUEST);
+        state.dispatched += 1;
+        let number = state.dispatched;
+        state.requests.push(InFlight {
+            number,
+            since: Instant::now(),
+            progress: Progress::Handling,
+            upload: upload.clone(),
+            upgrade: None,
+            stream,
+            method: request.method().clone(),
+            uri: request.uri().clone(),
+        });
+        state.read_again();
+        drop(state);
+        if let Some(upload) = &upload {
+            let body = std::mem::take(request.body_mut());
+            *request.body_mut() = axum::body::Body::new(Watched::new(body, upload.clone()));
+            request.extensions_mut().insert(upload.clone());
+        }
+        RequestGuard { connection: self.clone(), number, http1, answered: false, upload }
+    }
+
+    /// What is lost when the connection is cut now.
+    pub(crate) fn cut(&self) -> Vec<Cut> {
+        let state = self.lock();
+        let peer = self.peer();
+        if state.requests.is_empty() {
+            return vec![Cut { peer, request: None, age: state.since.elapsed(), at_work: false }];
+        }
+        let cut = |request: &InFlight| Cut {
+            peer,
+            request: Some((request.method.clone(), beginning(request.uri.path()).to_owned())),
+            age: request.since.elapsed(),
+            at_work: request.is_at_work(),
+        };
+        state.requests.iter().map(cut).collect()
+    }
+}
+
+/// As much of a path as is told. Clients choose them, kilobytes of them.
+fn beginning(path: &str) -> &str {
+    &path[..path.floor_char_boundary(PATH)]
+}
+
+/// Whether a message announces the end of its connection (RFC 9110, section 7.6.1).
+pub(crate) fn says_close(headers: &HeaderMap) -> bool {
+    let mut options = headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    options.any(|options| options.split(',').any(|option| option.trim().eq_ignore_ascii_case("close")))
+}
+
+/// A request's entry among those in flight, until it is answered. Dropped before, it stands for an answer that was
+/// given up.
+#[derive(Debug)]
+pub(crate) struct RequestGuard {
+    connection: Connection,
+    number: u64,
+    http1: bool,
+    answered: bool,
+    upload: Option<Upload>,
+}
+
+impl RequestGuard {
+    /// Records that the answer's head is ready, and says whether it has to announce the end of the connection.
+    ///
+    /// `last`: the application ends the connection with this answer. `upgrade`: it turns it into something else.
+    pub(crate) fn answering(&self, status: StatusCode, last: bool, upgrade: bool) -> bool {
+        self.connection.0.connections.count(status.is_server_error());
+        let unread = self.upload.as_ref().is_some_and(Upload::is_abandoned);
+        let leaves = self.connection.0.connections.mode() != Mode::Serving;
+        let upgrade = upgrade.then_some(if leaves { Upgrade::Late } else { Upgrade::Early });
+        let mut state = self.connection.lock();
+        if let Some(request) = state.requests.iter_mut().find(|request| request.number == self.number) {
+            request.progress = Progress::Answering;
+            request.upgrade = upgrade.filter(|_| !self.http1);
+        }
+        if let Some(upgrade) = upgrade.filter(|_| self.http1) {
+            state.protocol = Protocol::Upgraded(upgrade);
+        }
+        if !self.http1 || upgrade.is_some() {
+            state.ledger.lose();
+            state.read_again();
+            return false;
+        }
+        // In the second case hyper will close the connection, because the request's body was not read.
+        state.last |= last || (unread && !state.ledger.answer_due());
+        // What cannot be handed over ends now, with notice, rather than at a restart, without.
+        state.last |= match self.connection.0.connections.mode() {
+            Mode::Serving | Mode::HandingOver => state.is_never_at_boundary(),
+            Mode::Retiring | Mode::Retired => true,
+        };
+        state.last
+    }
+
+    pub(crate) fn connection(&self) -> Connection {
+        self.connection.clone()
+    }
+
+    /// Notes that the request is turned away, as its connection is over the limit; gives its id.
+    pub(crate) fn refuse(&self) -> String {
+        let Shared { connections, peer, .. } = &*self.connection.0;
+        connections.notice(Kind::Full, *peer);
+        connections.refusal_id()
+    }
+
+    /// Records that the answer has ended, whole.
+    pub(crate) fn answered(&mut self) {
+        if !self.answered {
+            self.answered = true;
+            self.finish(true);
+        }
+    }
+
+    fn finish(&self, whole: bool) {
+        let mut state = self.connection.lock();
+        if let Some(request) = state.requests.iter_mut().find(|request| request.number == self.number) {
+            request.progress = Progress::Answered;
+        }
+        state.forget_answered();
+        state.since = Instant::now();
+        if state.protocol == Protocol::Http1 {
+            state.unflushed = true;
+            if whole {
+                state.ledger.answered();
+            } else {
+                state.ledger.lose();
+            }
+        }
+        state.read_again();
+    }
+}
+
+impl Drop for RequestGuard {
+    fn drop(&mut self) {
+        if !self.answered {
+            self.finish(false);
+        }
+    }
+}
+
+impl InFlight {
+    /// Whether it was upgraded only to be told goodbye.
+    pub(super) fn is_late(&self) -> bool {
+        self.upgrade == Some(Upgrade::Late)
+    }
+
+    /// Whether a handler is at work, which does not wait for its client.
+    pub(super) fn is_at_work(&self) -> bool {
+        self.progress == Progress::Handling && self.upload.as_ref().is_none_or(|upload| upload.awaited().is_none())
+    }
+}

@@ -1,0 +1,162 @@
+//! What runs beside the service for as long as the process does: who hears signals, a last resort, and upkeep.
+
+use std::io::{self, Write};
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
+
+use super::{Handle, ShutdownTimeout};
+use crate::connections::{Connections, Limits};
+use crate::sibling::HandoverSocket;
+use crate::systemd;
+
+/// Why the process leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// A stop by the service manager, or an operator: `SIGTERM`.
+    Terminate,
+    /// A developer's Ctrl-C: `SIGINT`. Quick.
+    Interrupt,
+    /// A restart by the service manager, or the terminal was closed: `SIGHUP`.
+    Hangup,
+    /// A task has ended that the service cannot do without: the process is to make way for another.
+    Failure,
+}
+
+/// Handles the signals that tell the process to leave, and waits for the first of them. From then on a second one of
+/// the same kind ends the process at once.
+///
+/// # Errors
+/// When signals cannot be handled.
+pub fn told_to_leave() -> std::io::Result<impl Future<Output = Reason> + Send + use<>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    Ok(async move {
+        let (reason, mut again) = tokio::select! {
+            _ = terminate.recv() => (Reason::Terminate, terminate),
+            _ = interrupt.recv() => (Reason::Interrupt, interrupt),
+            _ = hangup.recv() => (Reason::Hangup, hangup),
+        };
+        tracing::info!("told to leave ({reason:?})");
+        tokio::spawn(async move {
+            again.recv().await;
+            // Not by tracing: nobody writes after this what waits to be written.
+            let _ = writeln!(std::io::stderr(), "told to leave a second time ({reason:?}): ending at once");
+            std::process::exit(1);
+        });
+        reason
+    })
+}
+
+/// How long a program may go on after it has left: it may write its log, and drop a runtime one of whose threads is blocked.
+const ENDS_WITHIN: Duration = Duration::from_secs(2);
+
+/// Ends the process a little after T even when the runtime no longer runs, because handlers block all its threads; and soon
+/// after it has left, even when something keeps `main` from returning.
+#[derive(Debug)]
+pub(super) struct LastResort(mpsc::Sender<Told>);
+
+/// What the thread is told.
+#[derive(Debug)]
+enum Told {
+    Leaving,
+    /// And whether that went well.
+    Left(bool),
+}
+
+impl LastResort {
+    /// Starts the thread. Later, there may be none to be had.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub(super) fn start(timeout: ShutdownTimeout) -> io::Result<Self> {
+        let limit = timeout.total() + ShutdownTimeout::MARGIN / 2;
+        let (sender, told) = mpsc::channel();
+        std::thread::Builder::new().name("last resort".to_owned()).spawn(move || {
+            // A process that never begins to leave needs no end.
+            if told.recv().is_err() {
+                return;
+            }
+            let since = Instant::now();
+            if let Ok(Told::Left(well)) = told.recv_timeout(limit) {
+                std::thread::sleep(ENDS_WITHIN);
+                std::process::exit(i32::from(!well));
+            }
+            std::thread::sleep(limit.saturating_sub(since.elapsed()));
+            // Whoever reads it may have gone.
+            let _ =
+                writeln!(std::io::stderr(), "the process did not end by T: handlers may block the runtime's threads");
+            std::process::exit(1);
+        })?;
+        Ok(Self(sender))
+    }
+
+    /// The process leaves from now on.
+    pub(super) fn leaving(&self) {
+        // Cannot fail, here and below: the thread waits for it.
+        let _ = self.0.send(Told::Leaving);
+    }
+
+    /// The process has left, and that `well`: nothing keeps it any more.
+    pub(super) fn left(&self, well: bool) {
+        let _ = self.0.send(Told::Left(well));
+    }
+}
+
+/// How often is looked at what the connections hold, at the least.
+const RELIEVE_PAUSE: Duration = Duration::from_millis(100);
+
+/// Resolves when one of the tasks ends that run for as long as the process does, and says so in the log.
+pub async fn failure(machinery: &mut JoinSet<()>, handover_socket: &mut Option<HandoverSocket>) -> Reason {
+    let closed = async {
+        match handover_socket {
+            Some(socket) => socket.ended().await,
+            None => std::future::pending().await,
+        }
+    };
+    let ended = tokio::select! {
+        Some(ended) = machinery.join_next() => ended,
+        ended = closed => ended,
+    };
+    let why = ended.map_or_else(|error| error.to_string(), |()| "a task has ended".to_owned());
+    tracing::error!("the service cannot go on, and leaves to be started anew: {why}");
+    Reason::Failure
+}
+
+/// Keeps ending what has reached its limit.
+pub async fn expire(connections: Arc<Connections>) {
+    let Limits { header_timeout, body_timeout, send_timeout, idle_timeout, linger_timeout, .. } = *connections.limits();
+    let shortest = header_timeout.min(body_timeout).min(send_timeout).min(idle_timeout).min(linger_timeout);
+    let pause = (shortest / 8).clamp(Duration::from_millis(10), Duration::from_secs(1));
+    loop {
+        tokio::time::sleep(pause).await;
+        connections.expire();
+    }
+}
+
+/// Keeps what the connections hold within its limit.
+pub async fn relieve(connections: Arc<Connections>) {
+    loop {
+        connections.taken_in(RELIEVE_PAUSE).await;
+        connections.relieve();
+    }
+}
+
+/// Keeps telling the service manager how the service is, for `systemctl status` and scripts: "serving 12 connections;
+/// 3456 requests, 2 failed".
+pub async fn report(connections: Arc<Connections>, handle: Handle) {
+    let mut told = String::new();
+    let mut phase = handle.0.phase.clone();
+    loop {
+        let (answered, failed) = connections.counts();
+        let status =
+            format!("{} {} connections; {answered} requests, {failed} failed", handle.phase(), connections.len());
+        if status != told && systemd::status(&status) {
+            told = status;
+        }
+        let _ = tokio::time::timeout(Duration::from_secs(1), phase.changed()).await;
+    }
+}
