@@ -55,14 +55,14 @@ struct Process {
 static PROCESS: LazyLock<Process> = LazyLock::new(|| {
     // The standard library's maps have keys from the kernel, and a hash that does not give them away.
     let random = RandomState::new();
-    let mark = format!("{:08x}-", random.hash_one(0) as u32);
+    let mark = format!("{:016x}-", random.hash_one(0));
     Process { mark, keys: [1, 2, 3].map(|number| random.hash_one(number)) }
 });
 
 /// The length of what the ids of a process begin with, in bytes.
-const MARK: usize = 8 + 1;
+const MARK: usize = 16 + 1;
 
-/// What the ids of this process begin with: 8 hexadecimal digits and a dash.
+/// What the ids of this process begin with: 16 hexadecimal digits and a dash.
 pub(crate) fn process_mark() -> &'static str {
     &PROCESS.mark
 }
