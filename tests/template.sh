@@ -502,9 +502,16 @@ is_in_step() {
 
 carry() {
     [ -z "$(git status --porcelain tests/postgres)" ] || fail "in tests/postgres something is changed: commit that first"
-    twofold | while read -r file; do cp "$file" "tests/postgres/$file"; done
-    (cd tests/postgres && patch --strip=0 --no-backup-if-mismatch <../postgres.patch) ||
-        fail "mend what is refused (*.rej), then tests/template.sh record"
+    work=$(mktemp -d)
+    # What the others were.
+    cp -R tests/postgres/. "$work"
+    patch --quiet --strip=0 --reverse --directory="$work" <tests/postgres.patch
+    conflicts=$(twofold | while read -r file; do
+        git merge-file "tests/postgres/$file" "$work/$file" "$file" || echo "tests/postgres/$file"
+    done)
+    rm -rf "$work"
+    [ -z "$conflicts" ] || fail "mend these, then tests/template.sh record:
+$conflicts"
     record
 }
 

@@ -3,12 +3,14 @@
 #![forbid(unsafe_code)]
 
 pub mod app;
+pub mod body_limit;
 pub mod config;
 pub mod database;
 mod environment;
 pub mod forwarded;
 pub mod idempotency;
 pub mod outbox;
+pub mod panics;
 pub mod probe;
 pub mod problem;
 pub mod proxy;
