@@ -134,7 +134,7 @@ impl Ledger {
         matches!(self.position, Position::Head(_)).then_some(&self.ahead)
     }
 
-    /// The length of the last head, as far as it was read, in bytes.
+    /// The length of the last head, as far as it was read, in bytes, also where the ledger was lost on account of it.
     pub fn head_bytes(&self) -> usize {
         self.head_bytes
     }

@@ -209,7 +209,7 @@ impl AsyncRead for Io {
         }
         state.spare(&connection.0.connections);
         state.ledger.read(read);
-        if !state.ledger.is_lost() && state.ledger.head_bytes() > connection.0.connections.limits().max_head_bytes {
+        if state.ledger.head_bytes() > connection.0.connections.limits().max_head_bytes {
             let refused = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
             buf.set_filled(start);
             connection.refuse(&mut state, refused, socket.as_mut(), cx);

@@ -20,6 +20,7 @@ use axum::http::Method;
 use tokio::sync::Notify;
 
 use crate::connection::{Connection, Io, Origin, Peer, Socket};
+use crate::ledger::UNPARSED_LIMIT;
 use crate::notice::{Kind, Notices};
 use crate::queue::Detached;
 
@@ -108,7 +109,8 @@ pub struct Connections {
 impl Connections {
     /// One without connections, which may take as much as `limits` says.
     pub fn new(limits: Limits) -> Self {
-        Self { limits: Bounds(limits), ..Self::default() }
+        let max_head_bytes = limits.max_head_bytes.min(UNPARSED_LIMIT);
+        Self { limits: Bounds(Limits { max_head_bytes, ..limits }), ..Self::default() }
     }
 
     pub(crate) fn limits(&self) -> &Limits {

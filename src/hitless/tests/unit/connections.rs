@@ -425,3 +425,19 @@ async fn an_answer_ends_with_its_last_byte_also_while_the_service_leaves() {
         tokio::time::timeout(Duration::from_secs(20), reads).await.unwrap_or_else(|_| panic!("no end, {mode:?}"));
     }
 }
+
+/// A head that never ends, one byte more than there may be of it, with the most that a service may set, and more.
+#[tokio::test]
+async fn a_head_is_refused_when_it_is_too_long_whatever_the_limit_is() {
+    for max_head_bytes in [1 << 10, Limits::MAX_HEAD_BYTES, usize::MAX] {
+        let connections = Arc::new(Connections::new(Limits { max_head_bytes, ..Limits::unbounded() }));
+        let app = Router::new().route("/", get(|| async {}));
+        let mut client = TcpStream::connect(serve(&connections, app, 10, CancellationToken::new())).await.unwrap();
+        let most = max_head_bytes.min(Limits::MAX_HEAD_BYTES);
+        let head = format!("GET / HTTP/1.1\r\nHost: test\r\nA: {}", "a".repeat(most));
+        send(&mut client, &head[..=most]).await;
+        let mut answer = [0; 12];
+        let read = tokio::time::timeout(Duration::from_secs(5), client.read_exact(&mut answer)).await;
+        assert!(read.is_ok() && answer == *b"HTTP/1.1 431", "{max_head_bytes}");
+    }
+}
