@@ -43,8 +43,6 @@ pub struct Listener {
     sockets: Vec<Either<TcpListener, UnixListener>>,
     adopted: VecDeque<(Io, Peer)>,
     connections: Arc<Connections>,
-    max_connections: usize,
-    guests: usize,
 }
 
 impl Listener {
@@ -73,13 +71,15 @@ impl Listener {
                 }
             })
             .collect::<io::Result<_>>()?;
-        Ok(Self { sockets, adopted: VecDeque::new(), connections, max_connections, guests: 0 })
+        connections.set_places(max_connections, 0);
+        Ok(Self { sockets, adopted: VecDeque::new(), connections })
     }
 
     /// The same, with room for so many connections that siblings hand in, beside those that are accepted here: new clients
     /// are not to be turned away because another instance is restarted.
     pub(super) fn with_guests(self, guests: usize) -> Self {
-        Self { guests, ..self }
+        self.connections.set_places(self.connections.places(), guests);
+        self
     }
 
     /// Lets in connections that were parked: those who wait are answered before thousands of idle ones are looked at.
@@ -141,7 +141,7 @@ impl Listener {
 
     /// What becomes of a connection that is accepted now.
     fn origin(&self) -> Origin {
-        let room = self.connections.len_without(self.guests) < self.max_connections;
+        let room = self.connections.len_without_guests() < self.connections.places();
         if room { Origin::Accepted } else { Origin::OverLimit }
     }
 
@@ -150,7 +150,7 @@ impl Listener {
         loop {
             let mut gone = std::pin::pin!(self.connections.gone().notified());
             gone.as_mut().enable();
-            let (open, most) = (self.connections.len_without(self.guests), self.max_connections + OVER_LIMIT);
+            let (open, most) = (self.connections.len_without_guests(), self.connections.places() + OVER_LIMIT);
             if open < most {
                 match self.next().await {
                     Ok(admitted) => return admitted,

@@ -45,9 +45,10 @@ impl Connection {
         makes_room
     }
 
-    /// Whether the connection is over the limit, and stays so although it has something to ask: nobody makes room.
+    /// Whether the connection is over the limit, and stays so although it has something to ask: there is no room, and nobody
+    /// makes any.
     pub(crate) fn is_turned_away(&self) -> bool {
-        if self.is_over_limit() && self.0.connections.make_room(true, false) {
+        if self.is_over_limit() && self.0.connections.give_place() {
             self.0.over_limit.store(false, Relaxed);
             // It may have been taken for one that is not read any more.
             self.lock().read_again();

@@ -184,7 +184,7 @@ impl Connection {
     }
 
     /// Whether the connection is over the limit.
-    fn is_over_limit(&self) -> bool {
+    pub(crate) fn is_over_limit(&self) -> bool {
         self.0.over_limit.load(Relaxed)
     }
 

@@ -85,8 +85,13 @@ pub struct Connections {
     refused: AtomicU64,
     live: Mutex<HashMap<u64, Connection>>,
     parked: Mutex<Vec<Detached>>,
+    /// How many may be served, and how many beside of those that siblings hand in.
+    places: AtomicUsize,
+    guest_places: AtomicUsize,
     /// Those that a sibling has handed in.
     guests: AtomicUsize,
+    /// Those over the limit. It changes under the lock of `live`.
+    over_limit: AtomicUsize,
     ids: AtomicU64,
     /// A [`Flow`].
     flow: AtomicU8,
@@ -132,7 +137,12 @@ impl Connections {
     pub(crate) fn admit(self: &Arc<Self>, socket: Socket, peer: Peer, unparsed: Vec<u8>, origin: Origin) -> Io {
         let id = self.ids.fetch_add(1, Relaxed);
         let io = Io::new(Arc::clone(self), id, socket, peer, unparsed, origin);
-        self.all().insert(id, io.connection().clone());
+        let mut live = self.all();
+        live.insert(id, io.connection().clone());
+        if origin == Origin::OverLimit {
+            self.over_limit.fetch_add(1, Relaxed);
+        }
+        drop(live);
         if origin == Origin::Guest {
             self.guests.fetch_add(1, Relaxed);
         }
@@ -141,7 +151,11 @@ impl Connections {
 
     /// Records that a connection has gone.
     pub(crate) fn forget(&self, id: u64, origin: Origin) {
-        self.all().remove(&id);
+        let mut live = self.all();
+        if live.remove(&id).is_some_and(|gone| gone.is_over_limit()) {
+            self.over_limit.fetch_sub(1, Relaxed);
+        }
+        drop(live);
         if origin == Origin::Guest {
             self.guests.fetch_sub(1, Relaxed);
         }
@@ -153,9 +167,39 @@ impl Connections {
         self.all().len()
     }
 
-    /// The number of connections, those parked among them, but for those that siblings have handed in, up to so many.
-    pub(crate) fn len_without(&self, guests: usize) -> usize {
-        (self.len() + self.parked()).saturating_sub(self.guests.load(Relaxed).min(guests))
+    /// Has so many connections be served, and so many `guests` beside, which siblings hand in.
+    pub(crate) fn set_places(&self, places: usize, guests: usize) {
+        self.places.store(places, Relaxed);
+        self.guest_places.store(guests, Relaxed);
+    }
+
+    /// How many connections may be served, beside guests.
+    pub(crate) fn places(&self) -> usize {
+        self.places.load(Relaxed)
+    }
+
+    /// How many connections count for that: those parked are among them, and guests for whom there is no place beside.
+    pub(crate) fn len_without_guests(&self) -> usize {
+        self.without_guests(self.len())
+    }
+
+    fn without_guests(&self, live: usize) -> usize {
+        let guests = self.guests.load(Relaxed).min(self.guest_places.load(Relaxed));
+        (live + self.parked()).saturating_sub(guests)
+    }
+
+    /// Gives a connection that is over the limit a place, where one is free by now, or another one makes room for it.
+    pub(crate) fn give_place(&self) -> bool {
+        let take = |is_free: bool| {
+            let live = self.all();
+            let over = self.over_limit.load(Relaxed);
+            let is_free = is_free || self.without_guests(live.len()).saturating_sub(over) < self.places();
+            if is_free {
+                self.over_limit.fetch_sub(1, Relaxed);
+            }
+            is_free
+        };
+        take(false) || (self.make_room(true, false) && take(true))
     }
 
     /// Whether there is no live connection.

@@ -245,7 +245,12 @@ async fn guests_are_counted_apart_as_far_as_there_is_room_for_them() {
         |origin| connections.admit(Socket::Right(UnixStream::pair().unwrap().0), Peer::Unix, Vec::new(), origin);
     let others = [Origin::Accepted, Origin::Adopted].map(admit);
     let guests = [Origin::Guest; 3].map(admit);
-    let without = || [0, 2, 3, 9].map(|room| connections.len_without(room));
+    let without = || {
+        [0, 2, 3, 9].map(|places| {
+            connections.set_places(10, places);
+            connections.len_without_guests()
+        })
+    };
     assert_eq!(without(), [5, 3, 2, 2]);
     let [one, _two, _three] = guests;
     drop(one);
@@ -439,5 +444,37 @@ async fn a_head_is_refused_when_it_is_too_long_whatever_the_limit_is() {
         let mut answer = [0; 12];
         let read = tokio::time::timeout(Duration::from_secs(5), client.read_exact(&mut answer)).await;
         assert!(read.is_ok() && answer == *b"HTTP/1.1 431", "{max_head_bytes}");
+    }
+}
+
+#[tokio::test]
+async fn who_came_over_the_limit_is_served_once_others_have_gone_and_nobody_else_goes_for_that() {
+    for (gone, asking, served) in [(0, 1, 0), (1, 2, 1), (2, 2, 2)] {
+        let connections = Arc::new(Connections::default());
+        let address = serve(&connections, Router::new().route("/", get(|| async {})), 3, CancellationToken::new());
+        let mut clients = Vec::new();
+        for number in 0..5 {
+            let mut client = TcpStream::connect(address).await.unwrap();
+            if number < 3 {
+                ask(&mut client).await;
+            }
+            clients.push(client);
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let mut over = clients.split_off(3);
+        clients.truncate(3 - gone);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let mut answers = Vec::new();
+        for client in &mut over[..asking] {
+            send(client, "GET / HTTP/1.1\r\nHost: test\r\n\r\n").await;
+            let mut answer = [0; 12];
+            client.read_exact(&mut answer).await.unwrap();
+            answers.push(answer);
+        }
+        let ok = answers.iter().filter(|answer| *answer == b"HTTP/1.1 200").count();
+        assert_eq!((ok, connections.yielding()), (served, 0), "{gone} {answers:?}");
+        for client in &mut clients {
+            ask(client).await;
+        }
     }
 }
