@@ -134,6 +134,17 @@ impl Ledger {
         matches!(self.position, Position::Head(_)).then_some(&self.ahead)
     }
 
+    /// Whether nothing has been read of the next request's head, but empty lines perhaps, which are no part of it (RFC 9112,
+    /// section 2.2).
+    pub fn is_before_head(&self) -> bool {
+        matches!(&self.position, Position::Head(head) if !head.started)
+    }
+
+    /// Whether the beginning of a head has been read.
+    pub fn is_within_head(&self) -> bool {
+        matches!(&self.position, Position::Head(head) if head.started)
+    }
+
     /// The length of the last head, as far as it was read, in bytes, also where the ledger was lost on account of it.
     pub fn head_bytes(&self) -> usize {
         self.head_bytes

@@ -203,12 +203,13 @@ impl AsyncRead for Io {
         }
         connection.0.connections.take_in(read.len());
         let now = Instant::now();
-        // A client of HTTP/2 is as silent as its streams, whatever else it sends.
-        if !state.is_at_head() && !state.frames.is_http2() {
-            state.since = now;
-        }
+        let was_at_head = state.is_at_head();
         state.spare(&connection.0.connections);
         state.ledger.read(read);
+        // A client of HTTP/2 is as silent as its streams, whatever else it sends; one of HTTP/1.1 also behind empty lines.
+        if !was_at_head && !state.ledger.is_before_head() && !state.frames.is_http2() {
+            state.since = now;
+        }
         if state.ledger.head_bytes() > connection.0.connections.limits().max_head_bytes {
             let refused = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
             buf.set_filled(start);

@@ -145,12 +145,12 @@ impl State {
 
     /// Whether the beginning of a head has been read, or of the preface of HTTP/2.
     pub(super) fn is_at_head(&self) -> bool {
-        self.ledger.unparsed().is_some_and(|head| !head.is_empty()) || self.frames.is_at_preface()
+        self.ledger.is_within_head() || self.frames.is_at_preface()
     }
 
-    /// Whether nothing has come on a connection that was accepted here.
+    /// Whether nothing has been asked on a connection that was accepted here.
     pub(super) fn is_silent(&self) -> bool {
-        !self.has_asked() && self.ledger.unparsed().is_some_and(<[u8]>::is_empty)
+        !self.has_asked() && self.ledger.is_before_head()
     }
 
     /// Whether something was asked on the connection, here or where it was accepted.

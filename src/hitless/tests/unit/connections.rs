@@ -478,3 +478,56 @@ async fn who_came_over_the_limit_is_served_once_others_have_gone_and_nobody_else
         }
     }
 }
+
+/// Has what has reached its limit end, many times a second.
+fn expire(connections: &Arc<Connections>) {
+    let connections = Arc::clone(connections);
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            connections.expire();
+        }
+    });
+}
+
+/// An empty line is not the beginning of a head, and neither keeps a connection nor ends it (RFC 9112, section 2.2).
+#[tokio::test]
+async fn who_sends_empty_lines_between_requests_is_idle_and_who_sends_nothing_else_is_silent() {
+    let limits = |header, idle| Limits {
+        header_timeout: Duration::from_millis(header),
+        idle_timeout: Duration::from_millis(idle),
+        ..Limits::unbounded()
+    };
+    for (limits, asks, keeps_on, stays) in [
+        (limits(300, 60_000), true, false, true),
+        (limits(300, 60_000), true, true, true),
+        (limits(60_000, 300), true, true, false),
+        (limits(300, 60_000), false, false, false),
+        (limits(300, 60_000), false, true, false),
+    ] {
+        let connections = Arc::new(Connections::new(limits));
+        expire(&connections);
+        let app = Router::new().route("/", get(|| async {}).post(|_: axum::body::Bytes| async {}));
+        let mut client = TcpStream::connect(serve(&connections, app, 10, CancellationToken::new())).await.unwrap();
+        if asks {
+            send(&mut client, "POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 1\r\n\r\na").await;
+            is_answered(&mut client).await;
+        }
+        send(&mut client, "\r\n").await;
+        for _ in 0..30 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            if keeps_on {
+                // It may have been closed.
+                let _ = client.write_all(b"\r\n").await;
+            }
+        }
+        let case = (asks, keeps_on, stays);
+        if stays {
+            ask(&mut client).await;
+        } else {
+            let mut answer = Vec::new();
+            let end = tokio::time::timeout(Duration::from_secs(5), client.read_to_end(&mut answer)).await;
+            assert!(end.is_ok() && answer.is_empty(), "{case:?} {:?}", answer.escape_ascii());
+        }
+    }
+}
