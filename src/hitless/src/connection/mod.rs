@@ -125,6 +125,8 @@ struct State {
     wrote: bool,
     /// Since when the client has not read what is written.
     stalled: Option<Instant>,
+    /// A body has been waited for too long, if nothing of it has come.
+    late: bool,
     /// To be asked whether its client has closed its side.
     doubted: bool,
     /// How much was read since there was nothing to read, or others were served.

@@ -531,3 +531,57 @@ async fn who_sends_empty_lines_between_requests_is_idle_and_who_sends_nothing_el
         }
     }
 }
+
+/// The process stands still, and its client does not: what has come meanwhile has come in time.
+#[tokio::test]
+async fn a_standstill_of_the_process_is_not_held_against_who_sent_or_read_meanwhile() {
+    let limit = Duration::from_millis(300);
+    let limits = Limits { body_timeout: limit, send_timeout: limit, ..Limits::unbounded() };
+    let large = || async { vec![0; 64 << 20] };
+    let app = Router::new().route("/", post(|_: axum::body::Bytes| async {}).get(large));
+    let connections = Arc::new(Connections::new(limits));
+    let address = serve(&connections, app, 10, CancellationToken::new());
+    for (head, rest) in [
+        ("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 2\r\n\r\na", "b"),
+        ("POST / HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n", "0\r\n\r\n"),
+        ("GET / HTTP/1.1\r\nHost: test\r\n\r\n", ""),
+    ] {
+        let mut client = TcpStream::connect(address).await.unwrap();
+        send(&mut client, head).await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        // Nothing else is done here until the limits have been looked at.
+        let mut client = client.into_std().unwrap();
+        std::thread::sleep(limit * 2);
+        std::io::Write::write_all(&mut client, rest.as_bytes()).unwrap();
+        let mut part = vec![0; 8 << 20];
+        while rest.is_empty() && std::io::Read::read(&mut client, &mut part).is_ok() {}
+        connections.expire();
+        let mut client = TcpStream::from_std(client).unwrap();
+        if rest.is_empty() {
+            let more = async {
+                let mut left = 16 << 20;
+                while left > 0 {
+                    let count = client.read(&mut part).await.unwrap();
+                    assert!(count > 0, "the answer is cut off");
+                    left -= count.min(left);
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(20), more).await.expect("the answer goes on");
+        } else {
+            is_answered(&mut client).await;
+        }
+        // Nor is anybody spared who does nothing.
+        let mut client = TcpStream::connect(address).await.unwrap();
+        send(&mut client, head).await;
+        tokio::time::sleep(limit * 2).await;
+        connections.expire();
+        let end = async {
+            let mut read = Vec::new();
+            let _ = client.read_to_end(&mut read).await;
+            read
+        };
+        let read = tokio::time::timeout(Duration::from_secs(20), end).await.expect("it ends");
+        assert!(rest.is_empty() || read.starts_with(b"HTTP/1.1 4"), "{:?}", read.escape_ascii());
+        assert!(read.len() < 64 << 20);
+    }
+}
