@@ -185,15 +185,17 @@ impl Listener {
         })
     }
 
-    /// Accepts who has connected already; then closes the sockets, so that the kernel refuses others at once and they
-    /// can turn elsewhere.
+    /// Accepts who has connected already, as far as there are descriptors for connections; then closes the sockets, so that
+    /// the kernel refuses others at once and they can turn elsewhere.
     ///
     /// It asks the kernel itself: the runtime has not been told yet of who has connected just now.
     fn accept_last(&mut self) {
         let connections = Arc::clone(&self.connections);
         let _admission = connections.admission();
+        let most = connections.places_for_all() + OVER_LIMIT;
+        let mut room = most.saturating_sub(connections.len() + connections.parked());
         for socket in std::mem::take(&mut self.sockets) {
-            loop {
+            while room > 0 {
                 let accepted = match &socket {
                     Either::Left(tcp) => accept_with(tcp, SocketFlags::CLOEXEC),
                     Either::Right(unix) => accept_with(unix, SocketFlags::CLOEXEC),
@@ -205,6 +207,7 @@ impl Listener {
                         }
                         let io = self.connections.admit(socket, peer, Vec::new(), self.origin());
                         self.adopted.push_back((io, peer));
+                        room -= 1;
                     }
                     // Its client has gone in the meantime (accept(2)).
                     Ok(Err(_)) | Err(Errno::CONNABORTED | Errno::CONNRESET | Errno::INTR) => {}

@@ -178,7 +178,12 @@ impl Connections {
         self.places.load(Relaxed)
     }
 
-    /// How many connections count for that: those parked are among them, and guests for whom there is no place beside.
+    /// How many connections may be served, guests among them.
+    pub(crate) fn places_for_all(&self) -> usize {
+        self.places() + self.guest_places.load(Relaxed)
+    }
+
+    /// How many connections count for `places`: those parked are among them, and guests for whom there is no place beside.
     pub(crate) fn len_without_guests(&self) -> usize {
         self.without_guests(self.len())
     }

@@ -585,3 +585,20 @@ async fn a_standstill_of_the_process_is_not_held_against_who_sent_or_read_meanwh
         assert!(read.len() < 64 << 20);
     }
 }
+
+/// Those who connect when nobody is to connect any more are let in as far as there are descriptors for connections.
+#[tokio::test]
+async fn who_waits_when_the_sockets_are_closed_takes_no_descriptor_that_is_spare() {
+    const PLACES: usize = 3;
+    const GUESTS: usize = 2;
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    let connections = Arc::new(Connections::default());
+    let listener = Listener::new(vec![ListeningSocket::Tcp(socket)], Arc::clone(&connections), PLACES).unwrap();
+    let mut listener = listener.with_guests(GUESTS);
+    let clients: Vec<_> = (0..100).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
+    connections.set_mode(Mode::Retired);
+    let _first = axum::serve::Listener::accept(&mut listener).await;
+    assert_eq!(connections.len(), PLACES + GUESTS + super::listener::OVER_LIMIT);
+    assert!(std::net::TcpStream::connect(address).is_err() && clients.len() > connections.len());
+}
