@@ -210,7 +210,10 @@ impl AsyncRead for Io {
         connection.0.connections.take_in(read.len());
         let now = Instant::now();
         let was_at_head = state.is_at_head();
-        state.spare(&connection.0.connections);
+        // To say something is not to take what one is told.
+        if state.stalled.is_none() {
+            state.spare(&connection.0.connections);
+        }
         state.ledger.read(read);
         // A client of HTTP/2 is as silent as its streams, whatever else it sends; one of HTTP/1.1 also behind empty lines.
         if !was_at_head && !state.ledger.is_before_head() && !state.frames.is_http2() {

@@ -602,3 +602,35 @@ async fn who_waits_when_the_sockets_are_closed_takes_no_descriptor_that_is_spare
     assert_eq!(connections.len(), PLACES + GUESTS + super::listener::OVER_LIMIT);
     assert!(std::net::TcpStream::connect(address).is_err() && clients.len() > connections.len());
 }
+
+/// It neither lets its answer out nor ever stops to say something: by the windows of HTTP/2, or by not reading.
+#[tokio::test]
+async fn who_takes_no_answer_is_ended_whatever_it_goes_on_to_say() {
+    // SETTINGS with the largest window for each stream, and WINDOW_UPDATE for all of them.
+    const OPEN: &[u8] = b"\0\0\x06\x04\0\0\0\0\0\0\x04\x7f\xff\xff\xff\0\0\x04\x08\0\0\0\0\0\x7f\x00\0\0";
+    // PRIORITY, of a stream that is not there.
+    let flood = b"\0\0\x05\x02\0\0\0\0\x65\0\0\0\0\x10".repeat(1 << 10);
+    let upload = b"POST / HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
+    let chunks = b"1\r\na\r\n".repeat(1 << 10);
+    let blocked = ask_http2(b'l');
+    let unread = [HELLO_HTTP2, OPEN, &blocked[HELLO_HTTP2.len()..]].concat();
+    for (first, then) in [(blocked, &flood), (unread, &flood), (upload, &chunks)] {
+        let limit = Duration::from_millis(200);
+        let limits = Limits { send_timeout: limit, idle_timeout: limit, ..Limits::unbounded() };
+        let connections = Arc::new(Connections::new(limits));
+        expire(&connections);
+        let large = || async { vec![0; 64 << 20] };
+        // It answers at once, and goes on to read.
+        let echo = |body: axum::body::Body| async {
+            let read = axum::body::Bytes::from_static(&[0; 4 << 10]);
+            let parts = futures_util::StreamExt::map(body.into_data_stream(), move |part| part.map(|_| read.clone()));
+            axum::body::Body::from_stream(parts)
+        };
+        let app = Router::new().route("/l", get(large)).route("/", post(echo));
+        let mut client = TcpStream::connect(serve(&connections, app, 10, CancellationToken::new())).await.unwrap();
+        client.write_all(&first).await.unwrap();
+        let says = async { while client.write_all(then).await.is_ok() {} };
+        let ended = tokio::time::timeout(Duration::from_secs(20), says).await;
+        assert!(ended.is_ok(), "{}", first.escape_ascii());
+    }
+}
