@@ -12,7 +12,7 @@ use axum::http::StatusCode;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::io::{has_room, has_unread};
-use super::request::Progress;
+use super::request::{HEAD_TOO_LARGE, Progress};
 use super::{Connection, Due, Idle, Protocol, Socket, Stage, State};
 use crate::connections::{Limits, YIELDS_AFTER};
 use crate::held::REQUEST;
@@ -243,7 +243,7 @@ impl Connection {
         let (kind, detail) = match status {
             StatusCode::REQUEST_TIMEOUT => (Kind::HeadTimeout, "the request's head did not arrive in the time allowed"),
             StatusCode::URI_TOO_LONG => (Kind::Malformed, "the request's target is too long"),
-            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => (Kind::HeadTooLarge, "the request's head is too large"),
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => (Kind::HeadTooLarge, HEAD_TOO_LARGE),
             _ => (Kind::Malformed, "the request cannot be understood"),
         };
         let (connections, peer) = (&self.0.connections, self.peer());

@@ -634,3 +634,26 @@ async fn who_takes_no_answer_is_ended_whatever_it_goes_on_to_say() {
         assert!(ended.is_ok(), "{}", first.escape_ascii());
     }
 }
+
+/// However its head comes: by itself, behind another request, or behind that one's body.
+#[tokio::test]
+async fn a_head_that_is_too_long_is_refused_also_where_it_was_read_with_the_request_before() {
+    let connections = Arc::new(Connections::new(Limits { max_head_bytes: 1 << 10, ..Limits::unbounded() }));
+    let app = Router::new().route("/", get(|| async { "a" }).post(|_: axum::body::Bytes| async { "a" }));
+    let address = serve(&connections, app, 10, CancellationToken::new());
+    let post = "POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 1\r\n\r\na".to_owned();
+    for before in ["", &[HEAD.0, HEAD.1].concat(), &post, &post.repeat(3)] {
+        for (more, status) in [(500, "200"), (2 << 10, "431"), (14 << 10, "431")] {
+            let mut client = TcpStream::connect(address).await.unwrap();
+            let head = format!("GET / HTTP/1.1\r\nHost: test\r\nConnection: close\r\nA: {}\r\n\r\n", "a".repeat(more));
+            send(&mut client, &[before, &head].concat()).await;
+            let mut answers = String::new();
+            let read = tokio::time::timeout(Duration::from_secs(5), client.read_to_string(&mut answers));
+            read.await.expect("it ends").unwrap();
+            let statuses: Vec<_> = answers.split("HTTP/1.1 ").skip(1).map(|answer| &answer[..3]).collect();
+            let (last, others) = statuses.split_last().unwrap();
+            assert_eq!((*last, others.len()), (status, before.matches("HTTP").count()), "{more} {answers}");
+            assert!(others.iter().all(|status| *status == "200"), "{answers}");
+        }
+    }
+}
