@@ -3,7 +3,7 @@
 //! hyper reads ahead, so only what it has read tells whether the socket can go to another process. The ledger is
 //! told every byte read, every request dispatched and every answer finished, and from these alone it says whether the
 //! connection stands before a request ([`Ledger::unparsed`]). It never guesses: whatever it does not fully understand is
-//! [lost](Ledger::lose) to it for good, because a wrong "clean" would lose bytes, or let one request pass for another
+//! [lost](Ledger::lose) to it for good, because a wrong "boundary" would lose bytes, or let one request pass for another
 //! (request smuggling). It touches no socket and no clock.
 
 /// How much of an unfinished request may travel with its connection, in bytes.

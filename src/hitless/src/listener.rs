@@ -231,7 +231,7 @@ impl axum::serve::Listener for Listener {
             }
             let mut changed = std::pin::pin!(connections.changed().notified());
             changed.as_mut().enable();
-            let closed = {
+            let paused = {
                 // They are not paused meanwhile: connections on their way back are known to nobody.
                 let _admission = connections.admission();
                 if connections.is_running() {
@@ -239,7 +239,7 @@ impl axum::serve::Listener for Listener {
                 }
                 connections.is_paused()
             };
-            if closed {
+            if paused {
                 changed.await;
                 continue;
             }
@@ -279,7 +279,8 @@ fn is_gone(error: &io::Error) -> bool {
     matches!(error, Some(Errno::CONNABORTED | Errno::CONNRESET | Errno::INTR))
 }
 
-/// Registers a socket of the previous process with this one's runtime.
+/// Registers a socket with the runtime that came without it: from another process, or out of the kernel's queue, or parked
+/// here.
 fn register(socket: OwnedFd) -> io::Result<(Socket, Peer)> {
     rustix::io::ioctl_fionbio(&socket, true)?;
     if rustix::net::getsockname(&socket)?.address_family() == AddressFamily::UNIX {

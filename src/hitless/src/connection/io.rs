@@ -97,13 +97,13 @@ impl AsyncRead for Io {
         let Io { socket, unread, connection } = self.get_mut();
         let mut socket = Pin::new(socket.as_mut().expect(PRESENT));
         let mut state = connection.lock();
-        let closed = connection.0.connections.is_paused();
+        let paused = connection.0.connections.is_paused();
         let leaves = connection.0.connections.mode() != Mode::Serving;
         match &mut state.reader {
             Some(waker) => waker.clone_from(cx.waker()),
             waker => *waker = Some(cx.waker().clone()),
         }
-        if closed && state.is_at_boundary() {
+        if paused && state.is_at_boundary() {
             state.stage = Stage::Detached;
         }
         if state.stage == Stage::Detached {
@@ -114,7 +114,7 @@ impl AsyncRead for Io {
             return state.poll_linger(socket, cx, leaves).map(Ok);
         }
         state.look_at_unsent(&socket, leaves);
-        state.withheld = state.withholds(closed) || connection.0.connections.is_flooded();
+        state.withheld = state.withholds(paused) || connection.0.connections.is_flooded();
         if state.withheld {
             return Poll::Pending;
         }
@@ -134,7 +134,7 @@ impl AsyncRead for Io {
                 _ => {}
             }
         }
-        if state.frames.is_http2() && state.is_quiet() && (state.due != Due::Not || state.is_to_go(closed)) {
+        if state.frames.is_http2() && state.is_quiet() && (state.due != Due::Not || state.is_to_go(paused)) {
             // However much it goes on to say, it asks nothing.
             return state.say_goodbye(socket, cx);
         }

@@ -229,7 +229,8 @@ impl Connection {
         state.stage == Stage::Detached || (state.may_leave_early() && state.since < before)
     }
 
-    /// Whether a client of HTTP/2 is told to go since `began`, and has not heard, or not gone.
+    /// Whether a client of HTTP/2 that is told to go, since `began`, has not heard yet, or has nothing to wait for and has not
+    /// gone.
     pub(crate) fn is_told(&self, began: Instant) -> bool {
         let state = self.lock();
         let is_told = state.frames.is_http2() && state.stage == Stage::Open && !state.is_unresponsive();
