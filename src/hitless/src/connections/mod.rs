@@ -6,6 +6,18 @@
 //!
 //! The pause is set *first*, then every connection is woken under its lock: a read that saw the connections run has left its
 //! waker there, and a later one sees the pause. So none is missed.
+//!
+//! The mode, the flow, whether HTTP/2 is told to go, and the listening sockets are set apart, and stand together like this:
+//!
+//! | mode | flow | HTTP/2 is told | sockets | |
+//! |---|---|---|---|---|
+//! | `Serving` | `Running` | no | open | |
+//! | `HandingOver` | `Running` | no | open | a moment to pause is waited for |
+//! | `HandingOver` | `Running` | yes | open | it has come, and clients of HTTP/2 hear of it |
+//! | `HandingOver` | `DetachingIdle` | yes | open | those that are quiet are detached |
+//! | `HandingOver` | `Paused` | either | open | nothing is accepted; resumed, it is the second row again |
+//! | `Retiring` | `Running` | no | open | nobody takes the connections: they end with their answers |
+//! | `Retired` | `Running` | no | closed soon | who has connected by then is served |
 
 mod limits;
 mod pause;
