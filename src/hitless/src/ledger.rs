@@ -3,7 +3,7 @@
 //! hyper reads ahead, so only what it has read tells whether the socket can go to another process. The ledger is
 //! told every byte read, every request dispatched and every answer finished, and from these alone it says whether the
 //! connection stands before a request ([`Ledger::unparsed`]). It never guesses: whatever it does not fully understand is
-//! [lost](Ledger::lose) to it for good, because a wrong "clean" would lose bytes, or let one request pass for another
+//! [lost](Ledger::lose) to it for good, because a wrong "boundary" would lose bytes, or let one request pass for another
 //! (request smuggling). It touches no socket and no clock.
 
 /// How much of an unfinished request may travel with its connection, in bytes.
@@ -134,7 +134,18 @@ impl Ledger {
         matches!(self.position, Position::Head(_)).then_some(&self.ahead)
     }
 
-    /// The length of the last head, as far as it was read, in bytes.
+    /// Whether nothing has been read of the next request's head, but empty lines perhaps, which are no part of it (RFC 9112,
+    /// section 2.2).
+    pub fn is_before_head(&self) -> bool {
+        matches!(&self.position, Position::Head(head) if !head.started)
+    }
+
+    /// Whether the beginning of a head has been read.
+    pub fn is_within_head(&self) -> bool {
+        matches!(&self.position, Position::Head(head) if head.started)
+    }
+
+    /// The length of the last head, as far as it was read, in bytes, also where the ledger was lost on account of it.
     pub fn head_bytes(&self) -> usize {
         self.head_bytes
     }

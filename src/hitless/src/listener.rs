@@ -43,8 +43,6 @@ pub struct Listener {
     sockets: Vec<Either<TcpListener, UnixListener>>,
     adopted: VecDeque<(Io, Peer)>,
     connections: Arc<Connections>,
-    max_connections: usize,
-    guests: usize,
 }
 
 impl Listener {
@@ -73,13 +71,15 @@ impl Listener {
                 }
             })
             .collect::<io::Result<_>>()?;
-        Ok(Self { sockets, adopted: VecDeque::new(), connections, max_connections, guests: 0 })
+        connections.set_places(max_connections, 0);
+        Ok(Self { sockets, adopted: VecDeque::new(), connections })
     }
 
     /// The same, with room for so many connections that siblings hand in, beside those that are accepted here: new clients
     /// are not to be turned away because another instance is restarted.
     pub(super) fn with_guests(self, guests: usize) -> Self {
-        Self { guests, ..self }
+        self.connections.set_places(self.connections.places(), guests);
+        self
     }
 
     /// Lets in connections that were parked: those who wait are answered before thousands of idle ones are looked at.
@@ -141,7 +141,7 @@ impl Listener {
 
     /// What becomes of a connection that is accepted now.
     fn origin(&self) -> Origin {
-        let room = self.connections.len_without(self.guests) < self.max_connections;
+        let room = self.connections.len_without_guests() < self.connections.places();
         if room { Origin::Accepted } else { Origin::OverLimit }
     }
 
@@ -150,7 +150,7 @@ impl Listener {
         loop {
             let mut gone = std::pin::pin!(self.connections.gone().notified());
             gone.as_mut().enable();
-            let (open, most) = (self.connections.len_without(self.guests), self.max_connections + OVER_LIMIT);
+            let (open, most) = (self.connections.len_without_guests(), self.connections.places() + OVER_LIMIT);
             if open < most {
                 match self.next().await {
                     Ok(admitted) => return admitted,
@@ -185,15 +185,17 @@ impl Listener {
         })
     }
 
-    /// Accepts who has connected already; then closes the sockets, so that the kernel refuses others at once and they
-    /// can turn elsewhere.
+    /// Accepts who has connected already, as far as there are descriptors for connections; then closes the sockets, so that
+    /// the kernel refuses others at once and they can turn elsewhere.
     ///
     /// It asks the kernel itself: the runtime has not been told yet of who has connected just now.
     fn accept_last(&mut self) {
         let connections = Arc::clone(&self.connections);
         let _admission = connections.admission();
+        let most = connections.places_for_all() + OVER_LIMIT;
+        let mut room = most.saturating_sub(connections.len() + connections.parked());
         for socket in std::mem::take(&mut self.sockets) {
-            loop {
+            while room > 0 {
                 let accepted = match &socket {
                     Either::Left(tcp) => accept_with(tcp, SocketFlags::CLOEXEC),
                     Either::Right(unix) => accept_with(unix, SocketFlags::CLOEXEC),
@@ -205,6 +207,7 @@ impl Listener {
                         }
                         let io = self.connections.admit(socket, peer, Vec::new(), self.origin());
                         self.adopted.push_back((io, peer));
+                        room -= 1;
                     }
                     // Its client has gone in the meantime (accept(2)).
                     Ok(Err(_)) | Err(Errno::CONNABORTED | Errno::CONNRESET | Errno::INTR) => {}
@@ -228,7 +231,7 @@ impl axum::serve::Listener for Listener {
             }
             let mut changed = std::pin::pin!(connections.changed().notified());
             changed.as_mut().enable();
-            let closed = {
+            let paused = {
                 // They are not paused meanwhile: connections on their way back are known to nobody.
                 let _admission = connections.admission();
                 if connections.is_running() {
@@ -236,7 +239,7 @@ impl axum::serve::Listener for Listener {
                 }
                 connections.is_paused()
             };
-            if closed {
+            if paused {
                 changed.await;
                 continue;
             }
@@ -276,7 +279,8 @@ fn is_gone(error: &io::Error) -> bool {
     matches!(error, Some(Errno::CONNABORTED | Errno::CONNRESET | Errno::INTR))
 }
 
-/// Registers a socket of the previous process with this one's runtime.
+/// Registers a socket with the runtime that came without it: from another process, or out of the kernel's queue, or parked
+/// here.
 fn register(socket: OwnedFd) -> io::Result<(Socket, Peer)> {
     rustix::io::ioctl_fionbio(&socket, true)?;
     if rustix::net::getsockname(&socket)?.address_family() == AddressFamily::UNIX {

@@ -56,7 +56,7 @@ impl fmt::Display for Kind {
             Kind::Yielded => "there are limits.max_connections, and who was idle longest made room",
             Kind::Full => "there are limits.max_connections and none is idle, which is answered 503",
             Kind::Shed => {
-                "the connections hold more than a quarter of unit.memory_high, and one that has held much for long is closed"
+                "the connections hold more than they may (limits.held_bytes), and one that has held much for long is closed"
             }
         })
     }

@@ -11,6 +11,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -60,7 +61,11 @@ impl Siblings {
     pub fn pids(&self) -> io::Result<Vec<u32>> {
         let mut pids = Vec::new();
         for entry in std::fs::read_dir(&self.0)? {
-            pids.extend(entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()));
+            let entry = entry?;
+            // What else stands there is somebody else's. Its name may be a number as well.
+            if entry.file_type().is_ok_and(|kind| kind.is_socket()) {
+                pids.extend(entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()));
+            }
         }
         pids.retain(|pid| *pid != std::process::id() && !is_left(&self.path(*pid)));
         pids.sort_unstable();

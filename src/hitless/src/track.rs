@@ -54,12 +54,10 @@ where
         if let Some(Peer::Tcp(address)) = connection.as_ref().map(|ConnectInfo(connection)| connection.peer()) {
             request.extensions_mut().insert(ConnectInfo(address));
         }
-        let (ticket, surplus) = match connection {
-            Some(ConnectInfo(connection)) => (Some(connection.dispatched(&mut request)), connection.is_turned_away()),
-            None => (None, false),
-        };
-        let answer = if surplus { None } else { Some(self.0.call(request)) };
-        Answering { answer, ticket, head, connect, version }
+        let guard = connection.map(|ConnectInfo(connection)| connection.dispatched(&mut request));
+        let turned_away = guard.as_ref().is_some_and(RequestGuard::is_turned_away);
+        let answer = if turned_away { None } else { Some(self.0.call(request)) };
+        Answering { answer, guard, head, connect, version }
     }
 }
 
@@ -68,7 +66,7 @@ pin_project! {
     pub struct Answering<F> {
         #[pin]
         answer: Option<F>,
-        ticket: Option<RequestGuard>,
+        guard: Option<RequestGuard>,
         head: bool,
         connect: bool,
         version: Version,
@@ -88,14 +86,14 @@ where
                 Ok(response) => response,
                 Err(never) => match never {},
             },
-            None => too_many_connections(this.ticket.as_ref().map(RequestGuard::refuse)),
+            None => this.guard.as_ref().map(turned_away).unwrap_or_default(),
         };
-        let Some(ticket) = this.ticket.take() else { return Poll::Ready(Ok(response)) };
+        let Some(guard) = this.guard.take() else { return Poll::Ready(Ok(response)) };
 
         let status = response.status();
         let last = says_close(response.headers());
         let upgrade = status == StatusCode::SWITCHING_PROTOCOLS || (*this.connect && status.is_success());
-        if ticket.answering(status, last, upgrade) {
+        if guard.answering(status, last, upgrade) {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             // Otherwise hyper adds `keep-alive` where an HTTP/1.0 client has asked for it.
             *response.version_mut() = *this.version;
@@ -105,19 +103,24 @@ where
         let announced = || response.headers().get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok();
         let left =
             if bodiless { Some(0) } else { http_body::Body::size_hint(response.body()).exact().or_else(announced) };
-        Poll::Ready(Ok(response.map(|body| Body::new(Answer { body, ticket, left, unread: None }))))
+        Poll::Ready(Ok(response.map(|body| Body::new(Answer { body, guard, left, unread: None }))))
     }
 }
 
-fn too_many_connections(id: Option<String>) -> Response {
-    let body = "{\"title\":\"Service Unavailable\",\"status\":503,\"detail\":\"too many open connections\"}\n";
+fn turned_away(guard: &RequestGuard) -> Response {
+    let (status, detail, id) = guard.turn_away();
+    let title = status.canonical_reason().unwrap_or("Error");
+    let body = format!("{{\"title\":\"{title}\",\"status\":{},\"detail\":\"{detail}\"}}\n", status.as_u16());
     let headers = [
         (header::CONTENT_TYPE, "application/problem+json"),
         (header::CONNECTION, "close"),
-        (header::RETRY_AFTER, "1"),
-        (HeaderName::from_static("x-request-id"), id.as_deref().unwrap_or_default()),
+        (HeaderName::from_static("x-request-id"), &id),
     ];
-    (StatusCode::SERVICE_UNAVAILABLE, headers, body).into_response()
+    let mut response = (status, headers, body).into_response();
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+    response
 }
 
 pin_project! {
@@ -125,7 +128,7 @@ pin_project! {
     struct Answer {
         #[pin]
         body: Body,
-        ticket: RequestGuard,
+        guard: RequestGuard,
         // The bytes still to come, where that is known. hyper drops a body after the last of them.
         left: Option<u64>,
         // What hyper has and the client has not, unless that is a small answer at once.
@@ -136,7 +139,7 @@ pin_project! {
         fn drop(this: Pin<&mut Self>) {
             let this = this.project();
             if *this.left == Some(0) || http_body::Body::is_end_stream(&*this.body) {
-                this.ticket.answered();
+                this.guard.answered();
             }
         }
     }
@@ -156,7 +159,7 @@ impl http_body::Body for Answer {
             && let Some(data) = part.data_mut()
             && (data.len() > SMALL || *this.left != Some(data.len() as u64))
         {
-            let unread = this.unread.get_or_insert_with(|| Unread::new(this.ticket.connection()));
+            let unread = this.unread.get_or_insert_with(|| Unread::new(this.guard.connection()));
             *data = unread.count(std::mem::take(data));
         }
         match &frame {
@@ -167,7 +170,7 @@ impl http_body::Body for Answer {
                 (None, left) => *left = Some(0),
             },
             Some(Err(_)) => {}
-            None => this.ticket.answered(),
+            None => this.guard.answered(),
         }
         Poll::Ready(frame)
     }

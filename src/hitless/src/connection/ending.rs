@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use axum::http::StatusCode;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::request::Progress;
+use super::io::{has_room, has_unread};
+use super::request::{HEAD_TOO_LARGE, Progress};
 use super::{Connection, Due, Idle, Protocol, Socket, Stage, State};
 use crate::connections::{Limits, YIELDS_AFTER};
 use crate::held::REQUEST;
@@ -45,9 +46,10 @@ impl Connection {
         makes_room
     }
 
-    /// Whether the connection is over the limit, and stays so although it has something to ask: nobody makes room.
+    /// Whether the connection is over the limit, and stays so although it has something to ask: there is no room, and nobody
+    /// makes any.
     pub(crate) fn is_turned_away(&self) -> bool {
-        if self.is_over_limit() && self.0.connections.make_room(true, false) {
+        if self.is_over_limit() && self.0.connections.give_place() {
             self.0.over_limit.store(false, Relaxed);
             // It may have been taken for one that is not read any more.
             self.lock().read_again();
@@ -93,11 +95,8 @@ impl Connection {
         }
         let given_up = state.frames.give_up(limits.send_timeout, now);
         (0..given_up).for_each(|_| tell(Kind::SendTimeout));
-        let is_late = |upload: &&Upload| upload.awaited().is_some_and(|since| has_come(since, limits.body_timeout));
-        for upload in state.requests.iter().filter_map(|request| request.upload.as_ref()).filter(is_late) {
-            upload.give_up();
-            tell(Kind::BodyTimeout);
-        }
+        let is_late = state.late_uploads(limits.body_timeout).next().is_some();
+        state.late = is_late;
         if std::mem::take(&mut state.wrote) && !state.requests.is_empty() {
             state.since = now;
         }
@@ -109,8 +108,16 @@ impl Connection {
             state.since = now;
             state.doubted = true;
         }
-        if state.due != Due::Not || mute || given_up > 0 {
+        if state.due != Due::Not || state.late || mute || given_up > 0 {
             state.wake();
+        }
+    }
+
+    /// Ends the bodies of which nothing has come for too long.
+    pub(super) fn give_up_uploads(&self, state: &State) {
+        for upload in state.late_uploads(self.0.connections.limits().body_timeout) {
+            upload.give_up();
+            self.0.connections.notice(Kind::BodyTimeout, self.peer());
         }
     }
 
@@ -159,6 +166,17 @@ const LINGER_BYTES: u64 = 64 << 20;
 const LINGER_READS: usize = 16;
 
 impl State {
+    /// The bodies that have been waited for longer than `limit`.
+    fn late_uploads(&self, limit: Duration) -> impl Iterator<Item = &Upload> {
+        let is_late = move |upload: &&Upload| upload.awaited().is_some_and(|since| since.elapsed() > limit);
+        self.requests.iter().filter_map(|request| request.upload.as_ref()).filter(is_late)
+    }
+
+    /// Whether the connection is to end, and what the runtime has not told of yet is no reason against it.
+    pub(super) fn is_over(&self, socket: &Socket) -> bool {
+        self.due != Due::Not && !has_unread(socket) && (self.stalled.is_none() || !has_room(socket))
+    }
+
     /// Closes the connection for hyper, and says so where there are words for it, as far as the socket takes them.
     pub(super) fn say_goodbye(&mut self, socket: Pin<&mut Socket>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.close();
@@ -225,7 +243,7 @@ impl Connection {
         let (kind, detail) = match status {
             StatusCode::REQUEST_TIMEOUT => (Kind::HeadTimeout, "the request's head did not arrive in the time allowed"),
             StatusCode::URI_TOO_LONG => (Kind::Malformed, "the request's target is too long"),
-            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => (Kind::HeadTooLarge, "the request's head is too large"),
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => (Kind::HeadTooLarge, HEAD_TOO_LARGE),
             _ => (Kind::Malformed, "the request cannot be understood"),
         };
         let (connections, peer) = (&self.0.connections, self.peer());

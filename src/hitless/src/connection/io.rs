@@ -63,6 +63,7 @@ impl Io {
             since: Instant::now(),
             wrote: false,
             stalled: None,
+            late: false,
             doubted: false,
             streak: 0,
             reader: None,
@@ -96,13 +97,13 @@ impl AsyncRead for Io {
         let Io { socket, unread, connection } = self.get_mut();
         let mut socket = Pin::new(socket.as_mut().expect(PRESENT));
         let mut state = connection.lock();
-        let closed = connection.0.connections.is_paused();
+        let paused = connection.0.connections.is_paused();
         let leaves = connection.0.connections.mode() != Mode::Serving;
         match &mut state.reader {
             Some(waker) => waker.clone_from(cx.waker()),
             waker => *waker = Some(cx.waker().clone()),
         }
-        if closed && state.is_at_boundary() {
+        if paused && state.is_at_boundary() {
             state.stage = Stage::Detached;
         }
         if state.stage == Stage::Detached {
@@ -113,7 +114,7 @@ impl AsyncRead for Io {
             return state.poll_linger(socket, cx, leaves).map(Ok);
         }
         state.look_at_unsent(&socket, leaves);
-        state.withheld = state.withholds(closed) || connection.0.connections.is_flooded();
+        state.withheld = state.withholds(paused) || connection.0.connections.is_flooded();
         if state.withheld {
             return Poll::Pending;
         }
@@ -133,7 +134,7 @@ impl AsyncRead for Io {
                 _ => {}
             }
         }
-        if state.frames.is_http2() && state.is_quiet() && (state.due != Due::Not || state.is_to_go(closed)) {
+        if state.frames.is_http2() && state.is_quiet() && (state.due != Due::Not || state.is_to_go(paused)) {
             // However much it goes on to say, it asks nothing.
             return state.say_goodbye(socket, cx);
         }
@@ -174,7 +175,7 @@ impl AsyncRead for Io {
                     state.close();
                     return Poll::Ready(Err(error));
                 }
-                Poll::Pending if state.due != Due::Not && !has_unread(&socket) => {
+                Poll::Pending if state.is_over(&socket) => {
                     if state.is_at_head() {
                         connection.refuse(&mut state, StatusCode::REQUEST_TIMEOUT, socket.as_mut(), cx);
                         return state.poll_linger(socket, cx, leaves).map(Ok);
@@ -185,7 +186,12 @@ impl AsyncRead for Io {
                     state.stage = Stage::Detached;
                     return Poll::Ready(Ok(()));
                 }
-                Poll::Pending => return Poll::Pending,
+                Poll::Pending => {
+                    if std::mem::take(&mut state.late) && !has_unread(&socket) {
+                        connection.give_up_uploads(&state);
+                    }
+                    return Poll::Pending;
+                }
             }
         }
 
@@ -203,13 +209,17 @@ impl AsyncRead for Io {
         }
         connection.0.connections.take_in(read.len());
         let now = Instant::now();
-        // A client of HTTP/2 is as silent as its streams, whatever else it sends.
-        if !state.is_at_head() && !state.frames.is_http2() {
+        let was_at_head = state.is_at_head();
+        // To say something is not to take what one is told.
+        if state.stalled.is_none() {
+            state.spare(&connection.0.connections);
+        }
+        state.ledger.read(read);
+        // A client of HTTP/2 is as silent as its streams, whatever else it sends; one of HTTP/1.1 also behind empty lines.
+        if !was_at_head && !state.ledger.is_before_head() && !state.frames.is_http2() {
             state.since = now;
         }
-        state.spare(&connection.0.connections);
-        state.ledger.read(read);
-        if !state.ledger.is_lost() && state.ledger.head_bytes() > connection.0.connections.limits().max_head_bytes {
+        if state.ledger.head_bytes() > connection.0.connections.limits().max_head_bytes {
             let refused = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
             buf.set_filled(start);
             connection.refuse(&mut state, refused, socket.as_mut(), cx);
@@ -251,9 +261,11 @@ impl AsyncWrite for Io {
             }
             state.ledger.lose();
         }
-        let written = socket.poll_write_vectored(cx, bytes);
+        let written = socket.as_mut().poll_write_vectored(cx, bytes);
         if let Poll::Ready(result) = &written {
-            state.stalled = None;
+            if state.stalled.take().is_some() && state.due == Due::Expired {
+                state.due = Due::Not;
+            }
             state.wrote = true;
             state.writer = None;
             let count = *result.as_ref().unwrap_or(&0);
@@ -265,7 +277,7 @@ impl AsyncWrite for Io {
                     cx.waker().wake_by_ref();
                 }
             }
-        } else if (state.due != Due::Not && state.stalled.is_some())
+        } else if (state.due != Due::Not && state.stalled.is_some() && !has_room(&socket))
             || state.is_given_up(connection.0.connections.is_paused())
         {
             state.close();
@@ -374,6 +386,11 @@ pub(super) fn has_unread(socket: &Socket) -> bool {
     received.is_ok_and(|(_, count)| count > 0)
 }
 
+/// Whether there is room for more of an answer that the runtime has not told of yet.
+pub(super) fn has_room(socket: &Socket) -> bool {
+    is_ready(socket, PollFlags::OUT)
+}
+
 /// Whether the kernel has sent everything. What it has sent and the client has not read is with the client already.
 pub(super) fn is_sent(socket: &Socket) -> bool {
     // To a client on this host everything is sent at once.
@@ -383,15 +400,18 @@ pub(super) fn is_sent(socket: &Socket) -> bool {
     if options.set_tcp_notsent_lowat(1).is_err() {
         return true;
     }
-    let mut asked = [PollFd::new(tcp, PollFlags::OUT)];
-    let is_sent = poll(&mut asked, Some(&Timespec::default())).is_ok_and(|count| count > 0);
+    let is_sent = is_ready(socket, PollFlags::OUT);
     let _ = options.set_tcp_notsent_lowat(0);
     is_sent
 }
 
 /// Whether the client has closed its side, which it may have done behind bytes that nobody reads.
 pub(super) fn has_hung_up(socket: &Socket) -> bool {
-    let interest = PollFlags::RDHUP;
+    is_ready(socket, PollFlags::RDHUP)
+}
+
+/// Whether the kernel says so of a socket, now.
+fn is_ready(socket: &Socket, interest: PollFlags) -> bool {
     let mut asked = match socket {
         Either::Left(tcp) => [PollFd::new(tcp, interest)],
         Either::Right(unix) => [PollFd::new(unix, interest)],

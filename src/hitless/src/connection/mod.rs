@@ -125,6 +125,8 @@ struct State {
     wrote: bool,
     /// Since when the client has not read what is written.
     stalled: Option<Instant>,
+    /// A body has been waited for too long, if nothing of it has come.
+    late: bool,
     /// To be asked whether its client has closed its side.
     doubted: bool,
     /// How much was read since there was nothing to read, or others were served.
@@ -184,7 +186,7 @@ impl Connection {
     }
 
     /// Whether the connection is over the limit.
-    fn is_over_limit(&self) -> bool {
+    pub(crate) fn is_over_limit(&self) -> bool {
         self.0.over_limit.load(Relaxed)
     }
 

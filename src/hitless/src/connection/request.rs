@@ -26,6 +26,9 @@ pub(super) enum Progress {
     Answered,
 }
 
+/// What is wrong with a request of more than [`max_head_bytes`](crate::connections::Limits::max_head_bytes).
+pub(super) const HEAD_TOO_LARGE: &str = "the request's head is too large";
+
 /// How much of the path of a request that is cut off is told, in bytes.
 const PATH: usize = 256;
 
@@ -52,6 +55,8 @@ impl Connection {
         let upload = (!request.body().is_end_stream()).then(Upload::default);
         let mut state = self.lock();
         let http1 = request.version() <= Version::HTTP_11;
+        // A head that was read with the request before was part of no read since.
+        let too_large = http1 && state.ledger.head_bytes() > self.0.connections.limits().max_head_bytes;
         let mut stream = None;
         if !http1 {
             state.protocol = Protocol::Http2;
@@ -87,7 +92,7 @@ impl Connection {
             *request.body_mut() = axum::body::Body::new(Watched::new(body, upload.clone()));
             request.extensions_mut().insert(upload.clone());
         }
-        RequestGuard { connection: self.clone(), number, http1, answered: false, upload }
+        RequestGuard { connection: self.clone(), number, http1, too_large, answered: false, upload }
     }
 
     /// What is lost when the connection is cut now.
@@ -125,6 +130,8 @@ pub(crate) struct RequestGuard {
     connection: Connection,
     number: u64,
     http1: bool,
+    /// Its head is.
+    too_large: bool,
     answered: bool,
     upload: Option<Upload>,
 }
@@ -165,11 +172,21 @@ impl RequestGuard {
         self.connection.clone()
     }
 
-    /// Notes that the request is turned away, as its connection is over the limit; gives its id.
-    pub(crate) fn refuse(&self) -> String {
+    /// Whether no handler is to see the request: its head is too large, or its connection stays over the limit.
+    pub(crate) fn is_turned_away(&self) -> bool {
+        self.too_large || self.connection.is_turned_away()
+    }
+
+    /// Notes that the request is turned away; gives the answer's status, what is wrong, and the id.
+    pub(crate) fn turn_away(&self) -> (StatusCode, &'static str, String) {
+        let (kind, status, detail) = if self.too_large {
+            (Kind::HeadTooLarge, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, HEAD_TOO_LARGE)
+        } else {
+            (Kind::Full, StatusCode::SERVICE_UNAVAILABLE, "too many open connections")
+        };
         let Shared { connections, peer, .. } = &*self.connection.0;
-        connections.notice(Kind::Full, *peer);
-        connections.refusal_id()
+        connections.notice(kind, *peer);
+        (status, detail, connections.refusal_id())
     }
 
     /// Records that the answer has ended, whole.

@@ -145,12 +145,12 @@ impl State {
 
     /// Whether the beginning of a head has been read, or of the preface of HTTP/2.
     pub(super) fn is_at_head(&self) -> bool {
-        self.ledger.unparsed().is_some_and(|head| !head.is_empty()) || self.frames.is_at_preface()
+        self.ledger.is_within_head() || self.frames.is_at_preface()
     }
 
-    /// Whether nothing has come on a connection that was accepted here.
+    /// Whether nothing has been asked on a connection that was accepted here.
     pub(super) fn is_silent(&self) -> bool {
-        !self.has_asked() && self.ledger.unparsed().is_some_and(<[u8]>::is_empty)
+        !self.has_asked() && self.ledger.is_before_head()
     }
 
     /// Whether something was asked on the connection, here or where it was accepted.
@@ -229,7 +229,8 @@ impl Connection {
         state.stage == Stage::Detached || (state.may_leave_early() && state.since < before)
     }
 
-    /// Whether a client of HTTP/2 is told to go since `began`, and has not heard, or not gone.
+    /// Whether a client of HTTP/2 that is told to go, since `began`, has not heard yet, or has nothing to wait for and has not
+    /// gone.
     pub(crate) fn is_told(&self, began: Instant) -> bool {
         let state = self.lock();
         let is_told = state.frames.is_http2() && state.stage == Stage::Open && !state.is_unresponsive();

@@ -13,7 +13,7 @@ use crate::connection::{Connection, Idle};
 pub struct Limits {
     /// How many connections there may be at a time.
     pub max_connections: usize,
-    /// Of a request's head.
+    /// Of a request's head; [`MAX_HEAD_BYTES`](Self::MAX_HEAD_BYTES) where it is more.
     pub max_head_bytes: usize,
     /// From the first byte of a request's head to its last; and until the first byte of a new connection.
     pub header_timeout: Duration,

@@ -6,6 +6,18 @@
 //!
 //! The pause is set *first*, then every connection is woken under its lock: a read that saw the connections run has left its
 //! waker there, and a later one sees the pause. So none is missed.
+//!
+//! The mode, the flow, whether HTTP/2 is told to go, and the listening sockets are set apart, and stand together like this:
+//!
+//! | mode | flow | HTTP/2 is told | sockets | |
+//! |---|---|---|---|---|
+//! | `Serving` | `Running` | no | open | |
+//! | `HandingOver` | `Running` | no | open | a moment to pause is waited for |
+//! | `HandingOver` | `Running` | yes | open | it has come, and clients of HTTP/2 hear of it |
+//! | `HandingOver` | `DetachingIdle` | yes | open | those that are quiet are detached |
+//! | `HandingOver` | `Paused` | either | open | nothing is accepted; resumed, it is the second row again |
+//! | `Retiring` | `Running` | no | open | nobody takes the connections: they end with their answers |
+//! | `Retired` | `Running` | no | closed soon | who has connected by then is served |
 
 mod limits;
 mod pause;
@@ -20,6 +32,7 @@ use axum::http::Method;
 use tokio::sync::Notify;
 
 use crate::connection::{Connection, Io, Origin, Peer, Socket};
+use crate::ledger::UNPARSED_LIMIT;
 use crate::notice::{Kind, Notices};
 use crate::queue::Detached;
 
@@ -84,8 +97,13 @@ pub struct Connections {
     refused: AtomicU64,
     live: Mutex<HashMap<u64, Connection>>,
     parked: Mutex<Vec<Detached>>,
+    /// How many may be served, and how many beside of those that siblings hand in.
+    places: AtomicUsize,
+    guest_places: AtomicUsize,
     /// Those that a sibling has handed in.
     guests: AtomicUsize,
+    /// Those over the limit. It changes under the lock of `live`.
+    over_limit: AtomicUsize,
     ids: AtomicU64,
     /// A [`Flow`].
     flow: AtomicU8,
@@ -108,7 +126,8 @@ pub struct Connections {
 impl Connections {
     /// One without connections, which may take as much as `limits` says.
     pub fn new(limits: Limits) -> Self {
-        Self { limits: Bounds(limits), ..Self::default() }
+        let max_head_bytes = limits.max_head_bytes.min(UNPARSED_LIMIT);
+        Self { limits: Bounds(Limits { max_head_bytes, ..limits }), ..Self::default() }
     }
 
     pub(crate) fn limits(&self) -> &Limits {
@@ -130,7 +149,12 @@ impl Connections {
     pub(crate) fn admit(self: &Arc<Self>, socket: Socket, peer: Peer, unparsed: Vec<u8>, origin: Origin) -> Io {
         let id = self.ids.fetch_add(1, Relaxed);
         let io = Io::new(Arc::clone(self), id, socket, peer, unparsed, origin);
-        self.all().insert(id, io.connection().clone());
+        let mut live = self.all();
+        live.insert(id, io.connection().clone());
+        if origin == Origin::OverLimit {
+            self.over_limit.fetch_add(1, Relaxed);
+        }
+        drop(live);
         if origin == Origin::Guest {
             self.guests.fetch_add(1, Relaxed);
         }
@@ -139,7 +163,11 @@ impl Connections {
 
     /// Records that a connection has gone.
     pub(crate) fn forget(&self, id: u64, origin: Origin) {
-        self.all().remove(&id);
+        let mut live = self.all();
+        if live.remove(&id).is_some_and(|gone| gone.is_over_limit()) {
+            self.over_limit.fetch_sub(1, Relaxed);
+        }
+        drop(live);
         if origin == Origin::Guest {
             self.guests.fetch_sub(1, Relaxed);
         }
@@ -151,9 +179,44 @@ impl Connections {
         self.all().len()
     }
 
-    /// The number of connections, those parked among them, but for those that siblings have handed in, up to so many.
-    pub(crate) fn len_without(&self, guests: usize) -> usize {
-        (self.len() + self.parked()).saturating_sub(self.guests.load(Relaxed).min(guests))
+    /// Has so many connections be served, and so many `guests` beside, which siblings hand in.
+    pub(crate) fn set_places(&self, places: usize, guests: usize) {
+        self.places.store(places, Relaxed);
+        self.guest_places.store(guests, Relaxed);
+    }
+
+    /// How many connections may be served, beside guests.
+    pub(crate) fn places(&self) -> usize {
+        self.places.load(Relaxed)
+    }
+
+    /// How many connections may be served, guests among them.
+    pub(crate) fn places_for_all(&self) -> usize {
+        self.places() + self.guest_places.load(Relaxed)
+    }
+
+    /// How many connections count for `places`: those parked are among them, and guests for whom there is no place beside.
+    pub(crate) fn len_without_guests(&self) -> usize {
+        self.without_guests(self.len())
+    }
+
+    fn without_guests(&self, live: usize) -> usize {
+        let guests = self.guests.load(Relaxed).min(self.guest_places.load(Relaxed));
+        (live + self.parked()).saturating_sub(guests)
+    }
+
+    /// Gives a connection that is over the limit a place, where one is free by now, or another one makes room for it.
+    pub(crate) fn give_place(&self) -> bool {
+        let take = |is_free: bool| {
+            let live = self.all();
+            let over = self.over_limit.load(Relaxed);
+            let is_free = is_free || self.without_guests(live.len()).saturating_sub(over) < self.places();
+            if is_free {
+                self.over_limit.fetch_sub(1, Relaxed);
+            }
+            is_free
+        };
+        take(false) || (self.make_room(true, false) && take(true))
     }
 
     /// Whether there is no live connection.

@@ -245,7 +245,12 @@ async fn guests_are_counted_apart_as_far_as_there_is_room_for_them() {
         |origin| connections.admit(Socket::Right(UnixStream::pair().unwrap().0), Peer::Unix, Vec::new(), origin);
     let others = [Origin::Accepted, Origin::Adopted].map(admit);
     let guests = [Origin::Guest; 3].map(admit);
-    let without = || [0, 2, 3, 9].map(|room| connections.len_without(room));
+    let without = || {
+        [0, 2, 3, 9].map(|places| {
+            connections.set_places(10, places);
+            connections.len_without_guests()
+        })
+    };
     assert_eq!(without(), [5, 3, 2, 2]);
     let [one, _two, _three] = guests;
     drop(one);
@@ -423,5 +428,232 @@ async fn an_answer_ends_with_its_last_byte_also_while_the_service_leaves() {
             }
         };
         tokio::time::timeout(Duration::from_secs(20), reads).await.unwrap_or_else(|_| panic!("no end, {mode:?}"));
+    }
+}
+
+/// A head that never ends, one byte more than there may be of it, with the most that a service may set, and more.
+#[tokio::test]
+async fn a_head_is_refused_when_it_is_too_long_whatever_the_limit_is() {
+    for max_head_bytes in [1 << 10, Limits::MAX_HEAD_BYTES, usize::MAX] {
+        let connections = Arc::new(Connections::new(Limits { max_head_bytes, ..Limits::unbounded() }));
+        let app = Router::new().route("/", get(|| async {}));
+        let mut client = TcpStream::connect(serve(&connections, app, 10, CancellationToken::new())).await.unwrap();
+        let most = max_head_bytes.min(Limits::MAX_HEAD_BYTES);
+        let head = format!("GET / HTTP/1.1\r\nHost: test\r\nA: {}", "a".repeat(most));
+        send(&mut client, &head[..=most]).await;
+        let mut answer = [0; 12];
+        let read = tokio::time::timeout(Duration::from_secs(5), client.read_exact(&mut answer)).await;
+        assert!(read.is_ok() && answer == *b"HTTP/1.1 431", "{max_head_bytes}");
+    }
+}
+
+#[tokio::test]
+async fn who_came_over_the_limit_is_served_once_others_have_gone_and_nobody_else_goes_for_that() {
+    for (gone, asking, served) in [(0, 1, 0), (1, 2, 1), (2, 2, 2)] {
+        let connections = Arc::new(Connections::default());
+        let address = serve(&connections, Router::new().route("/", get(|| async {})), 3, CancellationToken::new());
+        let mut clients = Vec::new();
+        for number in 0..5 {
+            let mut client = TcpStream::connect(address).await.unwrap();
+            if number < 3 {
+                ask(&mut client).await;
+            }
+            clients.push(client);
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let mut over = clients.split_off(3);
+        clients.truncate(3 - gone);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let mut answers = Vec::new();
+        for client in &mut over[..asking] {
+            send(client, "GET / HTTP/1.1\r\nHost: test\r\n\r\n").await;
+            let mut answer = [0; 12];
+            client.read_exact(&mut answer).await.unwrap();
+            answers.push(answer);
+        }
+        let ok = answers.iter().filter(|answer| *answer == b"HTTP/1.1 200").count();
+        assert_eq!((ok, connections.yielding()), (served, 0), "{gone} {answers:?}");
+        for client in &mut clients {
+            ask(client).await;
+        }
+    }
+}
+
+/// Has what has reached its limit end, many times a second.
+fn expire(connections: &Arc<Connections>) {
+    let connections = Arc::clone(connections);
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            connections.expire();
+        }
+    });
+}
+
+/// An empty line is not the beginning of a head, and neither keeps a connection nor ends it (RFC 9112, section 2.2).
+#[tokio::test]
+async fn who_sends_empty_lines_between_requests_is_idle_and_who_sends_nothing_else_is_silent() {
+    let limits = |header, idle| Limits {
+        header_timeout: Duration::from_millis(header),
+        idle_timeout: Duration::from_millis(idle),
+        ..Limits::unbounded()
+    };
+    for (limits, asks, keeps_on, stays) in [
+        (limits(300, 60_000), true, false, true),
+        (limits(300, 60_000), true, true, true),
+        (limits(60_000, 300), true, true, false),
+        (limits(300, 60_000), false, false, false),
+        (limits(300, 60_000), false, true, false),
+    ] {
+        let connections = Arc::new(Connections::new(limits));
+        expire(&connections);
+        let app = Router::new().route("/", get(|| async {}).post(|_: axum::body::Bytes| async {}));
+        let mut client = TcpStream::connect(serve(&connections, app, 10, CancellationToken::new())).await.unwrap();
+        if asks {
+            send(&mut client, "POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 1\r\n\r\na").await;
+            is_answered(&mut client).await;
+        }
+        send(&mut client, "\r\n").await;
+        for _ in 0..30 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            if keeps_on {
+                // It may have been closed.
+                let _ = client.write_all(b"\r\n").await;
+            }
+        }
+        let case = (asks, keeps_on, stays);
+        if stays {
+            ask(&mut client).await;
+        } else {
+            let mut answer = Vec::new();
+            let end = tokio::time::timeout(Duration::from_secs(5), client.read_to_end(&mut answer)).await;
+            assert!(end.is_ok() && answer.is_empty(), "{case:?} {:?}", answer.escape_ascii());
+        }
+    }
+}
+
+/// The process stands still, and its client does not: what has come meanwhile has come in time.
+#[tokio::test]
+async fn a_standstill_of_the_process_is_not_held_against_who_sent_or_read_meanwhile() {
+    let limit = Duration::from_millis(300);
+    let limits = Limits { body_timeout: limit, send_timeout: limit, ..Limits::unbounded() };
+    let large = || async { vec![0; 64 << 20] };
+    let app = Router::new().route("/", post(|_: axum::body::Bytes| async {}).get(large));
+    let connections = Arc::new(Connections::new(limits));
+    let address = serve(&connections, app, 10, CancellationToken::new());
+    for (head, rest) in [
+        ("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 2\r\n\r\na", "b"),
+        ("POST / HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n", "0\r\n\r\n"),
+        ("GET / HTTP/1.1\r\nHost: test\r\n\r\n", ""),
+    ] {
+        let mut client = TcpStream::connect(address).await.unwrap();
+        send(&mut client, head).await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        // Nothing else is done here until the limits have been looked at.
+        let mut client = client.into_std().unwrap();
+        std::thread::sleep(limit * 2);
+        std::io::Write::write_all(&mut client, rest.as_bytes()).unwrap();
+        let mut part = vec![0; 8 << 20];
+        while rest.is_empty() && std::io::Read::read(&mut client, &mut part).is_ok() {}
+        connections.expire();
+        let mut client = TcpStream::from_std(client).unwrap();
+        if rest.is_empty() {
+            let more = async {
+                let mut left = 16 << 20;
+                while left > 0 {
+                    let count = client.read(&mut part).await.unwrap();
+                    assert!(count > 0, "the answer is cut off");
+                    left -= count.min(left);
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(20), more).await.expect("the answer goes on");
+        } else {
+            is_answered(&mut client).await;
+        }
+        // Nor is anybody spared who does nothing.
+        let mut client = TcpStream::connect(address).await.unwrap();
+        send(&mut client, head).await;
+        tokio::time::sleep(limit * 2).await;
+        connections.expire();
+        let end = async {
+            let mut read = Vec::new();
+            let _ = client.read_to_end(&mut read).await;
+            read
+        };
+        let read = tokio::time::timeout(Duration::from_secs(20), end).await.expect("it ends");
+        assert!(rest.is_empty() || read.starts_with(b"HTTP/1.1 4"), "{:?}", read.escape_ascii());
+        assert!(read.len() < 64 << 20);
+    }
+}
+
+/// Those who connect when nobody is to connect any more are let in as far as there are descriptors for connections.
+#[tokio::test]
+async fn who_waits_when_the_sockets_are_closed_takes_no_descriptor_that_is_spare() {
+    const PLACES: usize = 3;
+    const GUESTS: usize = 2;
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    let connections = Arc::new(Connections::default());
+    let listener = Listener::new(vec![ListeningSocket::Tcp(socket)], Arc::clone(&connections), PLACES).unwrap();
+    let mut listener = listener.with_guests(GUESTS);
+    let clients: Vec<_> = (0..100).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
+    connections.set_mode(Mode::Retired);
+    let _first = axum::serve::Listener::accept(&mut listener).await;
+    assert_eq!(connections.len(), PLACES + GUESTS + super::listener::OVER_LIMIT);
+    assert!(std::net::TcpStream::connect(address).is_err() && clients.len() > connections.len());
+}
+
+/// It neither lets its answer out nor ever stops to say something: by the windows of HTTP/2, or by not reading.
+#[tokio::test]
+async fn who_takes_no_answer_is_ended_whatever_it_goes_on_to_say() {
+    // SETTINGS with the largest window for each stream, and WINDOW_UPDATE for all of them.
+    const OPEN: &[u8] = b"\0\0\x06\x04\0\0\0\0\0\0\x04\x7f\xff\xff\xff\0\0\x04\x08\0\0\0\0\0\x7f\x00\0\0";
+    // PRIORITY, of a stream that is not there.
+    let flood = b"\0\0\x05\x02\0\0\0\0\x65\0\0\0\0\x10".repeat(1 << 10);
+    let upload = b"POST / HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
+    let chunks = b"1\r\na\r\n".repeat(1 << 10);
+    let blocked = ask_http2(b'l');
+    let unread = [HELLO_HTTP2, OPEN, &blocked[HELLO_HTTP2.len()..]].concat();
+    for (first, then) in [(blocked, &flood), (unread, &flood), (upload, &chunks)] {
+        let limit = Duration::from_millis(200);
+        let limits = Limits { send_timeout: limit, idle_timeout: limit, ..Limits::unbounded() };
+        let connections = Arc::new(Connections::new(limits));
+        expire(&connections);
+        let large = || async { vec![0; 64 << 20] };
+        // It answers at once, and goes on to read.
+        let echo = |body: axum::body::Body| async {
+            let read = axum::body::Bytes::from_static(&[0; 4 << 10]);
+            let parts = futures_util::StreamExt::map(body.into_data_stream(), move |part| part.map(|_| read.clone()));
+            axum::body::Body::from_stream(parts)
+        };
+        let app = Router::new().route("/l", get(large)).route("/", post(echo));
+        let mut client = TcpStream::connect(serve(&connections, app, 10, CancellationToken::new())).await.unwrap();
+        client.write_all(&first).await.unwrap();
+        let says = async { while client.write_all(then).await.is_ok() {} };
+        let ended = tokio::time::timeout(Duration::from_secs(20), says).await;
+        assert!(ended.is_ok(), "{}", first.escape_ascii());
+    }
+}
+
+/// However its head comes: by itself, behind another request, or behind that one's body.
+#[tokio::test]
+async fn a_head_that_is_too_long_is_refused_also_where_it_was_read_with_the_request_before() {
+    let connections = Arc::new(Connections::new(Limits { max_head_bytes: 1 << 10, ..Limits::unbounded() }));
+    let app = Router::new().route("/", get(|| async { "a" }).post(|_: axum::body::Bytes| async { "a" }));
+    let address = serve(&connections, app, 10, CancellationToken::new());
+    let post = "POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 1\r\n\r\na".to_owned();
+    for before in ["", &[HEAD.0, HEAD.1].concat(), &post, &post.repeat(3)] {
+        for (more, status) in [(500, "200"), (2 << 10, "431"), (14 << 10, "431")] {
+            let mut client = TcpStream::connect(address).await.unwrap();
+            let head = format!("GET / HTTP/1.1\r\nHost: test\r\nConnection: close\r\nA: {}\r\n\r\n", "a".repeat(more));
+            send(&mut client, &[before, &head].concat()).await;
+            let mut answers = String::new();
+            let read = tokio::time::timeout(Duration::from_secs(5), client.read_to_string(&mut answers));
+            read.await.expect("it ends").unwrap();
+            let statuses: Vec<_> = answers.split("HTTP/1.1 ").skip(1).map(|answer| &answer[..3]).collect();
+            let (last, others) = statuses.split_last().unwrap();
+            assert_eq!((*last, others.len()), (status, before.matches("HTTP").count()), "{more} {answers}");
+            assert!(others.iter().all(|status| *status == "200"), "{answers}");
+        }
     }
 }

@@ -33,10 +33,15 @@ async fn the_living_are_found_but_for_oneself_and_the_sockets_of_the_dead_are_re
     let living = [behind(7), behind(1)];
     drop(behind(3));
     std::fs::write(directory.path().join("no number"), "").unwrap();
+    // Those of others: a file, a directory, and what leads elsewhere.
+    std::fs::write(siblings.path(8080), "").unwrap();
+    std::fs::create_dir(siblings.path(8081)).unwrap();
+    std::os::unix::fs::symlink(siblings.path(8080), siblings.path(8082)).unwrap();
 
     assert_eq!(siblings.pids().unwrap(), [1, 7]);
 
     assert!(!siblings.path(3).exists());
+    assert!([8080, 8081, 8082].iter().all(|other| siblings.path(*other).symlink_metadata().is_ok()));
     assert!(siblings.path(1).exists() && own.path.exists());
     for socket in living {
         assert_eq!(fcntl_getfd(&socket).unwrap(), FdFlags::CLOEXEC);
