@@ -1,5 +1,6 @@
 //! What follows from T, what is told of the process' life, and how the connections are divided among those that serve on.
 
+use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::ExitCode;
@@ -13,6 +14,7 @@ use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketT
 use tempfile::TempDir;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpStream, UnixListener};
+use tokio::task::JoinHandle;
 
 use super::super::connection::{Origin, Peer};
 use super::super::queue::{self, Detached};
@@ -239,6 +241,15 @@ async fn what_no_sibling_takes_stays_here() {
     assert_eq!((counted, connections.parked(), connections.is_paused()), (0, 3, false));
 }
 
+/// A server of `connections`, and its address.
+fn serve(connections: &Arc<Connections>, app: Router) -> (SocketAddr, JoinHandle<std::io::Result<()>>) {
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    let listener = Listener::new(vec![systemd::ListeningSocket::Tcp(socket)], Arc::clone(connections), 10).unwrap();
+    let app = Track(app).into_make_service_with_connect_info::<Connection>();
+    (address, tokio::spawn(axum::serve(listener, app).into_future()))
+}
+
 /// What goes on when the service is told to leave.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum GoesOn {
@@ -249,6 +260,8 @@ enum GoesOn {
     Upload,
     /// What the process has to wait for, beside its requests.
     Task,
+    /// The same, of a handler that is still to begin it, and answers then.
+    LateTask,
 }
 
 /// Serves, leaves while that goes on, and gives when nobody is served any more, and whether it was ready shortly after the
@@ -257,16 +270,17 @@ async fn pauses(goes_on: GoesOn) -> (Duration, bool, bool) {
     let lifecycle = lifecycle(6);
     let handle = lifecycle.handle();
     let connections = Arc::new(Connections::default());
-    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = socket.local_addr().unwrap();
-    let listener = Listener::new(vec![systemd::ListeningSocket::Tcp(socket)], Arc::clone(&connections), 10).unwrap();
+    let tasks = handle.clone();
+    let late = || async move {
+        tokio::time::sleep(CALM * 2 / 3).await;
+        tasks.spawn(std::future::pending::<()>());
+    };
     let app = Router::new().route("/", get(std::future::pending::<()>).post(|_: axum::body::Bytes| async {}));
-    let app = Track(app).into_make_service_with_connect_info::<Connection>();
-    let server = tokio::spawn(axum::serve(listener, app).into_future());
+    let (address, server) = serve(&connections, app.route("/late", get(late)));
     lifecycle.serving(&connections);
     let mut client = TcpStream::connect(address).await.unwrap();
     let sent = match goes_on {
-        GoesOn::Nothing => "",
+        GoesOn::Nothing | GoesOn::LateTask => "",
         GoesOn::Work => "GET / HTTP/1.1\r\nHost: test\r\n\r\n",
         GoesOn::Upload => "POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 9\r\n\r\npart",
         GoesOn::Task => {
@@ -276,6 +290,10 @@ async fn pauses(goes_on: GoesOn) -> (Duration, bool, bool) {
     };
     client.write_all(sent.as_bytes()).await.unwrap();
     tokio::time::sleep(CALM * 2).await;
+    if goes_on == GoesOn::LateTask {
+        client.write_all(b"GET /late HTTP/1.1\r\nHost: test\r\n\r\n").await.unwrap();
+        tokio::time::sleep(CALM / 10).await;
+    }
 
     let since = Instant::now();
     lifecycle.phase.send_replace(Phase::Leaving { since, ready: true });
@@ -294,11 +312,16 @@ async fn pauses(goes_on: GoesOn) -> (Duration, bool, bool) {
 async fn a_moment_is_waited_for_at_which_nobody_waits_long_and_who_would_is_told_to_turn_elsewhere() {
     let timeout = lifecycle(6).handle.0.timeout;
     let work_ends = timeout.calm() + timeout.request();
-    let (nothing, work, upload, task) =
-        tokio::join!(pauses(GoesOn::Nothing), pauses(GoesOn::Work), pauses(GoesOn::Upload), pauses(GoesOn::Task));
+    let (nothing, work, upload, task, late_task) = tokio::join!(
+        pauses(GoesOn::Nothing),
+        pauses(GoesOn::Work),
+        pauses(GoesOn::Upload),
+        pauses(GoesOn::Task),
+        pauses(GoesOn::LateTask)
+    );
     assert!(nothing.0 < timeout.turn_away() && (nothing.1, nothing.2) == (true, true), "{nothing:?}");
     assert!(work.0 >= work_ends && (work.1, work.2) == (true, false), "{work:?}");
-    for unbounded in [upload, task] {
+    for unbounded in [upload, task, late_task] {
         let (took, early, late) = unbounded;
         assert!(took >= timeout.last_pause() && (early, late) == (true, true), "{unbounded:?}");
     }
