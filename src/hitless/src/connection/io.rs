@@ -133,7 +133,8 @@ impl AsyncRead for Io {
                 _ => {}
             }
         }
-        if state.frames.is_http2() && state.is_quiet() && (state.due != Due::Not || state.is_to_go(closed)) {
+        let keeps_waiting = connection.0.connections.keeps_waiting();
+        if state.frames.is_http2() && state.is_quiet() && (state.due != Due::Not || state.is_to_go(keeps_waiting)) {
             // However much it goes on to say, it asks nothing.
             return state.say_goodbye(socket, cx);
         }

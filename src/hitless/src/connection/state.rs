@@ -102,8 +102,8 @@ impl State {
     }
 
     /// Whether the client of HTTP/2 was told to go and has heard, or once everybody else waits, has had the time to.
-    pub(super) fn is_to_go(&self, paused: bool) -> bool {
-        self.frames.has_heard() || (paused && (self.is_unresponsive() || has_passed(self.frames.told())))
+    pub(super) fn is_to_go(&self, keeps_waiting: bool) -> bool {
+        self.frames.has_heard() || (keeps_waiting && (self.is_unresponsive() || has_passed(self.frames.told())))
     }
 
     /// Whether the client of HTTP/2 neither asks nor reads while everybody else waits.

@@ -21,19 +21,33 @@ pub(crate) enum Obstacle {
     Unbounded,
 }
 
-/// How far the connections are paused.
+/// How far the connections are paused, in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Flow {
     Running,
     /// They are about to be paused: those that have been quiet for a while are detached already.
     DetachingIdle,
+    /// Paused, and somebody else serves whoever is detached, and whoever comes: nobody waits.
+    Giving,
+    /// Paused, and everybody waits.
     Paused,
 }
 
 impl Connections {
     /// Stops accepting, and detaches every connection that stands at a message boundary, or comes to one.
     pub(crate) fn pause(&self) {
-        self.set_flow(Flow::Paused);
+        self.pause_as(Flow::Paused);
+    }
+
+    /// The same, where siblings serve everybody meanwhile. Clients of HTTP/2 are told to go, which takes them as long as it
+    /// takes.
+    pub(crate) fn give(&self) {
+        self.telling.store(true, SeqCst);
+        self.pause_as(Flow::Giving);
+    }
+
+    fn pause_as(&self, flow: Flow) {
+        self.set_flow(flow);
         // A connection that is being accepted is let in first.
         drop(self.admission());
         self.wake();
@@ -99,6 +113,11 @@ impl Connections {
     }
 
     pub(crate) fn is_paused(&self) -> bool {
+        self.flow.load(SeqCst) >= Flow::Giving as u8
+    }
+
+    /// Whether the connections are paused, and nobody serves their clients meanwhile.
+    pub(crate) fn keeps_waiting(&self) -> bool {
         self.flow.load(SeqCst) == Flow::Paused as u8
     }
 

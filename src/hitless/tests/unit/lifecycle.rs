@@ -12,7 +12,7 @@ use axum::{Router, ServiceExt};
 use futures_util::future::poll_immediate;
 use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, bind, listen, send, socket_with};
 use tempfile::TempDir;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixListener};
 use tokio::task::JoinHandle;
 
@@ -248,6 +248,59 @@ fn serve(connections: &Arc<Connections>, app: Router) -> (SocketAddr, JoinHandle
     let listener = Listener::new(vec![systemd::ListeningSocket::Tcp(socket)], Arc::clone(connections), 10).unwrap();
     let app = Track(app).into_make_service_with_connect_info::<Connection>();
     (address, tokio::spawn(axum::serve(listener, app).into_future()))
+}
+
+/// The beginning of an HTTP/2 connection, and a request of its first stream.
+const HELLO: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+fn asks(path: u8) -> Vec<u8> {
+    [b"\0\0\x0c\x01\x05\0\0\0\x01\x82\x86\x04\x02/", &[path][..], b"\x01\x04test"].concat()
+}
+
+/// Reads frames until there is one of this kind.
+async fn reads(client: &mut TcpStream, kind: u8) {
+    loop {
+        let mut head = [0; 9];
+        client.read_exact(&mut head).await.unwrap();
+        let mut payload = vec![0; usize::from(head[1]) << 8 | usize::from(head[2])];
+        client.read_exact(&mut payload).await.unwrap();
+        if head[3] == kind {
+            return;
+        }
+    }
+}
+
+/// While a handler is at work for another one, and although it does not say that it has heard.
+#[tokio::test]
+async fn among_siblings_a_client_of_http2_is_told_to_go_at_once_and_served_on() {
+    let directory = TempDir::new().unwrap();
+    let siblings = Siblings::within(directory.path());
+    let sibling = siblings.listen(Arc::default()).unwrap();
+    std::fs::rename(siblings.path(std::process::id()), siblings.path(1)).unwrap();
+    let connections = Arc::new(Connections::default());
+    let app = Router::new().route("/", get(std::future::pending::<()>)).route("/q", get(|| async {}));
+    let (address, server) = serve(&connections, app);
+    let mut busy = TcpStream::connect(address).await.unwrap();
+    busy.write_all(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n").await.unwrap();
+    let mut client = TcpStream::connect(address).await.unwrap();
+    client.write_all(HELLO).await.unwrap();
+    tokio::time::sleep(CALM).await;
+    let (leaving, mut given) = (lifecycle(30).among(Some(siblings)), 0);
+    let leaves = leaving.to_siblings(&connections, Instant::now(), &mut given);
+    let is_served = async {
+        const GOAWAY: u8 = 7;
+        const HEADERS: u8 = 1;
+        reads(&mut client, GOAWAY).await;
+        tokio::time::sleep(CALM * 3).await;
+        client.write_all(&asks(b'q')).await.unwrap();
+        reads(&mut client, HEADERS).await;
+    };
+    tokio::select! {
+        _ = leaves => panic!("somebody is still at work"),
+        served = tokio::time::timeout(Duration::from_secs(10), is_served) => served.expect("it is told"),
+    }
+    server.abort();
+    sibling.close().await;
 }
 
 /// What goes on when the service is told to leave.
