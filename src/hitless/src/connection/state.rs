@@ -237,6 +237,18 @@ impl Connection {
         is_told && lately && (state.is_quiet() || !state.frames.has_heard())
     }
 
+    /// Whether a client of HTTP/2 is still here, and may ask.
+    pub(crate) fn may_ask_by_http2(&self) -> bool {
+        let state = self.lock();
+        let is_ending = state.requests.iter().any(InFlight::is_late);
+        let may_ask = state.frames.is_http2() && state.stage == Stage::Open && !state.is_unresponsive() && !is_ending;
+        if may_ask {
+            // Nobody tells when it has had the time to hear that it is to go: its task looks again.
+            state.wake();
+        }
+        may_ask
+    }
+
     /// Whether something would be lost with the connection.
     pub(crate) fn is_busy(&self) -> bool {
         let state = self.lock();

@@ -145,7 +145,12 @@ impl Connections {
         self.wait_until(|| !self.any(|connection| connection.is_awaited(before))).await;
     }
 
-    /// The same for every connection, except that those whose requests nothing bounds are waited for no longer than
+    /// Waits until every client of HTTP/2 has gone that can go, with its answers.
+    pub(crate) async fn http2_gone(&self) {
+        self.wait_until(|| !self.any(Connection::may_ask_by_http2)).await;
+    }
+
+    /// As [`detached`](Self::detached) for every connection, except that those whose requests nothing bounds are waited for no longer than
     /// `patience`.
     pub(crate) async fn detached_but_for_unbounded(&self, patience: Duration) {
         self.wait_but_for_unbounded(patience, |connection| connection.is_awaited(None)).await;

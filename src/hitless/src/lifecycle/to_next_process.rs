@@ -142,7 +142,12 @@ impl Lifecycle {
             // A handler may have begun it as the last that it did.
             self.tasks_ended().await;
         };
-        tokio::time::timeout(CALM, detached).await.is_ok().then_some(paused)
+        let until = tokio::time::Instant::now() + CALM;
+        tokio::time::timeout_at(until, detached).await.ok()?;
+        // From here on there is no way back. So who has come by HTTP/2 too late to hear has the rest of this time to go, and who
+        // goes on asking is to ask nothing that takes long.
+        let _ = tokio::time::timeout_at(until, connections.http2_gone()).await;
+        (connections.obstacle(CALM / 2) == Obstacle::None && self.handle.0.tasks.is_empty()).then_some(paused)
     }
 
     /// Pauses the connections where there is no way back.

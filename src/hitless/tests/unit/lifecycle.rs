@@ -303,6 +303,31 @@ async fn among_siblings_a_client_of_http2_is_told_to_go_at_once_and_served_on() 
     sibling.close().await;
 }
 
+/// Who has come so late that it has not heard yet.
+#[tokio::test]
+async fn a_pause_that_somebody_asks_in_by_http2_is_given_up_where_the_answer_takes_long() {
+    for (path, is_paused) in [(None, true), (Some(b'q'), true), (Some(b'w'), false)] {
+        let connections = Arc::new(Connections::default());
+        let app = Router::new().route("/w", get(std::future::pending::<()>)).route("/q", get(|| async {}));
+        let (address, server) = serve(&connections, app);
+        let mut client = TcpStream::connect(address).await.unwrap();
+        client.write_all(HELLO).await.unwrap();
+        tokio::time::sleep(CALM).await;
+        let leaving = lifecycle(30);
+        connections.tell_http2(Duration::ZERO).await;
+        let (paused, ()) = tokio::join!(leaving.try_to_pause(&connections), async {
+            while !connections.is_paused() {
+                tokio::task::yield_now().await;
+            }
+            tokio::time::sleep(CALM / 10).await;
+            client.write_all(&path.map_or(Vec::new(), asks)).await.unwrap();
+        });
+        assert_eq!(paused.is_some(), is_paused, "{path:?}");
+        assert!(paused.is_none_or(|paused| paused.elapsed() < CALM * 3), "{path:?}");
+        server.abort();
+    }
+}
+
 /// What goes on when the service is told to leave.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum GoesOn {
