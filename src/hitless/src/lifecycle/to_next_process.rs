@@ -51,7 +51,10 @@ impl Lifecycle {
     ) -> io::Result<Farewell> {
         self.successor(reason)?;
         // It waits for the service manager, which may be busy with itself, and requests are still served.
-        let opened = queue.insert(HandoverQueue::open(self.handle.0.timeout.calm()).await?);
+        // Siblings may have taken their time, and where it does not answer somebody is to be told so.
+        let timeout = self.handle.0.timeout;
+        let left = timeout.total().saturating_sub(since.elapsed());
+        let opened = queue.insert(HandoverQueue::open(timeout.calm().min(left / 2)).await?);
         let paused = self.detach_all(connections, since).await;
         if let Err(lost) = opened.is_kept() {
             *queue = None;

@@ -17,6 +17,7 @@ use tokio::net::{TcpStream, UnixListener};
 use tokio::task::JoinHandle;
 
 use super::super::connection::{Origin, Peer};
+use super::super::connections::Mode;
 use super::super::queue::{self, Detached};
 use super::super::{Connection, Cut, Listener, Track};
 use super::to_next_process::CALM;
@@ -325,6 +326,27 @@ async fn a_pause_that_somebody_asks_in_by_http2_is_given_up_where_the_answer_tak
         assert_eq!(paused.is_some(), is_paused, "{path:?}");
         assert!(paused.is_none_or(|paused| paused.elapsed() < CALM * 3), "{path:?}");
         server.abort();
+    }
+}
+
+#[tokio::test]
+async fn who_turns_to_nobody_late_has_the_time_for_it_that_is_left() {
+    let leaving = lifecycle(6);
+    let timeout = leaving.handle.0.timeout;
+    let nobody = std::io::Error::other("nobody");
+    for (after, reason, at_most) in [
+        (Duration::ZERO, Reason::Terminate, timeout.sixth()),
+        (timeout.calm(), Reason::Hangup, timeout.sixth() / 2),
+        (timeout.request(), Reason::Hangup, Duration::ZERO),
+        (timeout.last_moment(), Reason::Hangup, Duration::ZERO),
+    ] {
+        let connections = Connections::default();
+        connections.set_listeners_closed();
+        let began = Instant::now();
+        leaving.to_nobody(&connections, began.checked_sub(after).unwrap(), reason, &nobody).await;
+        let took = began.elapsed();
+        assert!(took >= at_most && took < at_most + Duration::from_millis(400), "{after:?}: {took:?}");
+        assert_eq!(connections.mode(), Mode::Retired);
     }
 }
 
