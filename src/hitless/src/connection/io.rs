@@ -333,7 +333,7 @@ impl Drop for Io {
             match socket {
                 Ok(socket) => {
                     let origin = if state.has_asked() { Origin::Adopted } else { Origin::Unasked };
-                    connections.park(vec![Detached { socket, unparsed, origin }]);
+                    connections.park(vec![Detached { socket, unparsed, origin, since: state.since }]);
                 }
                 Err(error) => {
                     tracing::error!("the connection of {} cannot be detached: {error}", self.connection.peer())

@@ -237,6 +237,11 @@ impl Connection {
         is_told && lately && (state.is_quiet() || !state.frames.has_heard())
     }
 
+    /// Records that the connection was quiet before it came here, or came back.
+    pub(crate) fn set_quiet_since(&self, since: Instant) {
+        self.lock().since = since;
+    }
+
     /// Whether a client of HTTP/2 is still here, and may ask.
     pub(crate) fn may_ask_by_http2(&self) -> bool {
         let state = self.lock();

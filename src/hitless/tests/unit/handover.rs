@@ -4,7 +4,7 @@ use std::error::Error as _;
 use std::future::{pending, ready};
 use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
@@ -74,7 +74,7 @@ async fn what_a_process_that_fails_has_not_taken_over_stays_where_it_is() {
     for count in [252, 3] {
         let detached = |_| {
             let socket = here.try_clone().unwrap().into();
-            Detached { socket, unparsed: Vec::new(), origin: Origin::Adopted }
+            Detached { socket, unparsed: Vec::new(), origin: Origin::Adopted, since: Instant::now() }
         };
         assert_eq!(queue::send(&sender, &(0..count).map(detached).collect::<Vec<_>>()).unwrap(), count);
     }

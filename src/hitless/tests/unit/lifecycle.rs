@@ -28,8 +28,10 @@ fn lifecycle(timeout: u64) -> Lifecycle {
 }
 
 fn detached(count: usize) -> Vec<Detached> {
-    let detached =
-        |_| Detached { socket: UnixStream::pair().unwrap().0.into(), unparsed: Vec::new(), origin: Origin::Adopted };
+    let detached = |_| {
+        let socket = UnixStream::pair().unwrap().0.into();
+        Detached { socket, unparsed: Vec::new(), origin: Origin::Adopted, since: Instant::now() }
+    };
     (0..count).map(detached).collect()
 }
 
