@@ -72,7 +72,7 @@ impl Lifecycle {
         outcome.lost = count - queued;
         outcome.log(since.elapsed());
         if let Some(last_resort) = &self.last_resort {
-            last_resort.left(outcome.is_good());
+            last_resort.left(outcome.is_good(), queued > 0);
         }
         outcome
     }

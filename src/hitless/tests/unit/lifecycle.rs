@@ -454,3 +454,65 @@ fn what_goes_on_when_the_service_has_left_keeps_its_process_for_a_moment_only() 
     drop(runtime);
     panic!("the process goes on");
 }
+
+/// As a process of its own, as above.
+#[test]
+fn a_signal_is_heard_while_handlers_block_every_thread() {
+    const BLOCKED: &str = "HITLESS_TEST_BLOCKED";
+    if std::env::var_os(BLOCKED).is_none() {
+        let name = std::thread::current().name().unwrap().to_owned();
+        let began = Instant::now();
+        let mut this = std::process::Command::new(std::env::current_exe().unwrap());
+        let status = this.args(["--exact", &name]).env(BLOCKED, "1").status().unwrap();
+        assert!(status.code() == Some(1) && began.elapsed() < Duration::from_secs(15), "{status}, {:?}", began.elapsed());
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let told = told_to_leave().unwrap();
+        let _lifecycle = lifecycle(1).with_last_resort().unwrap();
+        let (send, blocked) = std::sync::mpsc::channel();
+        tokio::spawn(async move {
+            send.send(()).unwrap();
+            std::thread::sleep(Duration::from_secs(60));
+        });
+        blocked.recv().unwrap();
+        rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM).unwrap();
+        told.await;
+        std::thread::sleep(Duration::from_secs(60));
+    });
+}
+
+/// How the process ends after it has left: when its main goes on, and when its runtime is dropped one of whose threads goes on.
+#[test]
+fn who_waits_for_the_next_process_does_not_wait_for_the_threads_of_a_runtime() {
+    const BLOCKS: &str = "HITLESS_TEST_BLOCKS";
+    let ends_within = |awaited: bool, dropped: bool| {
+        let name = std::thread::current().name().unwrap().to_owned();
+        let mut this = std::process::Command::new(std::env::current_exe().unwrap());
+        let began = Instant::now();
+        let status = this.args(["--exact", &name]).env(BLOCKS, format!("{awaited} {dropped}")).status().unwrap();
+        assert!(status.success(), "{status}");
+        began.elapsed()
+    };
+    let Some(blocks) = std::env::var_os(BLOCKS) else {
+        let slow = Duration::from_millis(1900);
+        for (awaited, dropped, is_slow) in [(true, true, false), (true, false, true), (false, true, true)] {
+            let took = ends_within(awaited, dropped);
+            assert_eq!(took > slow, is_slow, "{awaited} {dropped}: {took:?}");
+        }
+        return;
+    };
+    let (awaited, dropped) = blocks.to_str().unwrap().split_once(' ').unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        tokio::task::spawn_blocking(|| std::thread::sleep(Duration::from_secs(60)));
+        let lifecycle = lifecycle(30).with_last_resort().unwrap();
+        lifecycle.last_resort.as_ref().unwrap().leaving();
+        lifecycle.last_resort.as_ref().unwrap().left(true, awaited == "true");
+    });
+    if dropped == "true" {
+        drop(runtime);
+    }
+    std::thread::sleep(Duration::from_secs(60));
+}
