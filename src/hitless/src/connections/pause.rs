@@ -150,8 +150,8 @@ impl Connections {
         self.wait_until(|| !self.any(Connection::may_ask_by_http2)).await;
     }
 
-    /// As [`detached`](Self::detached) for every connection, except that those whose requests nothing bounds are waited for no longer than
-    /// `patience`.
+    /// As [`detached`](Self::detached) for every connection, except that those whose requests nothing bounds are waited for no
+    /// longer than `patience`.
     pub(crate) async fn detached_but_for_unbounded(&self, patience: Duration) {
         self.wait_but_for_unbounded(patience, |connection| connection.is_awaited(None)).await;
     }

@@ -66,7 +66,7 @@ pub(super) struct LastResort(mpsc::UnboundedSender<Told>);
 
 /// What the thread is told.
 #[derive(Debug)]
-enum Told {
+pub(super) enum Told {
     Leaving,
     Left {
         /// That went well.
@@ -118,7 +118,7 @@ impl LastResort {
 }
 
 /// Resolves when the process is to end, with its status; `None` when it never begins to leave.
-async fn end(
+pub(super) async fn end(
     timeout: ShutdownTimeout,
     mut told: mpsc::UnboundedReceiver<Told>,
     [mut terminate, mut interrupt, mut hangup]: [Signal; 3],
@@ -133,12 +133,18 @@ async fn end(
     let limit = timeout.total() + ShutdownTimeout::MARGIN / 2;
     let mut until = Instant::now() + limit;
     let (well, awaited) = loop {
-        match tokio::time::timeout_at(until, told.recv()).await {
+        let next = tokio::time::timeout_at(until, async {
+            match told.recv().await {
+                // Nobody leads it out any more.
+                None if leaves => std::future::pending().await,
+                next => next,
+            }
+        });
+        match next.await {
             // It may have had to finish what it was at when the signal came.
             Ok(Some(Told::Leaving)) => (leaves, until) = (true, Instant::now() + limit),
             Ok(Some(Told::Left { well, awaited })) => break (well, awaited),
-            Ok(None) if !leaves => return None,
-            Ok(None) => tokio::time::sleep_until(until).await,
+            Ok(None) => return None,
             Err(_) => {
                 // Whoever reads it may have gone.
                 let _ =

@@ -14,6 +14,8 @@ use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketT
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixListener};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::super::connection::{Origin, Peer};
@@ -21,6 +23,7 @@ use super::super::connections::Mode;
 use super::super::queue::{self, Detached};
 use super::super::{Connection, Cut, Listener, Track};
 use super::to_next_process::CALM;
+use super::upkeep::{Told, end};
 use super::*;
 
 fn lifecycle(timeout: u64) -> Lifecycle {
@@ -481,6 +484,21 @@ fn a_signal_is_heard_while_handlers_block_every_thread() {
         told.await;
         std::thread::sleep(Duration::from_secs(60));
     });
+}
+
+/// What is told before nobody leads the process any more.
+#[tokio::test]
+async fn a_process_that_nobody_leads_any_more_has_until_t_if_it_leaves() {
+    let timeout = lifecycle(1).handle.0.timeout;
+    for (told, status) in [(None, None), (Some(Told::Leaving), Some(1))] {
+        let signals = [SignalKind::user_defined1(); 3].map(|kind| signal(kind).unwrap());
+        let (sender, receiver) = mpsc::unbounded_channel();
+        told.into_iter().for_each(|told| sender.send(told).unwrap());
+        drop(sender);
+        let began = Instant::now();
+        assert_eq!(end(timeout, receiver, signals).await, status);
+        assert_eq!(began.elapsed() > timeout.total(), status.is_some());
+    }
 }
 
 /// How the process ends after it has left: when its main goes on, and when its runtime is dropped one of whose threads goes on.
