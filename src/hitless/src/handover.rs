@@ -201,14 +201,14 @@ impl Handover {
         });
         let mut handover_socket = lifecycle.serving(&connections);
         // READY=1 is said.
-        let taking_over = tokio::spawn(others);
+        let mut taking_over = tokio::spawn(others);
         let told = async {
             let reason = match told {
                 Told::NotYet(told) => told.await,
                 Told::Already(reason) => reason,
             };
             // What is still in the old queue belongs into the new one.
-            let _ = taking_over.await;
+            let _ = (&mut taking_over).await;
             reason
         };
         // None of these tasks ends while all is well: where one does, the process would be ready for ever, and serve nobody.
@@ -216,6 +216,11 @@ impl Handover {
             reason = told => reason,
             failure = lifecycle::failure(&mut machinery, &mut handover_socket) => failure,
         };
+        // Where something failed, nobody lets in what would still be taken out of it: there it waits for the next process.
+        taking_over.abort();
+        if !taking_over.is_finished() {
+            let _ = taking_over.await;
+        }
         lifecycle.leave(&connections, handover_socket, reason, server).await
     }
 }

@@ -84,10 +84,13 @@ impl Listener {
 
     /// Lets in connections that were parked: those who wait are answered before thousands of idle ones are looked at.
     fn let_in(&mut self, connections: Vec<Detached>) {
-        for Detached { socket, unparsed, origin } in connections {
+        for Detached { socket, unparsed, origin, since } in connections {
             match register(socket) {
                 Ok((socket, peer)) => {
-                    self.adopted.push_back((self.connections.admit(socket, peer, unparsed, origin), peer));
+                    let io = self.connections.admit(socket, peer, unparsed, origin);
+                    // Those that are back from a pause that was none: the next one has them early once more.
+                    io.connection().set_quiet_since(since);
+                    self.adopted.push_back((io, peer));
                 }
                 // Most often its client has gone in the meantime.
                 Err(error) => tracing::debug!("a parked connection cannot be served: {error}"),

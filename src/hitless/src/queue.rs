@@ -14,7 +14,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
@@ -53,6 +53,8 @@ pub struct Detached {
     pub unparsed: Vec<u8>,
     /// How it comes to whoever takes it.
     pub origin: Origin,
+    /// Since when nothing has come of its next request, or that has begun; as far as this process can tell.
+    pub since: Instant,
 }
 
 /// The sending end of a queue whose receiving end the service manager keeps.
@@ -296,7 +298,7 @@ fn decompose(message: &[u8], mut descriptors: Vec<OwnedFd>) -> io::Result<Vec<De
             memory.as_ref().ok_or_else(malformed)?.read_exact_at(&mut unparsed, read)?;
             read += unparsed.len() as u64;
         }
-        Ok(Detached { socket, unparsed, origin })
+        Ok(Detached { socket, unparsed, origin, since: Instant::now() })
     });
     connections.collect()
 }

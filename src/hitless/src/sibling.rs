@@ -15,7 +15,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::net::{
@@ -80,7 +80,8 @@ impl Siblings {
     pub async fn connect(&self, pid: u32) -> Result<UnixStream, Error> {
         let connected = async {
             let (ours, theirs) = UnixStream::pair()?;
-            let theirs = Detached { socket: theirs.into_std()?.into(), unparsed: Vec::new(), origin: Origin::Adopted };
+            let socket = theirs.into_std()?.into();
+            let theirs = Detached { socket, unparsed: Vec::new(), origin: Origin::Adopted, since: Instant::now() };
             hand_in(&self.path(pid), &[theirs], PATIENCE).await?;
             Ok(ours)
         };

@@ -1,6 +1,7 @@
 //! A stream of requests, how it is cut, and when processes are restarted meanwhile.
 
 use std::fmt;
+use std::time::Instant;
 
 use world::Client;
 
@@ -272,7 +273,8 @@ impl Restartable {
     pub fn new() -> Self {
         let client = Client::default();
         let process = Process::default();
-        process.adopt(Detached { socket: client.socket(), unparsed: Vec::new(), origin: Origin::Adopted });
+        let socket = client.socket();
+        process.adopt(Detached { socket, unparsed: Vec::new(), origin: Origin::Adopted, since: Instant::now() });
         process.settle();
         Self { client, process, leaving: false, handed_over: 0, waiting: Vec::new() }
     }

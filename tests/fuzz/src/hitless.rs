@@ -44,6 +44,7 @@ pub mod queue {
         pub socket: std::os::fd::OwnedFd,
         pub unparsed: Vec<u8>,
         pub origin: super::connection::Origin,
+        pub since: std::time::Instant,
     }
 }
 

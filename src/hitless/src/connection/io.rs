@@ -134,7 +134,8 @@ impl AsyncRead for Io {
                 _ => {}
             }
         }
-        if state.frames.is_http2() && state.is_quiet() && (state.due != Due::Not || state.is_to_go(paused)) {
+        let keeps_waiting = connection.0.connections.keeps_waiting();
+        if state.frames.is_http2() && state.is_quiet() && (state.due != Due::Not || state.is_to_go(keeps_waiting)) {
             // However much it goes on to say, it asks nothing.
             return state.say_goodbye(socket, cx);
         }
@@ -344,7 +345,7 @@ impl Drop for Io {
             match socket {
                 Ok(socket) => {
                     let origin = if state.has_asked() { Origin::Adopted } else { Origin::Unasked };
-                    connections.park(vec![Detached { socket, unparsed, origin }]);
+                    connections.park(vec![Detached { socket, unparsed, origin, since: state.since }]);
                 }
                 Err(error) => {
                     tracing::error!("the connection of {} cannot be detached: {error}", self.connection.peer())

@@ -102,8 +102,8 @@ impl State {
     }
 
     /// Whether the client of HTTP/2 was told to go and has heard, or once everybody else waits, has had the time to.
-    pub(super) fn is_to_go(&self, paused: bool) -> bool {
-        self.frames.has_heard() || (paused && (self.is_unresponsive() || has_passed(self.frames.told())))
+    pub(super) fn is_to_go(&self, keeps_waiting: bool) -> bool {
+        self.frames.has_heard() || (keeps_waiting && (self.is_unresponsive() || has_passed(self.frames.told())))
     }
 
     /// Whether the client of HTTP/2 neither asks nor reads while everybody else waits.
@@ -236,6 +236,23 @@ impl Connection {
         let is_told = state.frames.is_http2() && state.stage == Stage::Open && !state.is_unresponsive();
         let lately = state.frames.told().is_none_or(|told| told >= began);
         is_told && lately && (state.is_quiet() || !state.frames.has_heard())
+    }
+
+    /// Records that the connection was quiet before it came here, or came back.
+    pub(crate) fn set_quiet_since(&self, since: Instant) {
+        self.lock().since = since;
+    }
+
+    /// Whether a client of HTTP/2 is still here, and may ask.
+    pub(crate) fn may_ask_by_http2(&self) -> bool {
+        let state = self.lock();
+        let is_ending = state.requests.iter().any(InFlight::is_late);
+        let may_ask = state.frames.is_http2() && state.stage == Stage::Open && !state.is_unresponsive() && !is_ending;
+        if may_ask {
+            // Nobody tells when it has had the time to hear that it is to go: its task looks again.
+            state.wake();
+        }
+        may_ask
     }
 
     /// Whether something would be lost with the connection.

@@ -21,19 +21,33 @@ pub(crate) enum Obstacle {
     Unbounded,
 }
 
-/// How far the connections are paused.
+/// How far the connections are paused, in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Flow {
     Running,
     /// They are about to be paused: those that have been quiet for a while are detached already.
     DetachingIdle,
+    /// Paused, and somebody else serves whoever is detached, and whoever comes: nobody waits.
+    Giving,
+    /// Paused, and everybody waits.
     Paused,
 }
 
 impl Connections {
     /// Stops accepting, and detaches every connection that stands at a message boundary, or comes to one.
     pub(crate) fn pause(&self) {
-        self.set_flow(Flow::Paused);
+        self.pause_as(Flow::Paused);
+    }
+
+    /// The same, where siblings serve everybody meanwhile. Clients of HTTP/2 are told to go, which takes them as long as it
+    /// takes.
+    pub(crate) fn give(&self) {
+        self.telling.store(true, SeqCst);
+        self.pause_as(Flow::Giving);
+    }
+
+    fn pause_as(&self, flow: Flow) {
+        self.set_flow(flow);
         // A connection that is being accepted is let in first.
         drop(self.admission());
         self.wake();
@@ -99,6 +113,11 @@ impl Connections {
     }
 
     pub(crate) fn is_paused(&self) -> bool {
+        self.flow.load(SeqCst) >= Flow::Giving as u8
+    }
+
+    /// Whether the connections are paused, and nobody serves their clients meanwhile.
+    pub(crate) fn keeps_waiting(&self) -> bool {
         self.flow.load(SeqCst) == Flow::Paused as u8
     }
 
@@ -126,8 +145,13 @@ impl Connections {
         self.wait_until(|| !self.any(|connection| connection.is_awaited(before))).await;
     }
 
-    /// The same for every connection, except that those whose requests nothing bounds are waited for no longer than
-    /// `patience`.
+    /// Waits until every client of HTTP/2 has gone that can go, with its answers.
+    pub(crate) async fn http2_gone(&self) {
+        self.wait_until(|| !self.any(Connection::may_ask_by_http2)).await;
+    }
+
+    /// As [`detached`](Self::detached) for every connection, except that those whose requests nothing bounds are waited for no
+    /// longer than `patience`.
     pub(crate) async fn detached_but_for_unbounded(&self, patience: Duration) {
         self.wait_but_for_unbounded(patience, |connection| connection.is_awaited(None)).await;
     }

@@ -54,8 +54,7 @@ impl Lifecycle {
             // 3. axum ends what is left: HTTP/2.
             self.quiesced.cancel();
             connections.all_gone(farewell.unbounded, farewell.goodbye).await;
-            self.handle.0.tasks.close();
-            self.handle.0.tasks.wait().await;
+            self.tasks_ended().await;
         })
         .await;
 
@@ -73,9 +72,16 @@ impl Lifecycle {
         outcome.lost = count - queued;
         outcome.log(since.elapsed());
         if let Some(last_resort) = &self.last_resort {
-            last_resort.left(outcome.is_good());
+            last_resort.left(outcome.is_good(), queued > 0);
         }
         outcome
+    }
+
+    /// Waits until there is no work that must end before the process.
+    pub(super) async fn tasks_ended(&self) {
+        // Closed or not, it takes more; but only of a closed one is it told that it is empty.
+        self.handle.0.tasks.close();
+        self.handle.0.tasks.wait().await;
     }
 
     /// Tells everybody whom it concerns that the process leaves, `since` when.

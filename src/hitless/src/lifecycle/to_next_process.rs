@@ -51,7 +51,10 @@ impl Lifecycle {
     ) -> io::Result<Farewell> {
         self.successor(reason)?;
         // It waits for the service manager, which may be busy with itself, and requests are still served.
-        let opened = queue.insert(HandoverQueue::open(self.handle.0.timeout.calm()).await?);
+        // Siblings may have taken their time, and where it does not answer somebody is to be told so.
+        let timeout = self.handle.0.timeout;
+        let left = timeout.total().saturating_sub(since.elapsed());
+        let opened = queue.insert(HandoverQueue::open(timeout.calm().min(left / 2)).await?);
         let paused = self.detach_all(connections, since).await;
         if let Err(lost) = opened.is_kept() {
             *queue = None;
@@ -108,10 +111,7 @@ impl Lifecycle {
     async fn moment(&self, connections: &Connections, since: Instant) -> Moment {
         let timeout = self.handle.0.timeout;
         loop {
-            let mut obstacle = connections.obstacle(CALM);
-            if obstacle == Obstacle::None && !self.handle.0.tasks.is_empty() {
-                obstacle = Obstacle::Unbounded;
-            }
+            let obstacle = self.obstacle(connections);
             let at_work = obstacle == Obstacle::Bounded;
             self.set_ready(!at_work || since.elapsed() < timeout.turn_away());
             let patience = if obstacle == Obstacle::Unbounded { timeout.last_pause() } else { timeout.calm() };
@@ -125,15 +125,32 @@ impl Lifecycle {
         }
     }
 
+    /// What stands in the way of a calm moment: what the connections do, or work that must end before the process.
+    fn obstacle(&self, connections: &Connections) -> Obstacle {
+        match connections.obstacle(CALM) {
+            Obstacle::None if !self.handle.0.tasks.is_empty() => Obstacle::Unbounded,
+            obstacle => obstacle,
+        }
+    }
+
     /// Pauses the connections at a calm moment; `None` when it was none after all.
-    async fn try_to_pause(&self, connections: &Connections) -> Option<Instant> {
-        if connections.obstacle(CALM) != Obstacle::None {
+    pub(super) async fn try_to_pause(&self, connections: &Connections) -> Option<Instant> {
+        if self.obstacle(connections) != Obstacle::None {
             return None;
         }
         connections.detach_idle(self.handle.0.timeout.total() / 30).await;
         let paused = pause(connections);
-        let detached = tokio::time::timeout(CALM, connections.detached(Some(Instant::now()))).await;
-        detached.is_ok().then_some(paused)
+        let detached = async {
+            connections.detached(Some(Instant::now())).await;
+            // A handler may have begun it as the last that it did.
+            self.tasks_ended().await;
+        };
+        let until = tokio::time::Instant::now() + CALM;
+        tokio::time::timeout_at(until, detached).await.ok()?;
+        // From here on there is no way back. So who has come by HTTP/2 too late to hear has the rest of this time to go, and who
+        // goes on asking is to ask nothing that takes long.
+        let _ = tokio::time::timeout_at(until, connections.http2_gone()).await;
+        (connections.obstacle(CALM / 2) == Obstacle::None && self.handle.0.tasks.is_empty()).then_some(paused)
     }
 
     /// Pauses the connections where there is no way back.

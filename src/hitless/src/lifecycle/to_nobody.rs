@@ -1,7 +1,7 @@
 //! The third way to leave: to nobody. Connections are retired.
 //!
 //! ```text
-//! T/6                          new clients are served, answers say `Connection: close`
+//! T/6, later less              new clients are served, answers say `Connection: close`
 //! until T/3, for slow requests the same
 //! the listening sockets close  who has connected by then is served
 //! ```
@@ -27,9 +27,13 @@ impl Lifecycle {
         why: &std::io::Error,
     ) -> Farewell {
         self.set_ready(false);
+        let timeout = self.handle.0.timeout;
+        // What is asked until T/2 has the time that a request may take. Where another way was tried before, half of what is left
+        // until then is for those who are still to come, half for those who have and are still to ask.
+        let left = timeout.request().saturating_sub(since.elapsed()) / 2;
         let grace = match reason {
             Reason::Interrupt | Reason::Failure => Duration::ZERO,
-            Reason::Terminate | Reason::Hangup => self.handle.0.timeout.sixth(),
+            Reason::Terminate | Reason::Hangup => timeout.sixth().min(left),
         };
         tracing::info!("connections are not handed over but retired, new ones served for {grace:?}: {why}");
         connections.set_mode(Mode::Retiring);
@@ -40,19 +44,18 @@ impl Lifecycle {
         tokio::time::sleep(grace / 2).await;
         if !grace.is_zero() {
             // The process is there as long as slow requests are: others need not wait for them in the kernel's queue,
-            // which is thrown away where the socket unit is stopped, too. What is asked until T/3, and read until T/2, has
-            // the time that a request may take.
+            // which is thrown away where the socket unit is stopped, too. What is asked until T/3 is read until T/2.
             let calm = async {
                 while connections.obstacle(CALM) == Obstacle::Bounded {
                     tokio::time::sleep(Duration::from_millis(10)).await;
                 }
             };
-            let _ = tokio::time::timeout(self.handle.0.timeout.calm().saturating_sub(since.elapsed()), calm).await;
+            let _ = tokio::time::timeout(timeout.calm().saturating_sub(since.elapsed()), calm).await;
         }
         connections.set_mode(Mode::Retired);
         // Who has just connected is still to ask; who never does is not waited for.
         let _ = tokio::time::timeout(grace.max(FRESH), connections.heads_read()).await;
         // Nobody comes, and nobody waits for what goes on here.
-        Farewell { unbounded: self.handle.0.timeout.total(), goodbye: FRESH }
+        Farewell { unbounded: timeout.total(), goodbye: FRESH }
     }
 }

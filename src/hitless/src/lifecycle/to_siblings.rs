@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! siblings are asked whether they take connections: else there is none
-//! pause: each connection goes to who has fewest, as soon as it stands at a message boundary
+//! pause: each connection goes to who has fewest, as soon as it stands at a message boundary; clients of HTTP/2 are told to go
 //! ```
 
 use std::time::{Duration, Instant};
@@ -35,7 +35,7 @@ impl Lifecycle {
         if takers.is_empty() {
             return false;
         }
-        connections.pause();
+        connections.give();
         loop {
             let next = tokio::time::timeout(left(timeout.last_moment()), connections.next_detached());
             let Ok(Some(mut detached)) = next.await else {

@@ -1,11 +1,13 @@
 //! What runs beside the service for as long as the process does: who hears signals, a last resort, and upkeep.
 
 use std::io::{self, Write};
-use std::sync::{Arc, mpsc};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::{Handle, ShutdownTimeout};
 use crate::connections::{Connections, Limits};
@@ -54,42 +56,45 @@ pub fn told_to_leave() -> std::io::Result<impl Future<Output = Reason> + Send + 
 /// How long a program may go on after it has left: it may write its log, and drop a runtime one of whose threads is blocked.
 const ENDS_WITHIN: Duration = Duration::from_secs(2);
 
-/// Ends the process a little after T even when the runtime no longer runs, because handlers block all its threads; and soon
-/// after it has left, even when something keeps `main` from returning.
+/// How long the threads of a runtime that is dropped may go on, where clients wait for the next process.
+const THREADS_END_WITHIN: Duration = Duration::from_millis(100);
+
+/// Ends the process a little after T even when the runtime no longer runs, because handlers block all its threads, even if they
+/// did so before it was told to leave; and soon after it has left, even when something keeps `main` from returning.
 #[derive(Debug)]
-pub(super) struct LastResort(mpsc::Sender<Told>);
+pub(super) struct LastResort(mpsc::UnboundedSender<Told>);
 
 /// What the thread is told.
 #[derive(Debug)]
-enum Told {
+pub(super) enum Told {
     Leaving,
-    /// And whether that went well.
-    Left(bool),
+    Left {
+        /// That went well.
+        well: bool,
+        /// Clients wait for the end of the process.
+        awaited: bool,
+    },
 }
 
 impl LastResort {
     /// Starts the thread. Later, there may be none to be had.
     ///
     /// # Errors
-    /// When there is none.
+    /// When there is none, or it cannot hear signals.
     pub(super) fn start(timeout: ShutdownTimeout) -> io::Result<Self> {
-        let limit = timeout.total() + ShutdownTimeout::MARGIN / 2;
-        let (sender, told) = mpsc::channel();
+        let (sender, told) = mpsc::unbounded_channel();
+        // The service's own hears no signal while all its threads are blocked.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let signals = {
+            let _within = runtime.enter();
+            [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(signal)
+        };
+        let [terminate, interrupt, hangup] = signals;
+        let signals = [terminate?, interrupt?, hangup?];
         std::thread::Builder::new().name("last resort".to_owned()).spawn(move || {
-            // A process that never begins to leave needs no end.
-            if told.recv().is_err() {
-                return;
+            if let Some(status) = runtime.block_on(end(timeout, told, signals)) {
+                std::process::exit(status);
             }
-            let since = Instant::now();
-            if let Ok(Told::Left(well)) = told.recv_timeout(limit) {
-                std::thread::sleep(ENDS_WITHIN);
-                std::process::exit(i32::from(!well));
-            }
-            std::thread::sleep(limit.saturating_sub(since.elapsed()));
-            // Whoever reads it may have gone.
-            let _ =
-                writeln!(std::io::stderr(), "the process did not end by T: handlers may block the runtime's threads");
-            std::process::exit(1);
         })?;
         Ok(Self(sender))
     }
@@ -100,10 +105,60 @@ impl LastResort {
         let _ = self.0.send(Told::Leaving);
     }
 
-    /// The process has left, and that `well`: nothing keeps it any more.
-    pub(super) fn left(&self, well: bool) {
-        let _ = self.0.send(Told::Left(well));
+    /// The process has left, and that `well`: nothing keeps it any more. `awaited`: clients wait for its end.
+    pub(super) fn left(&self, well: bool, awaited: bool) {
+        let _ = self.0.send(Told::Left { well, awaited });
+        // A task of this runtime: when it is dropped, so is this, and then the thread's messages end.
+        let sender = self.0.clone();
+        tokio::spawn(async move {
+            std::future::pending::<()>().await;
+            drop(sender);
+        });
     }
+}
+
+/// Resolves when the process is to end, with its status; `None` when it never begins to leave.
+pub(super) async fn end(
+    timeout: ShutdownTimeout,
+    mut told: mpsc::UnboundedReceiver<Told>,
+    [mut terminate, mut interrupt, mut hangup]: [Signal; 3],
+) -> Option<i32> {
+    let mut leaves = tokio::select! {
+        biased;
+        told = told.recv() => told.map(|_| true)?,
+        _ = terminate.recv() => false,
+        _ = interrupt.recv() => false,
+        _ = hangup.recv() => false,
+    };
+    let limit = timeout.total() + ShutdownTimeout::MARGIN / 2;
+    let mut until = Instant::now() + limit;
+    let (well, awaited) = loop {
+        let next = tokio::time::timeout_at(until, async {
+            match told.recv().await {
+                // Nobody leads it out any more.
+                None if leaves => std::future::pending().await,
+                next => next,
+            }
+        });
+        match next.await {
+            // It may have had to finish what it was at when the signal came.
+            Ok(Some(Told::Leaving)) => (leaves, until) = (true, Instant::now() + limit),
+            Ok(Some(Told::Left { well, awaited })) => break (well, awaited),
+            Ok(None) => return None,
+            Err(_) => {
+                // Whoever reads it may have gone.
+                let _ =
+                    writeln!(io::stderr(), "the process did not end by T: handlers may block the runtime's threads");
+                return Some(1);
+            }
+        }
+    };
+    let threads_end = async {
+        while told.recv().await.is_some() {}
+        tokio::time::sleep(if awaited { THREADS_END_WITHIN } else { ENDS_WITHIN }).await;
+    };
+    let _ = tokio::time::timeout(ENDS_WITHIN, threads_end).await;
+    Some(i32::from(!well))
 }
 
 /// How often is looked at what the connections hold, at the least.

@@ -61,6 +61,13 @@ async fn who_is_quiet_is_detached_before_the_pause_and_is_back_when_there_is_non
     is_answered(&mut clients[0]).await;
     assert_eq!(connections.parked(), 3);
     connections.resume();
+    while connections.len() < 4 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    // They are as quiet as before.
+    connections.detach_idle(Duration::from_secs(30)).await;
+    assert_eq!((connections.len(), connections.parked()), (1, 3));
+    connections.resume();
     for client in &mut clients {
         ask(client).await;
     }

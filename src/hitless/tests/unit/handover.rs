@@ -3,10 +3,14 @@
 use std::error::Error as _;
 use std::future::{pending, ready};
 use std::net::TcpListener;
-use std::time::Duration;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
 use axum::Router;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
+use super::super::connection::Origin;
+use super::super::queue::Detached;
 use super::*;
 
 fn inherited() -> Inherited {
@@ -59,4 +63,29 @@ async fn who_is_told_before_it_is_ready_leaves_at_once_even_where_it_goes_on() {
     let server = axum::serve(listener, handover.track(Router::new())).with_graceful_shutdown(handover.quiesced());
     let outcome = tokio::time::timeout(Duration::from_secs(10), handover.run(server)).await.unwrap();
     assert_eq!((outcome.lost, outcome.failed, outcome.cut.len()), (0, false, 0));
+}
+
+#[tokio::test]
+async fn what_a_process_that_fails_has_not_taken_over_stays_where_it_is() {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let (sender, receiver) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+    let (here, _there) = UnixStream::pair().unwrap();
+    // As many as a message has, and some in another one, which are not taken over before those have been let in.
+    for count in [252, 3] {
+        let detached = |_| {
+            let socket = here.try_clone().unwrap().into();
+            Detached { socket, unparsed: Vec::new(), origin: Origin::Adopted, since: Instant::now() }
+        };
+        assert_eq!(queue::send(&sender, &(0..count).map(detached).collect::<Vec<_>>()).unwrap(), count);
+    }
+    drop(sender);
+    let kept = receiver.try_clone().unwrap();
+    let listener = Listener::new(vec![bind().unwrap().into()], Arc::default(), 10).unwrap();
+    let mut machinery = JoinSet::new();
+    machinery.spawn(ready(()));
+    let lifecycle = Lifecycle::new(ShutdownTimeout::default());
+    let handover = Handover::new(lifecycle, &listener, machinery, vec![receiver], pending());
+    let server = axum::serve(listener, handover.track(Router::new())).with_graceful_shutdown(handover.quiesced());
+    assert!(tokio::time::timeout(Duration::from_secs(10), handover.run(server)).await.unwrap().failed);
+    assert_eq!(queue::receive(&kept).unwrap().map(|message| message.open().unwrap().len()), Some(3));
 }

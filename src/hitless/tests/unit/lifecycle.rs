@@ -1,5 +1,6 @@
 //! What follows from T, what is told of the process' life, and how the connections are divided among those that serve on.
 
+use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::ExitCode;
@@ -11,13 +12,18 @@ use axum::{Router, ServiceExt};
 use futures_util::future::poll_immediate;
 use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, bind, listen, send, socket_with};
 use tempfile::TempDir;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixListener};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 use super::super::connection::{Origin, Peer};
+use super::super::connections::Mode;
 use super::super::queue::{self, Detached};
 use super::super::{Connection, Cut, Listener, Track};
 use super::to_next_process::CALM;
+use super::upkeep::{Told, end};
 use super::*;
 
 fn lifecycle(timeout: u64) -> Lifecycle {
@@ -25,8 +31,10 @@ fn lifecycle(timeout: u64) -> Lifecycle {
 }
 
 fn detached(count: usize) -> Vec<Detached> {
-    let detached =
-        |_| Detached { socket: UnixStream::pair().unwrap().0.into(), unparsed: Vec::new(), origin: Origin::Adopted };
+    let detached = |_| {
+        let socket = UnixStream::pair().unwrap().0.into();
+        Detached { socket, unparsed: Vec::new(), origin: Origin::Adopted, since: Instant::now() }
+    };
     (0..count).map(detached).collect()
 }
 
@@ -239,6 +247,114 @@ async fn what_no_sibling_takes_stays_here() {
     assert_eq!((counted, connections.parked(), connections.is_paused()), (0, 3, false));
 }
 
+/// A server of `connections`, and its address.
+fn serve(connections: &Arc<Connections>, app: Router) -> (SocketAddr, JoinHandle<std::io::Result<()>>) {
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    let listener = Listener::new(vec![systemd::ListeningSocket::Tcp(socket)], Arc::clone(connections), 10).unwrap();
+    let app = Track(app).into_make_service_with_connect_info::<Connection>();
+    (address, tokio::spawn(axum::serve(listener, app).into_future()))
+}
+
+/// The beginning of an HTTP/2 connection, and a request of its first stream.
+const HELLO: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+fn asks(path: u8) -> Vec<u8> {
+    [b"\0\0\x0c\x01\x05\0\0\0\x01\x82\x86\x04\x02/", &[path][..], b"\x01\x04test"].concat()
+}
+
+/// Reads frames until there is one of this kind.
+async fn reads(client: &mut TcpStream, kind: u8) {
+    loop {
+        let mut head = [0; 9];
+        client.read_exact(&mut head).await.unwrap();
+        let mut payload = vec![0; usize::from(head[1]) << 8 | usize::from(head[2])];
+        client.read_exact(&mut payload).await.unwrap();
+        if head[3] == kind {
+            return;
+        }
+    }
+}
+
+/// While a handler is at work for another one, and although it does not say that it has heard.
+#[tokio::test]
+async fn among_siblings_a_client_of_http2_is_told_to_go_at_once_and_served_on() {
+    let directory = TempDir::new().unwrap();
+    let siblings = Siblings::within(directory.path());
+    let sibling = siblings.listen(Arc::default()).unwrap();
+    std::fs::rename(siblings.path(std::process::id()), siblings.path(1)).unwrap();
+    let connections = Arc::new(Connections::default());
+    let app = Router::new().route("/", get(std::future::pending::<()>)).route("/q", get(|| async {}));
+    let (address, server) = serve(&connections, app);
+    let mut busy = TcpStream::connect(address).await.unwrap();
+    busy.write_all(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n").await.unwrap();
+    let mut client = TcpStream::connect(address).await.unwrap();
+    client.write_all(HELLO).await.unwrap();
+    tokio::time::sleep(CALM).await;
+    let (leaving, mut given) = (lifecycle(30).among(Some(siblings)), 0);
+    let leaves = leaving.to_siblings(&connections, Instant::now(), &mut given);
+    let is_served = async {
+        const GOAWAY: u8 = 7;
+        const HEADERS: u8 = 1;
+        reads(&mut client, GOAWAY).await;
+        tokio::time::sleep(CALM * 3).await;
+        client.write_all(&asks(b'q')).await.unwrap();
+        reads(&mut client, HEADERS).await;
+    };
+    tokio::select! {
+        _ = leaves => panic!("somebody is still at work"),
+        served = tokio::time::timeout(Duration::from_secs(10), is_served) => served.expect("it is told"),
+    }
+    server.abort();
+    sibling.close().await;
+}
+
+/// Who has come so late that it has not heard yet.
+#[tokio::test]
+async fn a_pause_that_somebody_asks_in_by_http2_is_given_up_where_the_answer_takes_long() {
+    for (path, is_paused) in [(None, true), (Some(b'q'), true), (Some(b'w'), false)] {
+        let connections = Arc::new(Connections::default());
+        let app = Router::new().route("/w", get(std::future::pending::<()>)).route("/q", get(|| async {}));
+        let (address, server) = serve(&connections, app);
+        let mut client = TcpStream::connect(address).await.unwrap();
+        client.write_all(HELLO).await.unwrap();
+        tokio::time::sleep(CALM).await;
+        let leaving = lifecycle(30);
+        connections.tell_http2(Duration::ZERO).await;
+        let (paused, ()) = tokio::join!(leaving.try_to_pause(&connections), async {
+            while !connections.is_paused() {
+                tokio::task::yield_now().await;
+            }
+            tokio::time::sleep(CALM / 10).await;
+            client.write_all(&path.map_or(Vec::new(), asks)).await.unwrap();
+        });
+        assert_eq!(paused.is_some(), is_paused, "{path:?}");
+        assert!(paused.is_none_or(|paused| paused.elapsed() < CALM * 3), "{path:?}");
+        server.abort();
+    }
+}
+
+#[tokio::test]
+async fn who_turns_to_nobody_late_has_the_time_for_it_that_is_left() {
+    let leaving = lifecycle(6);
+    let timeout = leaving.handle.0.timeout;
+    let nobody = std::io::Error::other("nobody");
+    for (after, reason, at_most) in [
+        (Duration::ZERO, Reason::Terminate, timeout.sixth()),
+        (timeout.calm(), Reason::Hangup, timeout.sixth() / 2),
+        (timeout.request(), Reason::Hangup, Duration::ZERO),
+        (timeout.last_moment(), Reason::Hangup, Duration::ZERO),
+    ] {
+        let connections = Connections::default();
+        connections.set_listeners_closed();
+        let began = Instant::now();
+        leaving.to_nobody(&connections, began.checked_sub(after).unwrap(), reason, &nobody).await;
+        let took = began.elapsed();
+        assert!(took >= at_most && took < at_most + Duration::from_millis(400), "{after:?}: {took:?}");
+        assert_eq!(connections.mode(), Mode::Retired);
+    }
+}
+
 /// What goes on when the service is told to leave.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum GoesOn {
@@ -249,6 +365,8 @@ enum GoesOn {
     Upload,
     /// What the process has to wait for, beside its requests.
     Task,
+    /// The same, of a handler that is still to begin it, and answers then.
+    LateTask,
 }
 
 /// Serves, leaves while that goes on, and gives when nobody is served any more, and whether it was ready shortly after the
@@ -257,16 +375,17 @@ async fn pauses(goes_on: GoesOn) -> (Duration, bool, bool) {
     let lifecycle = lifecycle(6);
     let handle = lifecycle.handle();
     let connections = Arc::new(Connections::default());
-    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = socket.local_addr().unwrap();
-    let listener = Listener::new(vec![systemd::ListeningSocket::Tcp(socket)], Arc::clone(&connections), 10).unwrap();
+    let tasks = handle.clone();
+    let late = || async move {
+        tokio::time::sleep(CALM * 2 / 3).await;
+        tasks.spawn(std::future::pending::<()>());
+    };
     let app = Router::new().route("/", get(std::future::pending::<()>).post(|_: axum::body::Bytes| async {}));
-    let app = Track(app).into_make_service_with_connect_info::<Connection>();
-    let server = tokio::spawn(axum::serve(listener, app).into_future());
+    let (address, server) = serve(&connections, app.route("/late", get(late)));
     lifecycle.serving(&connections);
     let mut client = TcpStream::connect(address).await.unwrap();
     let sent = match goes_on {
-        GoesOn::Nothing => "",
+        GoesOn::Nothing | GoesOn::LateTask => "",
         GoesOn::Work => "GET / HTTP/1.1\r\nHost: test\r\n\r\n",
         GoesOn::Upload => "POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 9\r\n\r\npart",
         GoesOn::Task => {
@@ -276,6 +395,10 @@ async fn pauses(goes_on: GoesOn) -> (Duration, bool, bool) {
     };
     client.write_all(sent.as_bytes()).await.unwrap();
     tokio::time::sleep(CALM * 2).await;
+    if goes_on == GoesOn::LateTask {
+        client.write_all(b"GET /late HTTP/1.1\r\nHost: test\r\n\r\n").await.unwrap();
+        tokio::time::sleep(CALM / 10).await;
+    }
 
     let since = Instant::now();
     lifecycle.phase.send_replace(Phase::Leaving { since, ready: true });
@@ -294,11 +417,16 @@ async fn pauses(goes_on: GoesOn) -> (Duration, bool, bool) {
 async fn a_moment_is_waited_for_at_which_nobody_waits_long_and_who_would_is_told_to_turn_elsewhere() {
     let timeout = lifecycle(6).handle.0.timeout;
     let work_ends = timeout.calm() + timeout.request();
-    let (nothing, work, upload, task) =
-        tokio::join!(pauses(GoesOn::Nothing), pauses(GoesOn::Work), pauses(GoesOn::Upload), pauses(GoesOn::Task));
+    let (nothing, work, upload, task, late_task) = tokio::join!(
+        pauses(GoesOn::Nothing),
+        pauses(GoesOn::Work),
+        pauses(GoesOn::Upload),
+        pauses(GoesOn::Task),
+        pauses(GoesOn::LateTask)
+    );
     assert!(nothing.0 < timeout.turn_away() && (nothing.1, nothing.2) == (true, true), "{nothing:?}");
     assert!(work.0 >= work_ends && (work.1, work.2) == (true, false), "{work:?}");
-    for unbounded in [upload, task] {
+    for unbounded in [upload, task, late_task] {
         let (took, early, late) = unbounded;
         assert!(took >= timeout.last_pause() && (early, late) == (true, true), "{unbounded:?}");
     }
@@ -328,4 +456,81 @@ fn what_goes_on_when_the_service_has_left_keeps_its_process_for_a_moment_only() 
     // It waits for that thread.
     drop(runtime);
     panic!("the process goes on");
+}
+
+/// As a process of its own, as above.
+#[test]
+fn a_signal_is_heard_while_handlers_block_every_thread() {
+    const BLOCKED: &str = "HITLESS_TEST_BLOCKED";
+    if std::env::var_os(BLOCKED).is_none() {
+        let name = std::thread::current().name().unwrap().to_owned();
+        let began = Instant::now();
+        let mut this = std::process::Command::new(std::env::current_exe().unwrap());
+        let status = this.args(["--exact", &name]).env(BLOCKED, "1").status().unwrap();
+        assert!(status.code() == Some(1) && began.elapsed() < Duration::from_secs(15), "{status}, {:?}", began.elapsed());
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let told = told_to_leave().unwrap();
+        let _lifecycle = lifecycle(1).with_last_resort().unwrap();
+        let (send, blocked) = std::sync::mpsc::channel();
+        tokio::spawn(async move {
+            send.send(()).unwrap();
+            std::thread::sleep(Duration::from_secs(60));
+        });
+        blocked.recv().unwrap();
+        rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM).unwrap();
+        told.await;
+        std::thread::sleep(Duration::from_secs(60));
+    });
+}
+
+/// What is told before nobody leads the process any more.
+#[tokio::test]
+async fn a_process_that_nobody_leads_any_more_has_until_t_if_it_leaves() {
+    let timeout = lifecycle(1).handle.0.timeout;
+    for (told, status) in [(None, None), (Some(Told::Leaving), Some(1))] {
+        let signals = [SignalKind::user_defined1(); 3].map(|kind| signal(kind).unwrap());
+        let (sender, receiver) = mpsc::unbounded_channel();
+        told.into_iter().for_each(|told| sender.send(told).unwrap());
+        drop(sender);
+        let began = Instant::now();
+        assert_eq!(end(timeout, receiver, signals).await, status);
+        assert_eq!(began.elapsed() > timeout.total(), status.is_some());
+    }
+}
+
+/// How the process ends after it has left: when its main goes on, and when its runtime is dropped one of whose threads goes on.
+#[test]
+fn who_waits_for_the_next_process_does_not_wait_for_the_threads_of_a_runtime() {
+    const BLOCKS: &str = "HITLESS_TEST_BLOCKS";
+    let ends_within = |awaited: bool, dropped: bool| {
+        let name = std::thread::current().name().unwrap().to_owned();
+        let mut this = std::process::Command::new(std::env::current_exe().unwrap());
+        let began = Instant::now();
+        let status = this.args(["--exact", &name]).env(BLOCKS, format!("{awaited} {dropped}")).status().unwrap();
+        assert!(status.success(), "{status}");
+        began.elapsed()
+    };
+    let Some(blocks) = std::env::var_os(BLOCKS) else {
+        let slow = Duration::from_millis(1900);
+        for (awaited, dropped, is_slow) in [(true, true, false), (true, false, true), (false, true, true)] {
+            let took = ends_within(awaited, dropped);
+            assert_eq!(took > slow, is_slow, "{awaited} {dropped}: {took:?}");
+        }
+        return;
+    };
+    let (awaited, dropped) = blocks.to_str().unwrap().split_once(' ').unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        tokio::task::spawn_blocking(|| std::thread::sleep(Duration::from_secs(60)));
+        let lifecycle = lifecycle(30).with_last_resort().unwrap();
+        lifecycle.last_resort.as_ref().unwrap().leaving();
+        lifecycle.last_resort.as_ref().unwrap().left(true, awaited == "true");
+    });
+    if dropped == "true" {
+        drop(runtime);
+    }
+    std::thread::sleep(Duration::from_secs(60));
 }

@@ -10,7 +10,7 @@ use super::*;
 
 fn detached(rest: &[u8]) -> (Detached, UnixStream) {
     let (here, there) = UnixStream::pair().unwrap();
-    (Detached { socket: here.into(), unparsed: rest.to_vec(), origin: Origin::Adopted }, there)
+    (Detached { socket: here.into(), unparsed: rest.to_vec(), origin: Origin::Adopted, since: Instant::now() }, there)
 }
 
 #[test]

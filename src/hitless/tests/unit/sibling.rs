@@ -15,6 +15,7 @@ fn detached(count: usize) -> Vec<Detached> {
         socket: UnixStream::pair().unwrap().0.into(),
         unparsed: b"GET ".to_vec(),
         origin: Origin::Adopted,
+        since: Instant::now(),
     };
     (0..count).map(detached).collect()
 }
