@@ -467,7 +467,11 @@ fn a_signal_is_heard_while_handlers_block_every_thread() {
         let began = Instant::now();
         let mut this = std::process::Command::new(std::env::current_exe().unwrap());
         let status = this.args(["--exact", &name]).env(BLOCKED, "1").status().unwrap();
-        assert!(status.code() == Some(1) && began.elapsed() < Duration::from_secs(15), "{status}, {:?}", began.elapsed());
+        assert!(
+            status.code() == Some(1) && began.elapsed() < Duration::from_secs(15),
+            "{status}, {:?}",
+            began.elapsed()
+        );
         return;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
