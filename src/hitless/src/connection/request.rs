@@ -55,7 +55,7 @@ impl Connection {
         let upload = (!request.body().is_end_stream()).then(Upload::default);
         let mut state = self.lock();
         let http1 = request.version() <= Version::HTTP_11;
-        // A head that was read with the request before was part of no read since.
+        // Where it was read with the request before, nobody has looked at its length yet.
         let too_large = http1 && state.ledger.head_bytes() > self.0.connections.limits().max_head_bytes;
         let mut stream = None;
         if !http1 {
@@ -130,7 +130,7 @@ pub(crate) struct RequestGuard {
     connection: Connection,
     number: u64,
     http1: bool,
-    /// Its head is.
+    /// Its head is longer than it may be.
     too_large: bool,
     answered: bool,
     upload: Option<Upload>,
