@@ -147,7 +147,8 @@ ends_lines() {
 has_no_trace() {
     cd "$work/my-api"
     for file in .ci .github/workflows/template.yml LICENSE-APACHE LICENSE-MIT README.md.liquid cargo-generate.toml src/hitless/examples \
-        src/hitless/tests tests/bad tests/fuzz tests/postgres tests/postgres.patch tests/postgres.rhai tests/proof tests/restart.svg tests/template-name.rhai tests/template.sh tests/update.sh; do
+        src/hitless/tests tests/bad tests/fuzz tests/postgres tests/postgres.patch tests/postgres.rhai tests/proof tests/restart.svg \
+        tests/template-name.rhai tests/template.sh tests/update.sh; do
         [ ! -e "$file" ] || fail "$file is the template's own"
     done
     if grep -rniE 'cargo.generate|project-name|\{%' . --exclude-dir=.git; then fail "traces of the template"; fi
