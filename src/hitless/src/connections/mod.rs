@@ -7,6 +7,7 @@
 //! The pause is set *first*, then every connection is woken under its lock: a read that saw the connections run has left its
 //! waker there, and a later one sees the pause. So none is missed.
 
+mod counts;
 mod limits;
 mod pause;
 
@@ -23,6 +24,7 @@ use crate::connection::{Connection, Io, Origin, Peer, Socket};
 use crate::notice::{Kind, Notices};
 use crate::queue::Detached;
 
+pub use counts::Counts;
 pub use limits::Limits;
 pub(crate) use limits::YIELDS_AFTER;
 pub(crate) use pause::Obstacle;
@@ -103,6 +105,11 @@ pub struct Connections {
     gone: Notify,
     answered: AtomicU64,
     failed: AtomicU64,
+    accepted: AtomicU64,
+    taken_over: AtomicU64,
+    handed_over: AtomicU64,
+    retired: AtomicU64,
+    failed_handovers: AtomicU64,
 }
 
 impl Connections {
@@ -131,9 +138,11 @@ impl Connections {
         let id = self.ids.fetch_add(1, Relaxed);
         let io = Io::new(Arc::clone(self), id, socket, peer, unparsed, origin);
         self.all().insert(id, io.connection().clone());
-        if origin == Origin::Guest {
-            self.guests.fetch_add(1, Relaxed);
-        }
+        match origin {
+            Origin::Accepted | Origin::OverLimit => self.accepted.fetch_add(1, Relaxed),
+            Origin::Guest => self.guests.fetch_add(1, Relaxed) as u64,
+            Origin::Adopted | Origin::Unasked => 0,
+        };
         io
     }
 

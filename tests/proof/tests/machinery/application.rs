@@ -31,6 +31,8 @@ use service::{app, server};
 use tower::Service;
 use tracing::{Instrument, Span, info, info_span};
 
+use crate::metrics::ORDERS;
+
 /// What its handlers share.
 #[derive(Clone, Debug, FromRef)]
 pub struct Shared {
@@ -167,11 +169,16 @@ fn routes() -> Router<Shared> {
         .route("/problems/{status}", get(problem))
         .route("/blocking", get(blocking))
         .route("/tells/{when}", get(tells))
+        .route("/order", get(order))
 }
 
 async fn ping(State(delay): State<Duration>) -> Json<Value> {
     tokio::time::sleep(delay).await;
     Json(json!({ "message": "pong" }))
+}
+
+async fn order() {
+    ORDERS.inc();
 }
 
 async fn length() -> impl IntoResponse {
