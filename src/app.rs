@@ -2,16 +2,14 @@
 
 use std::sync::Arc;
 
-use axum::body::Body;
-use axum::extract::{DefaultBodyLimit, FromRef};
+use axum::extract::FromRef;
 use axum::routing::{get, post};
 use axum::{BoxError, Router};
 use tower::ServiceBuilder;
-use tower_http::ServiceBuilderExt;
-use tower_http::catch_panic::CatchPanicLayer;
-use tower_http::limit::RequestBodyLimitLayer;
 
+use crate::body_limit::BodyLimit;
 use crate::config::Config;
+use crate::panics::CatchPanic;
 use crate::routes::health::Readiness;
 use crate::routes::{echo, health, ping};
 use crate::{metrics, problem, requests, strict};
@@ -62,7 +60,6 @@ pub fn routes() -> Router<AppState> {
 
 /// Puts the layers around any routes.
 pub fn layered(routes: Router, config: &Config) -> impl Application + use<> {
-    let limits = &config.limits;
     ServiceBuilder::new()
         // Who operates the service gets what it counts.
         .layer(metrics::Tell)
@@ -75,11 +72,9 @@ pub fn layered(routes: Router, config: &Config) -> impl Application + use<> {
         // Whatever fails, and wherever, the client gets a problem document (RFC 9457).
         .map_response(problem::document)
         // A handler's panic is its own request's failure and nobody else's.
-        .layer(CatchPanicLayer::custom(problem::panicked))
-        // One limit on every body, whoever reads it: axum's own, of 2 MB, is for its extractors alone.
-        .layer(RequestBodyLimitLayer::new(limits.max_body_bytes))
-        .layer(DefaultBodyLimit::disable())
-        .map_request_body(Body::new)
+        .layer(CatchPanic)
+        // One limit on every body, whoever reads it.
+        .layer(BodyLimit::new(config.limits.max_body_bytes))
         // No request outlasts half of the drain, so that all of them end before it.
         .layer(RequestTimeout::new(config.request_timeout()))
         // What a request counts as says its route.

@@ -81,7 +81,8 @@ pub fn credentials(directory: &Path) -> Result<Vec<Setting>, String> {
         });
         entries.collect()
     };
-    let credentials = read().map_err(|error| format!("{}: a credential: {error}", directory.display()))?;
+    let mut credentials = read().map_err(|error| format!("{}: a credential: {error}", directory.display()))?;
+    credentials.sort_unstable();
     Ok(credentials.into_iter().map(|(name, text)| credential(name, text)).collect())
 }
 

@@ -3,10 +3,12 @@
 #![forbid(unsafe_code)]
 
 pub mod app;
+pub mod body_limit;
 pub mod config;
 mod environment;
 pub mod forwarded;
 pub mod metrics;
+pub mod panics;
 pub mod probe;
 pub mod problem;
 pub mod proxy;

@@ -1,6 +1,5 @@
 //! Errors as clients see them: problem documents (RFC 9457).
 
-use std::any::Any;
 use std::error::Error;
 use std::iter;
 use std::pin::Pin;
@@ -141,13 +140,15 @@ where
 {
     let response = response.map(Body::new);
     let status = response.status();
-    let is_error = status.is_client_error() || status.is_server_error();
+    if !status.is_client_error() && !status.is_server_error() {
+        return response;
+    }
     // A handler's JSON, or any other document of its own, is its own affair.
     let is_plain = response
         .headers()
         .get(header::CONTENT_TYPE)
         .is_none_or(|media_type| media_type.as_bytes().starts_with(b"text/plain"));
-    if !is_error || !is_plain {
+    if !is_plain {
         return response;
     }
     let is_coded = response.headers().contains_key(header::CONTENT_ENCODING);
@@ -184,9 +185,4 @@ fn text(mut body: Body) -> String {
         }
     }
     beginning(&String::from_utf8_lossy(&text))
-}
-
-/// The answer of a handler that panicked. With what, [`telemetry`](crate::telemetry) has put into the log.
-pub fn panicked(_: Box<dyn Any + Send>) -> Response<Body> {
-    Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "").into_response()
 }

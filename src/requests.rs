@@ -176,7 +176,7 @@ fn is_own_id<'a>(mut ids: impl Iterator<Item = &'a HeaderValue>) -> bool {
 struct Current {
     id: HeaderValue,
     traceparent: Option<HeaderValue>,
-    span: Option<Span>,
+    span: Option<Box<Span>>,
 }
 
 thread_local! {
@@ -194,17 +194,18 @@ pub(crate) fn make_span() {
         let trace_id = trace::id(current.traceparent.as_ref(), &current.id);
         let span = error_span!("request", request_id = current.id.to_str().unwrap_or("-"), trace_id);
         span.with_subscriber(|(id, subscriber)| subscriber.enter(id));
-        current.span = Some(span);
+        current.span = Some(Box::new(span));
     }
     CURRENT.set(Some(current));
 }
 
 /// What tells the route of each request that the router hands on, to who observes it.
 #[derive(Clone, Debug)]
-pub(crate) struct Routed(Route);
+pub struct Routed(Route);
 
 impl Routed {
-    pub(crate) fn layer() -> impl Layer<Route, Service = Self> + Clone + Send + Sync + 'static {
+    /// As a layer of a router.
+    pub fn layer() -> impl Layer<Route, Service = Self> + Clone + Send + Sync + 'static {
         layer_fn(Self)
     }
 }
@@ -225,7 +226,7 @@ impl Service<Request> for Routed {
 }
 
 fn span_of(current: &Option<Current>) -> Option<&Span> {
-    current.as_ref()?.span.as_ref()
+    current.as_ref()?.span.as_deref()
 }
 
 /// Does what is to be done for the current request, within its span as soon as there is one.

@@ -105,14 +105,12 @@ struct Place<'a> {
 impl<'a> Place<'a> {
     fn of(text: &'a [u8]) -> Option<Self> {
         let is_literal = text.first() == Some(&b'[');
-        let end = if is_literal { text.iter().position(|byte| *byte == b']')? + 1 } else { colon(text) };
+        let end = if is_literal { text.iter().position(|byte| *byte == b']')? + 1 } else { name_end(text) };
         let (host, port) = text.split_at(end);
-        let is_good = if is_literal { is_ipv6(&host[1..end - 1]) } else { is_name(host) };
+        let is_good = !is_literal || is_ipv6(&host[1..end - 1]);
         let port = match port {
             [] | [b':'] => None,
-            [b':', digits @ ..] if digits.iter().all(u8::is_ascii_digit) => {
-                Some(str::from_utf8(digits).ok()?.parse().ok()?)
-            }
+            [b':', digits @ ..] => Some(number(digits)?),
             _ => return None,
         };
         is_good.then_some(Self { host, port })
@@ -124,25 +122,46 @@ impl<'a> Place<'a> {
     }
 }
 
-fn colon(text: &[u8]) -> usize {
-    text.iter().position(|byte| *byte == b':').unwrap_or(text.len())
+fn number(digits: &[u8]) -> Option<u16> {
+    let place = |number: u16, digit: &u8| {
+        let digit = digit.checked_sub(b'0').filter(|digit| *digit < 10)?;
+        number.checked_mul(10)?.checked_add(digit.into())
+    };
+    digits.iter().try_fold(0, place)
 }
 
 fn is_ipv6(text: &[u8]) -> bool {
     str::from_utf8(text).is_ok_and(|text| text.parse::<Ipv6Addr>().is_ok())
 }
 
-/// A registered name, which IPv4 addresses are among.
-fn is_name(mut text: &[u8]) -> bool {
+/// Where a registered name ends, which IPv4 addresses are among.
+fn name_end(text: &[u8]) -> usize {
+    let mut end = 0;
     loop {
-        text = match text {
-            [] => return true,
-            [b'%', high, low, rest @ ..] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => rest,
-            [byte, rest @ ..] if byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(byte) => rest,
-            _ => return false,
+        let rest = &text[end..];
+        end += rest.iter().position(|byte| !IN_NAMES[usize::from(*byte)]).unwrap_or(rest.len());
+        match &text[end..] {
+            [b'%', high, low, ..] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => end += 3,
+            _ => return end,
         }
     }
 }
+
+/// What a registered name has beside percent-encoded bytes.
+const IN_NAMES: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < table.len() {
+        table[byte] = (byte as u8).is_ascii_alphanumeric();
+        byte += 1;
+    }
+    let mut marks: &[u8] = b"-._~!$&'()*+,;=";
+    while let [mark, rest @ ..] = marks {
+        table[*mark as usize] = true;
+        marks = rest;
+    }
+    table
+};
 
 // The tests of what is inside are the template's. {%- comment %}
 #[cfg(test)]

@@ -55,6 +55,12 @@ deploys_on() {
 delays() { delays_on bookworm && delays_on trixie; }
 delays_on() { lab measure --as-is --quick --bound 2.5 --debian "$1"; }
 
+# What a request takes, beside bare axum's.
+cost() {
+    needs valgrind
+    cargo run --quiet --release --package proof -- cost --check
+}
+
 # Clients that do what none should, one of each kind.
 attacks() { cargo run --quiet --release --package proof -- attack --quick; }
 
@@ -101,7 +107,7 @@ all() {
     lane format scripts lints service units storm releases
     lane template memory built
     wait
-    lane bookworm trixie adopted browser delays attacks
+    lane bookworm trixie adopted browser delays attacks cost
     wait
     # They wait most of the time, also those that have three hosts side by side.
     lane faults_12

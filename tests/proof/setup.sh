@@ -6,9 +6,10 @@ proofs)
     wanted shellcheck shellcheck systemd-analyze systemd git git dpkg-shlibdeps dpkg-dev promtool prometheus
     # It brings the browser along.
     wanted chromedriver chromium-driver
+    wanted valgrind valgrind
     ;;
 fuzz) wanted c++ g++ ;;
-bench) wanted wrk wrk ;;
+bench) wanted wrk wrk valgrind valgrind ;;
 esac
 case $1 in
 # A service is generated first.

@@ -19,6 +19,7 @@ fuzz: ## Look for what breaks a handover, for a while [SECONDS=900]
 	@tests/setup.sh fuzz
 	tests/fuzz/fuzz.sh $(or $(SECONDS),900)
 
-bench: ## Throughput, beside bare axum's
+bench: ## Throughput, and what a request takes layer by layer, beside bare axum's
 	@tests/setup.sh bench
 	cargo run --release --package proof -- bench
+	cargo run --release --package proof -- cost

@@ -170,6 +170,9 @@ impl Ledger {
 
 /// Whether `first` followed by `second` starts with `prefix`.
 fn starts_with(first: &[u8], second: &[u8], prefix: &[u8]) -> bool {
+    if first.is_empty() {
+        return second.starts_with(prefix);
+    }
     first.iter().chain(second).take(prefix.len()).eq(prefix)
 }
 
@@ -208,7 +211,8 @@ impl Head {
                 _ => {
                     self.started = true;
                     // Most of a head is text: go straight to the line's end.
-                    let text = bytes[at..].split(|byte| *byte == b'\n').next().unwrap_or_default();
+                    let text = &bytes[at..];
+                    let text = &text[..line_end(text)];
                     self.fragment |= !self.fields && text.contains(&b'#');
                     at += text.len();
                     self.line = Line::Text;
@@ -219,6 +223,15 @@ impl Head {
         }
         None
     }
+}
+
+/// The number of `bytes` before the end of their first line.
+fn line_end(bytes: &[u8]) -> usize {
+    // Sixteen at a time are one comparison.
+    let (chunks, _) = bytes.as_chunks::<16>();
+    let ends = |chunk: &&[u8; 16]| chunk.iter().fold(false, |ends, byte| ends | (*byte == b'\n'));
+    let whole = chunks.iter().take_while(|chunk| !ends(chunk)).count() * 16;
+    whole + bytes[whole..].iter().position(|byte| *byte == b'\n').unwrap_or(bytes.len() - whole)
 }
 
 /// Finds the end of a chunked body (RFC 9112, section 7.1), as strictly as hyper does, or more so.

@@ -25,7 +25,7 @@ pub fn request_id() -> HeaderValue {
     IDS.with_borrow_mut(|ids| {
         if ids.is_empty() {
             let first = NEXT.fetch_add(AT_ONCE, Relaxed);
-            *ids = (first..first + AT_ONCE).flat_map(id).collect();
+            *ids = (first..first + AT_ONCE).map(id).collect::<Vec<_>>().concat().into();
         }
         // Cannot fail: digits and a dash make a header.
         HeaderValue::from_maybe_shared(ids.split_to(LENGTH)).unwrap_or(HeaderValue::from_static("-"))
@@ -33,12 +33,13 @@ pub fn request_id() -> HeaderValue {
 }
 
 /// The length of an id, in bytes.
-const LENGTH: usize = 16 + 1 + 16;
+const LENGTH: usize = MARK + 16;
 
 fn id(number: u64) -> [u8; LENGTH] {
     let mut id = [b'-'; LENGTH];
-    id[..17].copy_from_slice(process_mark().as_bytes());
-    id[17..].copy_from_slice(&digits(opaque(number)));
+    let (mark, own) = id.split_at_mut(MARK);
+    mark.copy_from_slice(process_mark().as_bytes());
+    own.copy_from_slice(&digits(opaque(number)));
     id
 }
 
@@ -57,6 +58,9 @@ static PROCESS: LazyLock<Process> = LazyLock::new(|| {
     let mark = format!("{:016x}-", random.hash_one(0));
     Process { mark, keys: [1, 2, 3].map(|number| random.hash_one(number)) }
 });
+
+/// The length of what the ids of a process begin with, in bytes.
+const MARK: usize = 16 + 1;
 
 /// What the ids of this process begin with: 16 hexadecimal digits and a dash.
 pub(crate) fn process_mark() -> &'static str {

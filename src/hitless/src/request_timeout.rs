@@ -57,7 +57,7 @@ where
 
     fn call(&mut self, request: Request) -> Self::Future {
         let upload = request.extensions().get::<Upload>().cloned();
-        TimelyAnswer { answer: self.inner.call(request), limit: tokio::time::sleep(self.timeout), upload }
+        TimelyAnswer { answer: self.inner.call(request), timeout: self.timeout, limit: None, upload }
     }
 }
 
@@ -66,8 +66,10 @@ pin_project! {
     pub struct TimelyAnswer<F> {
         #[pin]
         answer: F,
+        timeout: Duration,
+        // From the first time that the answer has to be waited for: most are there at once.
         #[pin]
-        limit: Sleep,
+        limit: Option<Sleep>,
         upload: Option<Upload>,
     }
 }
@@ -79,7 +81,7 @@ where
     type Output = Result<Response, Infallible>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.project();
+        let mut this = self.project();
         let too_slow = || Ok((StatusCode::REQUEST_TIMEOUT, TOO_SLOW).into_response());
         if let Poll::Ready(Ok(response)) = this.answer.poll(cx) {
             let status = response.status();
@@ -88,7 +90,12 @@ where
             let broken = failed && this.upload.as_ref().is_some_and(Upload::is_given_up);
             return Poll::Ready(if broken { too_slow() } else { Ok(response) });
         }
-        ready!(this.limit.poll(cx));
+        if this.limit.is_none() {
+            this.limit.set(Some(tokio::time::sleep(*this.timeout)));
+        }
+        if let Some(limit) = this.limit.as_pin_mut() {
+            ready!(limit.poll(cx));
+        }
         let waits = this.upload.as_ref().is_some_and(|upload| upload.awaited().is_some());
         Poll::Ready(if waits { too_slow() } else { Ok(StatusCode::SERVICE_UNAVAILABLE.into_response()) })
     }

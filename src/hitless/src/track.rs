@@ -101,14 +101,11 @@ where
             *response.version_mut() = *this.version;
         }
         let bodiless = *this.head || status.is_informational() || matches!(status.as_u16(), 204 | 304);
-        let length = response.headers().get(header::CONTENT_LENGTH);
-        let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
-        Poll::Ready(Ok(response.map(|body| {
-            // hyper goes by the header where the body does not know its length (files, proxied answers).
-            let left = http_body::Body::size_hint(&body).exact().or(length);
-            let left = if bodiless { Some(0) } else { left };
-            Body::new(Answer { body, ticket, left, unread: None })
-        })))
+        // hyper goes by the header where the body does not know its length (files, proxied answers).
+        let announced = || response.headers().get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok();
+        let left =
+            if bodiless { Some(0) } else { http_body::Body::size_hint(response.body()).exact().or_else(announced) };
+        Poll::Ready(Ok(response.map(|body| Body::new(Answer { body, ticket, left, unread: None }))))
     }
 }
 

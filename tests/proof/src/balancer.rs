@@ -46,7 +46,8 @@ impl Program {
     pub fn clients(self) -> Kind {
         match self {
             Self::Haproxy => kinds::HAPROXY,
-            Self::Nginx | Self::Caddy => kinds::NGINX,
+            Self::Nginx => kinds::NGINX,
+            Self::Caddy => kinds::CADDY,
         }
     }
 

@@ -277,7 +277,7 @@ pub const NGINX: Kind = Kind {
     about: "Asks through nginx, whose connections to the service are kept; no retries.",
     keeps: true,
     needs: |traffic| &traffic.fast,
-    habit: |client| Box::pin(ask_a_proxy(client)),
+    habit: |client| Box::pin(ask_a_proxy(client, true)),
 };
 
 pub const HAPROXY: Kind = Kind {
@@ -286,9 +286,16 @@ pub const HAPROXY: Kind = Kind {
     ..NGINX
 };
 
-async fn ask_a_proxy(client: &mut Client) {
+pub const CADDY: Kind = Kind {
+    name: "Caddy's pool",
+    about: "Asks through Caddy, but for nothing that is answered while it is still read, as an echo is.",
+    habit: |client| Box::pin(ask_a_proxy(client, false)),
+    ..NGINX
+};
+
+async fn ask_a_proxy(client: &mut Client, may_echo: bool) {
     while client.goes_on() {
-        let echoes = fastrand::bool() && !client.traffic().upload.is_empty();
+        let echoes = may_echo && fastrand::bool() && !client.traffic().upload.is_empty();
         let ask = if echoes { client.echo(fastrand::usize(1..4_000)) } else { client.get(|traffic| &traffic.fast) };
         client.ask(&ask).await;
         client.rest(between(0, 50)).await;

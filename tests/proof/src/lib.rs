@@ -17,7 +17,7 @@
 //! - [`storm`]: clients that say and do anything; [`babble`] is what that is;
 //! - [`measure`]: what a restart costs clients, beside the [`floor`] under it, and [where the time goes](anatomy);
 //! - [`picture`]: a restart as its clients saw it, for a README;
-//! - [`bench`]: throughput beside bare axum's;
+//! - [`bench`]: throughput beside bare axum's; [`cost`]: what a request takes, layer by layer;
 //! - [`programs`]: nginx, HAProxy and curl, on the host;
 //! - [`peer`]: the same routes without hitless, for contrast; [`adopted`]: a service that took the crate alone.
 
@@ -32,6 +32,7 @@ pub mod bench;
 pub mod browser;
 pub mod chaos;
 pub mod client;
+pub mod cost;
 pub mod delays;
 pub mod deploy;
 pub mod faults;

@@ -7,7 +7,7 @@ use clap::Parser;
 use lab::command;
 use lab::rehearse::Outcome;
 use proof::{
-    attack, attacker, balance, bench, browser, chaos, deploy, faults, floor, measure, peer, rehearse, releases,
+    attack, attacker, balance, bench, browser, chaos, cost, deploy, faults, floor, measure, peer, rehearse, releases,
     rolling, storm, stuff,
 };
 
@@ -39,6 +39,8 @@ enum Command {
     Releases,
     /// Compare the throughput with bare axum's.
     Bench,
+    /// Count the instructions and the allocations of a request, beside bare axum's, and with each layer taken away.
+    Cost(cost::Options),
     /// Be an attack.
     #[command(hide = true)]
     Attacker(attacker::Options),
@@ -84,6 +86,7 @@ async fn work(command: Command) -> anyhow::Result<Outcome> {
         Command::Releases => releases::releases().await,
         Command::Attacker(options) => attacker::attacker(&options).await.map(|()| Outcome::Kept),
         Command::Bench => bench::bench().await.map(|()| Outcome::Kept),
+        Command::Cost(options) => cost::cost(&options).await,
         Command::Stuff(options) => stuff::stuff(&options).map(|never| match never {}),
         Command::Floor(_) | Command::Peer => unreachable!("they have no use for this runtime"),
     }

@@ -21,16 +21,18 @@ use lab::stage::PORT;
 
 type Told<'a> = LocalBoxFuture<'a, anyhow::Result<()>>;
 
-/// What `systemctl edit` made holds in the trial as well, and the service reads a credential that only root may; that units do
-/// not follow what is set there is told.
+/// What `systemctl edit` made holds in the trial as well, and the service reads credentials that only root may, one of them
+/// encrypted; that units do not follow what is set there is told.
 pub fn drop_in(scene: &mut Scene) -> Told<'_> {
     const WRITE: &str = "mkdir /etc/systemd/system/$N.service.d && cd /etc/systemd/system/$N.service.d &&
         echo '[Service]' >override.conf && echo 'CPUWeight=77' >>override.conf &&
         echo \"Environment=$(echo $N | tr a-z- A-Z_)_LISTEN=0.0.0.0:9999\" >>override.conf &&
         echo 'LoadCredential=unit.tasks_max:lab.unit.tasks_max' >>override.conf &&
-        mkdir -p /etc/credstore && (umask 077 && echo 99 >/etc/credstore/lab.unit.tasks_max) && systemctl daemon-reload";
-    const REMOVE: &str =
-        "rm -r /etc/systemd/system/$N.service.d /etc/credstore/lab.unit.tasks_max && systemctl daemon-reload";
+        echo 'LoadCredentialEncrypted=unit.cpu_weight:lab.unit.cpu_weight' >>override.conf &&
+        mkdir -p /etc/credstore /etc/credstore.encrypted && (umask 077 && echo 99 >/etc/credstore/lab.unit.tasks_max) &&
+        echo 99 | systemd-creds encrypt --name=unit.cpu_weight - /etc/credstore.encrypted/lab.unit.cpu_weight &&
+        systemctl daemon-reload";
+    const REMOVE: &str = "rm -r /etc/systemd/system/$N.service.d /etc/credstore*/lab.* && systemctl daemon-reload";
     async {
         scene.site.run(WRITE).await?;
         let before = scene.before().await?;
@@ -45,7 +47,7 @@ pub fn drop_in(scene: &mut Scene) -> Told<'_> {
         }
         let said = push.finish().await?.works()?.text;
         ensure!(
-            said.contains("the environment or a credential sets unit.tasks_max, listen:"),
+            said.contains("the environment or a credential sets unit.cpu_weight, unit.tasks_max, listen:"),
             "it does not tell:\n{said}"
         );
         let log = scene.site.run("journalctl --unit=$N --output=cat --no-pager").await?;

@@ -4,14 +4,14 @@ use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Instant;
 
 use axum::http::StatusCode;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{RecvFlags, recv};
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_util::either::Either;
 
@@ -360,11 +360,8 @@ pub(super) fn poll_read_some(
     if buf.remaining() <= most {
         return socket.poll_read(cx, buf);
     }
-    let mut part = ReadBuf::new(buf.initialize_unfilled_to(most));
-    ready!(socket.poll_read(cx, &mut part))?;
-    let count = part.filled().len();
-    buf.advance(count);
-    Poll::Ready(Ok(()))
+    // A part of the buffer that was filled with zeros first would be written twice.
+    Pin::new(&mut socket.take(most as u64)).poll_read(cx, buf)
 }
 
 /// Whether something has arrived that the runtime has not told of yet: after a standstill there is a lot to tell.

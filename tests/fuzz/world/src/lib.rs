@@ -28,7 +28,7 @@ pub mod collections {
 pub mod io {
     pub use rustix::io::Errno;
     pub use std::io::*;
-    pub use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy, split};
+    pub use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf, copy, split};
 
     pub fn ioctl_fionbio(_: &crate::Socket, _: bool) -> Result<()> {
         Ok(())
