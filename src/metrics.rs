@@ -161,7 +161,7 @@ struct Process {
 impl Collector for Process {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
         let to = &mut encoder;
-        let labels = [("version", env!("CARGO_PKG_VERSION")), ("hitless", hitless::VERSION)];
+        let labels = [("version", env!("CARGO_PKG_VERSION")), ("machinery", hitless::VERSION)];
         gauges(to, "build_info", "The release that runs, and that of its machinery", [(labels, 1_u64)])?;
 
         let counts = self.handle.counts();
