@@ -10,7 +10,8 @@ use axum::BoxError;
 use clap::{Parser, Subcommand, ValueEnum};
 use service::config::Config;
 use service::proxy::{self, Proxy, Server};
-use service::{app, probe, server, unit};
+use service::{app, probe, scrape, server, unit};
+use tokio::runtime::Runtime;
 
 /// The layers around a handler allocate some dozen times for each request, which this does in half the time of glibc's.
 #[global_allocator]
@@ -47,12 +48,20 @@ enum Command {
     },
     /// Ask what runs here whether it is ready: all instances, or the one with this process id
     Health { pid: Option<u32> },
+    /// Print the metrics of all instances that run here, in Prometheus' text format
+    Metrics {
+        /// Answer the HTTP request on standard input instead
+        #[arg(long)]
+        http: bool,
+    },
 }
 
 #[derive(Clone, Copy, ValueEnum)]
 enum UnitKind {
     Service,
     Socket,
+    MetricsService,
+    MetricsSocket,
 }
 
 fn version() -> String {
@@ -72,8 +81,11 @@ fn main() -> ExitCode {
         Command::Check => check(&config),
         Command::Unit { kind: UnitKind::Service } => print(&unit::service(&config)),
         Command::Unit { kind: UnitKind::Socket } => print(&unit::socket(&config)),
+        Command::Unit { kind: UnitKind::MetricsService } => print(&unit::metrics_service()),
+        Command::Unit { kind: UnitKind::MetricsSocket } => print(&unit::metrics_socket(&config)),
         Command::Proxy { kind, servers, site } => print(&proxy::proxy(&config, kind, &servers, &site)),
         Command::Health { pid } => health(&config, pid),
+        Command::Metrics { http } => metrics(http),
         Command::Run => server::process(config, app::app),
     };
     done.unwrap_or_else(|error| {
@@ -122,7 +134,18 @@ fn check(config: &Config) -> Done {
 }
 
 fn health(config: &Config, pid: Option<u32>) -> Done {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let healthy = runtime.block_on(probe::health(config, pid, &mut Output))?;
+    let healthy = runtime()?.block_on(probe::health(config, pid, &mut Output))?;
     Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn metrics(http: bool) -> Done {
+    if http {
+        runtime()?.block_on(scrape::http(io::stdin().lock(), &mut Output))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    print(&runtime()?.block_on(scrape::all())?.ok_or("no instance runs here")?)
+}
+
+fn runtime() -> io::Result<Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
 }

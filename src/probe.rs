@@ -14,23 +14,31 @@ use hitless::Siblings;
 /// How long an instance may take to answer.
 pub const PATIENCE: Duration = Duration::from_secs(5);
 
+/// Where an instance says whether it is ready.
+const READYZ: &str = "/readyz";
+
 /// Asks the instance with this process id, or every living one; where there is none, whoever serves at `listen`. Writes
 /// what they answer to `output`, a line each, and says whether all of them are ready.
 ///
 /// # Errors
 /// When `output` fails.
 pub async fn health(config: &Config, pid: Option<u32>, output: &mut impl Write) -> io::Result<bool> {
-    let run = Path::new("/run").join(env!("CARGO_PKG_NAME"));
-    let siblings = Siblings::of_unit().unwrap_or(Siblings::within(run));
+    let siblings = siblings();
     let pids = pid.map_or_else(|| siblings.pids().unwrap_or_default(), |pid| vec![pid]);
     if pids.is_empty() {
         return report(output, &config.listen.to_string(), ask_at(&config.listen)).await;
     }
     let mut healthy = true;
     for pid in pids {
-        healthy &= report(output, &format!("process {pid}"), ask_instance(&siblings, pid)).await?;
+        healthy &= report(output, &format!("process {pid}"), ask_instance(&siblings, pid, READYZ)).await?;
     }
     Ok(healthy)
+}
+
+/// The instances that run on this host.
+pub(crate) fn siblings() -> Siblings {
+    let run = Path::new("/run").join(env!("CARGO_PKG_NAME"));
+    Siblings::of_unit().unwrap_or(Siblings::within(run))
 }
 
 async fn report(
@@ -46,14 +54,14 @@ async fn report(
     Ok(matches!(answer, Ok((200, _))))
 }
 
-/// Asks one instance among those that share a socket.
-async fn ask_instance(siblings: &Siblings, pid: u32) -> io::Result<(u16, String)> {
-    ask(siblings.connect(pid).await.map_err(io::Error::other)?).await
+/// Asks one instance among those that share a socket for what it has at `path`.
+pub(crate) async fn ask_instance(siblings: &Siblings, pid: u32, path: &str) -> io::Result<(u16, String)> {
+    ask(siblings.connect(pid).await.map_err(io::Error::other)?, path).await
 }
 
 async fn ask_at(listen: &Listen) -> io::Result<(u16, String)> {
     match listen {
-        Listen::Unix(path) => ask(UnixStream::connect(path).await?).await,
+        Listen::Unix(path) => ask(UnixStream::connect(path).await?, READYZ).await,
         Listen::Tcp(address) => {
             // Every address of this host: one of them will do.
             let ip = match address.ip() {
@@ -61,14 +69,15 @@ async fn ask_at(listen: &Listen) -> io::Result<(u16, String)> {
                 IpAddr::V6(Ipv6Addr::UNSPECIFIED) => Ipv6Addr::LOCALHOST.into(),
                 ip => ip,
             };
-            ask(TcpStream::connect((ip, address.port())).await?).await
+            ask(TcpStream::connect((ip, address.port())).await?, READYZ).await
         }
     }
 }
 
-/// `GET /readyz`: the answer's status and body. The service's own answer to it has no transfer coding.
-async fn ask(mut socket: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<(u16, String)> {
-    socket.write_all(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await?;
+/// `GET`: the answer's status and body. The service's own answers to what is asked here have no transfer coding.
+async fn ask(mut socket: impl AsyncRead + AsyncWrite + Unpin, path: &str) -> io::Result<(u16, String)> {
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    socket.write_all(request.as_bytes()).await?;
     let mut answer = String::new();
     socket.read_to_string(&mut answer).await?;
     let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());

@@ -21,7 +21,7 @@ use tower::{Layer, Service, service_fn};
 use tracing::{Span, debug, error, error_span};
 
 use crate::problem::Withheld;
-use crate::trace;
+use crate::{metrics, trace};
 use hitless::request_id;
 
 pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -100,13 +100,15 @@ where
 
     fn call(&mut self, mut request: Request) -> Self::Future {
         let id = identified(request.headers_mut());
-        let mut current = Some(Current { id, traceparent: trace::parent(request.headers()), span: None });
+        let traceparent = trace::parent(request.headers());
+        let mut current = Some(Current { id, traceparent, span: None });
         let asked = Asked {
             method: request.method().clone(),
             uri: request.uri().clone(),
             client: request.extensions().get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(client)| client.ip()),
             begun: Instant::now(),
             routes: self.routes.clone(),
+            route: None,
         };
         let answer = at_work(&mut current, || self.inner.call(request));
         Answer { answer: Some(answer), current, asked }
@@ -120,12 +122,22 @@ struct Asked {
     client: Option<IpAddr>,
     begun: Instant,
     routes: Routes,
+    /// What the router has found, once it has looked.
+    route: Option<Option<MatchedPath>>,
+}
+
+impl Asked {
+    /// Counts the request. What was refused before the router saw it has a route nevertheless.
+    fn count(&mut self, status: Option<u16>) {
+        let route = self.route.take().unwrap_or_else(|| self.routes.find(&self.method, &self.uri));
+        metrics::count(&self.method, route, status, self.begun.elapsed());
+    }
 }
 
 /// Logs how a request ended, with what else is known of it.
 macro_rules! line {
     ($level:ident, $asked:expr, { $($field:tt)* }, $outcome:expr) => {{
-        let Asked { method, uri, client, begun, routes } = $asked;
+        let Asked { method, uri, client, begun, routes, .. } = $asked;
         $level!(
             target: "requests",
             method = beginning(method.as_str()),
@@ -169,6 +181,8 @@ struct Current {
 
 thread_local! {
     static CURRENT: Cell<Option<Current>> = const { Cell::new(None) };
+    /// What the router has just found for it: apart, so that it is not moved to and fro.
+    static FOUND: Cell<Option<Option<MatchedPath>>> = const { Cell::new(None) };
 }
 
 /// Makes the span of the request that this thread is at work for, unless there is one already: a line is to be logged, or
@@ -183,6 +197,32 @@ pub(crate) fn make_span() {
         current.span = Some(Box::new(span));
     }
     CURRENT.set(Some(current));
+}
+
+/// What tells the route of each request that the router hands on, to who observes it.
+#[derive(Clone, Debug)]
+pub struct Routed(Route);
+
+impl Routed {
+    /// As a layer of a router.
+    pub fn layer() -> impl Layer<Route, Service = Self> + Clone + Send + Sync + 'static {
+        layer_fn(Self)
+    }
+}
+
+impl Service<Request> for Routed {
+    type Response = Response;
+    type Error = Infallible;
+    type Future = <Route as Service<Request>>::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Service::<Request>::poll_ready(&mut self.0, cx)
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        FOUND.with(|found| found.set(Some(request.extensions().get::<MatchedPath>().cloned())));
+        self.0.call(request)
+    }
 }
 
 fn span_of(current: &Option<Current>) -> Option<&Span> {
@@ -248,6 +288,7 @@ pin_project! {
                     this.answer.set(None);
                     line!(debug, &*this.asked, {}, "given up before it was answered");
                 });
+                this.asked.count(None);
             }
         }
     }
@@ -258,6 +299,8 @@ impl<F: Future<Output = Result<Response, Infallible>>> Future for Answer<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
+        // What another request has left is not this one's.
+        FOUND.take();
         let answered = at_work(this.current, || {
             let Ok(mut response) =
                 ready!(this.answer.as_mut().as_pin_mut().expect("polled until it is there").poll(cx));
@@ -273,9 +316,13 @@ impl<F: Future<Output = Result<Response, Infallible>>> Future for Answer<F> {
             }
             Poll::Ready(response)
         });
+        if let Some(found) = FOUND.take() {
+            this.asked.route = Some(found);
+        }
         let mut response = ready!(answered);
-        if let Some(current) = this.current.take() {
-            response.headers_mut().insert(X_REQUEST_ID, current.id);
+        if let Some(Current { id, .. }) = this.current.take() {
+            this.asked.count(Some(response.status().as_u16()));
+            response.headers_mut().insert(X_REQUEST_ID, id);
         }
         Poll::Ready(Ok(response))
     }

@@ -7,12 +7,13 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::BoxError;
 use rustix::net::{AddressFamily, SocketType, sockopt};
 
 use crate::config::{Config, Listen};
-use crate::{problem, telemetry, unit};
+use crate::{metrics, problem, telemetry, unit};
 use hitless::{Application, Handle, Handover, Inherited, Listener, ListeningSocket, Outcome};
 
 /// The process of a service, to its exit status: what has to be done before there are threads, then the service itself. Why
@@ -24,11 +25,12 @@ pub fn process<A: Application>(
     config: Config,
     app: impl AsyncFnOnce(Arc<Config>, Handle) -> Result<A, BoxError>,
 ) -> Result<ExitCode, BoxError> {
+    let begun = Instant::now();
     let inherited = Inherited::from_env(config.connection_limits());
     let _logging = telemetry::init(&config.log)?;
     tracing::debug!("configured");
     let runtime = tokio::runtime::Runtime::new()?;
-    let outcome = runtime.block_on(run(config, inherited, app));
+    let outcome = runtime.block_on(run(config, inherited, begun, app));
     // What was cut at T may block a thread: nobody waits for it.
     runtime.shutdown_background();
     Ok(outcome.as_ref().map_or_else(
@@ -47,6 +49,7 @@ pub fn process<A: Application>(
 async fn run<A: Application>(
     config: Config,
     inherited: Inherited,
+    begun: Instant,
     app: impl AsyncFnOnce(Arc<Config>, Handle) -> Result<A, BoxError>,
 ) -> Result<Outcome, BoxError> {
     let bound = bound(inherited.sockets())?;
@@ -56,6 +59,7 @@ async fn run<A: Application>(
             tracing::warn!("{reason}");
         }
     }
+    metrics::watch(handover.handle(), begun);
     // It may take its time, and may be told to leave meanwhile.
     let app = app(Arc::new(config), handover.handle());
     let Some(app) = handover.unless_told(app).await else { return Ok(Outcome::default()) };

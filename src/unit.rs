@@ -25,12 +25,10 @@ pub fn service(config: &Config) -> String {
         none if none.is_empty() => "# (None.)".to_owned(),
         lines => lines.join("\n"),
     };
-    // A longer name would not be one, and systemd would give each instance a user of its own.
-    let user = env!("CARGO_PKG_NAME").chars().take(31).collect();
     fill(
         include_str!("../deploy/service.unit"),
         &[
-            ("user", user),
+            ("user", user()),
             ("start_timeout", span(unit.start_timeout)),
             ("stop_timeout", span(config.shutdown_timeout.unit_stop())),
             ("watchdog", span(unit.watchdog)),
@@ -53,6 +51,17 @@ pub fn socket(config: &Config) -> String {
         include_str!("../deploy/socket.unit"),
         &[("listen", config.listen.to_string().replace('%', "%%")), ("reuse_port", reuse_port.to_owned())],
     )
+}
+
+/// The unit of the socket that metrics are asked for at, as systemd.socket(5) has it.
+pub fn metrics_socket(config: &Config) -> String {
+    let listen = config.unit.metrics.to_string().replace('%', "%%");
+    fill(include_str!("../deploy/metrics-socket.unit"), &[("listen", listen)])
+}
+
+/// The unit of what answers there.
+pub fn metrics_service() -> String {
+    fill(include_str!("../deploy/metrics-service.unit"), &[("user", user())])
 }
 
 /// What the configuration asks for in vain where the units are installed: they are printed without the environment that
@@ -80,6 +89,11 @@ pub fn asked_in_vain(config: &Config, sockets: &[Listen]) -> Vec<String> {
     .into_iter()
     .flatten()
     .collect()
+}
+
+/// The user of the service. A longer name would not be one, and systemd would give each instance a user of its own.
+fn user() -> String {
+    env!("CARGO_PKG_NAME").chars().take(31).collect()
 }
 
 /// Replaces `@key@` by its value.

@@ -38,7 +38,7 @@ service() { cargo test --workspace --quiet --no-fail-fast; }
 units() {
     needs systemd-analyze
     cargo build --quiet --bin "$name" || exit
-    accepts false 5 && accepts true 12
+    accepts false 5 && accepts true 12 && accepts_metrics
 }
 accepts() {
     binary=$(realpath "${CARGO_TARGET_DIR:-target}")/debug/$name
@@ -50,6 +50,13 @@ accepts() {
     said=$(systemd-analyze verify --recursive-errors=no "$unit.service" "$unit.socket" 2>&1)
     echo "$said"
     [ -z "$said" ] && systemd-analyze security --offline=true --no-pager --threshold="$2" "$unit.service"
+}
+accepts_metrics() {
+    "$binary" unit metrics-socket >"$unit-metrics.socket"
+    "$binary" unit metrics-service | sed "s|^ExecStart=[^ ]*|ExecStart=$binary|" >"$unit-metrics@.service"
+    said=$(systemd-analyze verify --recursive-errors=no "$unit-metrics@.service" "$unit-metrics.socket" 2>&1)
+    echo "$said"
+    [ -z "$said" ]
 }
 
 # Hosts, that is Debians booted for it, and what happens to the service there.

@@ -3,7 +3,7 @@
 case $1 in
 proofs)
     hosts
-    wanted shellcheck shellcheck systemd-analyze systemd git git dpkg-shlibdeps dpkg-dev
+    wanted shellcheck shellcheck systemd-analyze systemd git git dpkg-shlibdeps dpkg-dev promtool prometheus
     # It brings the browser along.
     wanted chromedriver chromium-driver
     wanted valgrind valgrind

@@ -127,6 +127,7 @@ impl Handover {
         told: impl Future<Output = Reason> + Send + 'static,
     ) -> Self {
         let connections = Arc::clone(listener.connections());
+        lifecycle.counts(&connections);
         machinery.spawn(lifecycle::expire(Arc::clone(&connections)));
         machinery.spawn(lifecycle::relieve(Arc::clone(&connections)));
         let told = Told::NotYet(Box::pin(told));

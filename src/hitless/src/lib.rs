@@ -25,7 +25,7 @@ mod track;
 mod upload;
 
 pub use connection::{Connection, Fragment, Peer};
-pub use connections::{Cut, Limits};
+pub use connections::{Counts, Cut, Limits};
 pub use error::Error;
 pub use handover::{Handover, Inherited, Quiesced, Server, Tracked};
 pub use lifecycle::{Handle, Outcome, Phase, ShutdownTimeout};

@@ -87,6 +87,9 @@ impl Listener {
         for Detached { socket, unparsed, origin, since } in connections {
             match register(socket) {
                 Ok((socket, peer)) => {
+                    if origin == Origin::Guest && peer != Peer::Operator {
+                        self.connections.count_taken_over(1);
+                    }
                     let io = self.connections.admit(socket, peer, unparsed, origin);
                     // Those that are back from a pause that was none: the next one has them early once more.
                     io.connection().set_quiet_since(since);
@@ -286,8 +289,13 @@ fn is_gone(error: &io::Error) -> bool {
 /// here.
 fn register(socket: OwnedFd) -> io::Result<(Socket, Peer)> {
     rustix::io::ioctl_fionbio(&socket, true)?;
-    if rustix::net::getsockname(&socket)?.address_family() == AddressFamily::UNIX {
-        return Ok((Either::Right(UnixStream::from_std(socket.into())?), Peer::Unix));
+    let address = rustix::net::getsockname(&socket)?;
+    if address.address_family() == AddressFamily::UNIX {
+        // What a listening socket accepts has its name. A pair has none, its address is the family alone (unix(7)), and who
+        // may hand it in has made it.
+        let is_pair = address.addr_len() as usize == size_of::<AddressFamily>();
+        let peer = if is_pair { Peer::Operator } else { Peer::Unix };
+        return Ok((Either::Right(UnixStream::from_std(socket.into())?), peer));
     }
     let stream = TcpStream::from_std(socket.into())?;
     // The client may have gone while the connection was on its way.

@@ -29,7 +29,7 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Silent,
         Self::HeadTimeout,
         Self::HeadTooLarge,
@@ -40,6 +40,21 @@ impl Kind {
         Self::Full,
         Self::Shed,
     ];
+
+    /// The kind in a word or two, for programs to read.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Kind::Silent => "silent",
+            Kind::HeadTimeout => "head_timeout",
+            Kind::HeadTooLarge => "head_too_large",
+            Kind::Malformed => "malformed",
+            Kind::BodyTimeout => "body_timeout",
+            Kind::SendTimeout => "send_timeout",
+            Kind::Yielded => "yielded",
+            Kind::Full => "full",
+            Kind::Shed => "shed",
+        }
+    }
 }
 
 impl fmt::Display for Kind {
@@ -69,6 +84,7 @@ pub(crate) struct Notices([Mutex<Notice>; Kind::ALL.len()]);
 #[derive(Debug, Default)]
 struct Notice {
     told: Option<Instant>,
+    total: u64,
     untold: u64,
     /// On whose account the last time that is untold.
     last: Option<Peer>,
@@ -78,6 +94,7 @@ impl Notices {
     /// Tells of it, now or later.
     pub(crate) fn tell(&self, kind: Kind, peer: Peer) {
         let mut notice = self.notice(kind);
+        notice.total += 1;
         notice.untold += 1;
         notice.last = Some(peer);
         notice.tell(kind);
@@ -88,6 +105,11 @@ impl Notices {
         for kind in Kind::ALL {
             self.notice(kind).tell(kind);
         }
+    }
+
+    /// How often there was one of a kind.
+    pub(crate) fn total(&self, kind: Kind) -> u64 {
+        self.notice(kind).total
     }
 
     fn notice(&self, kind: Kind) -> MutexGuard<'_, Notice> {

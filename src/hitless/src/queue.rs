@@ -169,10 +169,12 @@ pub fn take_over(queues: Vec<OwnedFd>, connections: Arc<Connections>) -> impl Fu
         match messages.next() {
             Some(Ok(detached)) => {
                 count += detached.len();
+                connections.count_taken_over(detached.len());
                 // The listener begins with the last.
                 connections.park(detached.into_iter().rev().collect());
             }
             Some(Err(error)) => {
+                connections.count_failed_handover();
                 tracing::error!("not all connections of the previous process can be taken over: {error}");
             }
             None if any => {

@@ -193,6 +193,7 @@ async fn accept(socket: UnixListener, connections: Arc<Connections>) {
             Err(error) => Err(error),
         };
         if let Err(error) = taken {
+            connections.count_failed_handover();
             tracing::warn!("connections of a sibling are not taken over: {error}");
             // Where descriptors are short, they would be at once again.
             tokio::time::sleep(Duration::from_millis(10)).await;

@@ -44,6 +44,8 @@ pub enum Peer {
     Tcp(SocketAddr),
     /// A process on this host.
     Unix,
+    /// Who operates the service: root, or the service itself, by [`Siblings::connect`](crate::Siblings::connect).
+    Operator,
 }
 
 impl fmt::Display for Peer {
@@ -51,6 +53,7 @@ impl fmt::Display for Peer {
         match self {
             Peer::Tcp(address) => address.fmt(f),
             Peer::Unix => f.write_str("unix"),
+            Peer::Operator => f.write_str("operator"),
         }
     }
 }

@@ -95,6 +95,11 @@ impl Connection {
         RequestGuard { connection: self.clone(), number, http1, too_large, answered: false, upload }
     }
 
+    /// The number of requests in flight.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.lock().requests.len()
+    }
+
     /// What is lost when the connection is cut now.
     pub(crate) fn cut(&self) -> Vec<Cut> {
         let state = self.lock();
@@ -163,7 +168,10 @@ impl RequestGuard {
         // What cannot be handed over ends now, with notice, rather than at a restart, without.
         state.last |= match self.connection.0.connections.mode() {
             Mode::Serving | Mode::HandingOver => state.is_never_at_boundary(),
-            Mode::Retiring | Mode::Retired => true,
+            Mode::Retiring | Mode::Retired => {
+                self.connection.0.connections.count_retired();
+                true
+            }
         };
         state.last
     }

@@ -19,6 +19,7 @@
 //! | `Retiring` | `Running` | no | open | nobody takes the connections: they end with their answers |
 //! | `Retired` | `Running` | no | closed soon | who has connected by then is served |
 
+mod counts;
 mod limits;
 mod pause;
 
@@ -36,6 +37,7 @@ use crate::ledger::UNPARSED_LIMIT;
 use crate::notice::{Kind, Notices};
 use crate::queue::Detached;
 
+pub use counts::Counts;
 pub use limits::Limits;
 pub(crate) use limits::YIELDS_AFTER;
 pub(crate) use pause::Obstacle;
@@ -121,6 +123,11 @@ pub struct Connections {
     gone: Notify,
     answered: AtomicU64,
     failed: AtomicU64,
+    accepted: AtomicU64,
+    taken_over: AtomicU64,
+    handed_over: AtomicU64,
+    retired: AtomicU64,
+    failed_handovers: AtomicU64,
 }
 
 impl Connections {
@@ -155,9 +162,11 @@ impl Connections {
             self.over_limit.fetch_add(1, Relaxed);
         }
         drop(live);
-        if origin == Origin::Guest {
-            self.guests.fetch_add(1, Relaxed);
-        }
+        match origin {
+            Origin::Accepted | Origin::OverLimit => self.accepted.fetch_add(1, Relaxed),
+            Origin::Guest => self.guests.fetch_add(1, Relaxed) as u64,
+            Origin::Adopted | Origin::Unasked => 0,
+        };
         io
     }
 

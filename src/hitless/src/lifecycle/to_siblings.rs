@@ -21,6 +21,7 @@ impl Lifecycle {
         let left = |until: Duration| until.saturating_sub(since.elapsed());
         let hand_in = async |pid: u32, detached: &[Detached]| {
             sibling::hand_in(&siblings.path(pid), detached, left(timeout.total()) / 2).await.inspect_err(|error| {
+                connections.count_failed_handover();
                 tracing::warn!("the instance with process id {pid} does not take connections: {error}");
             })
         };
@@ -59,6 +60,7 @@ impl Lifecycle {
                     Ok(taken) => {
                         detached.drain(..taken.count);
                         *given += taken.count;
+                        connections.count_handed_over(taken.count);
                         takers[0].0 = taken.has.unwrap_or(has + taken.count);
                     }
                     // What it has refused, for want of descriptors perhaps, it would refuse again.

@@ -30,9 +30,11 @@ fn main() -> anyhow::Result<ExitCode> {
 /// As [`service::app::layered`], without this one.
 fn layered(routes: Router, config: &Config, without: &str) -> impl Application + use<> {
     let has = |layer| without != layer && without != "all";
+    let observe = has("requests").then(|| requests::Observe::new(&routes));
+    let routes = if has("requests") { routes.layer(requests::Routed::layer()) } else { routes };
     ServiceBuilder::new()
         .option_layer(has("proxies").then(|| config.proxies.clone()))
-        .option_layer(has("requests").then_some(requests::Observe::new(&routes)))
+        .option_layer(observe)
         .option_layer(has("strict").then_some(strict::Check))
         .option_layer(has("problem").then(|| MapResponseLayer::new(problem::document)))
         .option_layer(has("panics").then_some(CatchPanic))

@@ -31,6 +31,8 @@ use service::{app, server};
 use tower::Service;
 use tracing::{Instrument, Span, info, info_span};
 
+use crate::metrics::ORDERS;
+
 /// What its handlers share.
 #[derive(Clone, Debug, FromRef)]
 pub struct Shared {
@@ -167,11 +169,16 @@ fn routes() -> Router<Shared> {
         .route("/problems/{status}", get(problem))
         .route("/blocking", get(blocking))
         .route("/tells/{when}", get(tells))
+        .route("/order", get(order))
 }
 
 async fn ping(State(delay): State<Duration>) -> Json<Value> {
     tokio::time::sleep(delay).await;
     Json(json!({ "message": "pong" }))
+}
+
+async fn order() {
+    ORDERS.inc();
 }
 
 async fn length() -> impl IntoResponse {
@@ -228,6 +235,9 @@ async fn problem(Path(status): Path<u16>) -> Result<(), Problem> {
 }
 
 /// Logs, in a span of its own within that of its request: `after` its answer, or as it is `given-up`.
+/// What `/tells/given-up` says beside the log, where it makes no span, when it has begun.
+pub const BEGUN: &str = "it has begun";
+
 async fn tells(Path(when): Path<String>) {
     struct Tells;
     impl Drop for Tells {
@@ -237,6 +247,7 @@ async fn tells(Path(when): Path<String>) {
     }
     if when == "given-up" {
         let _tells = Tells;
+        println!("{BEGUN}");
         std::future::pending().await
     }
     // Nothing was logged before that might have made the span.

@@ -160,7 +160,7 @@ type Refused = &'static [(&'static str, &'static str)];
 type Good = &'static [&'static str];
 
 /// Of each setting, values as a file has them: what cannot work, with a part of the reason; and what just works.
-const EDGES: [(&str, Refused, Good); 29] = [
+const EDGES: [(&str, Refused, Good); 30] = [
     ("shutdown_timeout", &[("'999ms'", "1s and 3600s"), ("'61m'", "1s and 3600s")], &["'1s'", "'1h'"]),
     (
         "listen",
@@ -234,6 +234,7 @@ const EDGES: [(&str, Refused, Good); 29] = [
     ("unit.memory_high", MEMORY.0, MEMORY.1),
     ("unit.memory_max", MEMORY.0, MEMORY.1),
     ("unit.tasks_max", &[("15", "16"), ("4294967296", "u32")], &["16", "4294967295"]),
+    ("unit.metrics", &[("'9464'", "neither"), ("'/'", "plain")], &["'[::1]:9464'", "'/run/a.sock'"]),
     ("unit.cpu_weight", &[("0", "10000"), ("10_001", "10000")], &["1", "10_000"]),
     (
         "unit.credentials",
@@ -579,7 +580,7 @@ fn another(key: &str, value: &Value) -> Value {
         Value::Integer(value) => Value::Integer(value + 1),
         Value::String(_) => Value::String(
             match key {
-                "listen" => "127.0.0.1:1",
+                "listen" | "metrics" => "127.0.0.1:1",
                 "filter" => "debug",
                 "format" => "json",
                 "header" => "forwarded",

@@ -195,6 +195,7 @@ async fn what_a_request_leaves_behind_or_says_at_its_end_is_in_the_log_with_its_
     let mut answered = client(&service).await;
     let mut leaves = TcpStream::connect(service.address()).await.expect("connecting");
     leaves.write_all(ask("given-up").as_bytes()).await.expect("sending");
+    service.logged(BEGUN, 1).await.expect("a request that has begun, which no reset overtakes");
     answered.send(ask("after")).await;
     assert_eq!(answered.answer().await.status, 200);
     leaves.set_zero_linger().expect("an end that is a reset");

@@ -24,6 +24,7 @@ mod listening;
 mod live;
 mod log;
 mod memory;
+mod metrics;
 mod proxy;
 mod readiness;
 mod routes;

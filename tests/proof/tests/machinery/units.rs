@@ -26,7 +26,8 @@ fn assert_says(unit: &str, lines: &[&str]) {
 fn nothing_is_left_to_be_filled_in() {
     for overrides in ["", "reuse_port = true\nlisten = '/run/a.socket'\n[unit]\noutbound = true"] {
         let config = config(overrides);
-        for unit in [unit::service(&config), unit::socket(&config)] {
+        let metrics = [unit::metrics_socket(&config), unit::metrics_service()];
+        for unit in [unit::service(&config), unit::socket(&config)].into_iter().chain(metrics) {
             assert!(placeholders(&unit).is_empty(), "{:?} in\n{unit}", placeholders(&unit));
             assert!(unit.ends_with('\n') && unit.contains(name!()));
         }
@@ -84,6 +85,22 @@ fn the_socket_unit_listens_where_the_configuration_says() {
     assert_says(&unit::socket(&config("listen = '/run/a.socket'")), &["ListenStream=/run/a.socket"]);
     // Which no specifier may be taken for.
     assert_says(&unit::socket(&config("listen = '[fe80::1%2]:80'")), &["ListenStream=[fe80::1%%2]:80"]);
+}
+
+#[test]
+fn the_units_for_metrics_answer_by_the_services_own_user_and_leave_its_folder_alone() {
+    assert_says(&unit::metrics_socket(&config("")), &["ListenStream=127.0.0.1:9464", "Accept=yes"]);
+    let listen = "unit.metrics = '[fe80::1%2]:80'";
+    assert_says(&unit::metrics_socket(&config(listen)), &["ListenStream=[fe80::1%%2]:80"]);
+    let unit = unit::metrics_service();
+    let name = name!();
+    assert_says(&unit, &[&format!("ExecStart=/opt/{name}/current/{name} metrics --http"), "StandardInput=socket"]);
+    let service = unit::service(&config(""));
+    for of_both in ["User=", "DynamicUser=", "RuntimeDirectory=", "RuntimeDirectoryMode=", "RuntimeDirectoryPreserve="]
+    {
+        let line = service.lines().find(|line| line.starts_with(of_both)).expect("a line");
+        assert_says(&unit, &[line]);
+    }
 }
 
 #[test]

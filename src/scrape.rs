@@ -1,0 +1,137 @@
+//! `<name> metrics`: asks every instance on this host for its metrics, and makes one text of them, for people and Prometheus.
+
+use std::fmt::Write as _;
+use std::io::{self, BufRead, Read, Write};
+
+use prometheus_client::encoding::prometheus_text::CONTENT_TYPE;
+
+use crate::metrics::PATH;
+use crate::probe;
+use hitless::Siblings;
+
+/// The longest head of a request that is read.
+const HEAD: u64 = 16 * 1024;
+
+/// Whether an instance has answered.
+const UP: &str = "hitless_up";
+
+/// The metrics of every instance on this host, each sample with a label `instance`, in Prometheus' text format. An instance that
+/// does not answer is told by `hitless_up`; `None` when there is none.
+///
+/// # Errors
+/// When the instances cannot be looked for.
+pub async fn all() -> io::Result<Option<String>> {
+    let siblings = probe::siblings();
+    let asked: Vec<_> = siblings
+        .pids()
+        .or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(Vec::new()) } else { Err(error) })?
+        .into_iter()
+        .map(|pid| (pid, instance(pid), tokio::spawn(ask(siblings.clone(), pid))))
+        .collect();
+    let mut answers = Vec::new();
+    for (pid, name, answer) in asked {
+        match answer.await.map_err(Into::into).flatten() {
+            Ok(text) => answers.push((name, Some(text))),
+            // It has left meanwhile.
+            Err(_) if !siblings.pids()?.contains(&pid) => {}
+            Err(_) => answers.push((name, None)),
+        }
+    }
+    Ok((!answers.is_empty()).then(|| merged(&answers)))
+}
+
+async fn ask(siblings: Siblings, pid: u32) -> io::Result<String> {
+    match tokio::time::timeout(probe::PATIENCE, probe::ask_instance(&siblings, pid, PATH)).await?? {
+        (200, text) => Ok(text),
+        (status, _) => Err(io::Error::other(format!("it answers {status}"))),
+    }
+}
+
+/// What an instance is called: as its unit, of which a restart makes no other; else by its process id.
+fn instance(pid: u32) -> String {
+    let cgroups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    let unit = cgroups.lines().find_map(|line| line.rsplit('/').next()?.strip_suffix(".service"));
+    unit.filter(|unit| unit.split('@').next() == Some(env!("CARGO_PKG_NAME"))).map_or(pid.to_string(), str::to_owned)
+}
+
+/// What instances have in common, with what each has said of it.
+struct Family<'a> {
+    name: &'a str,
+    help: &'a str,
+    kind: &'a str,
+    samples: String,
+}
+
+/// One text of those of several instances: what each family is stands in it once. Instances may be of several releases; where
+/// the type of a family differs, the first one's is right.
+pub fn merged(answers: &[(String, Option<String>)]) -> String {
+    let help = "Whether the instance has told its metrics";
+    let mut families = vec![Family { name: UP, help, kind: "gauge", samples: String::new() }];
+    for (instance, text) in answers {
+        let label = format!("instance=\"{}\"", instance.replace('\\', "\\\\").replace('"', "\\\""));
+        let _ = writeln!(families[0].samples, "{UP}{{{label}}} {}", u8::from(text.is_some()));
+        let (mut help, mut family) = ("", None);
+        for line in text.iter().flat_map(|text| text.lines()) {
+            if let Some((_, said)) = line.strip_prefix("# HELP ").and_then(|rest| rest.split_once(' ')) {
+                help = said;
+            } else if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|rest| rest.split_once(' ')) {
+                let known = families.iter().position(|family| family.name == name).unwrap_or_else(|| {
+                    families.push(Family { name, help, kind, samples: String::new() });
+                    families.len() - 1
+                });
+                family = (families[known].kind == kind).then_some(known);
+                help = "";
+            } else if let Some(family) = family
+                && let Some(end) = line.find(['{', ' '])
+            {
+                let (name, rest) = line.split_at(end);
+                let samples = &mut families[family].samples;
+                let _ = match rest.strip_prefix('{') {
+                    Some(labels) if !labels.starts_with('}') => writeln!(samples, "{name}{{{label},{labels}"),
+                    Some(none) => writeln!(samples, "{name}{{{label}{none}"),
+                    None => writeln!(samples, "{name}{{{label}}}{rest}"),
+                };
+            }
+        }
+    }
+    let mut text = String::new();
+    for Family { name, help, kind, samples } in families {
+        let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{samples}");
+    }
+    text
+}
+
+/// Answers the request of HTTP/1.1 that comes by `input`, from systemd's socket (`<name>-metrics.socket`).
+///
+/// # Errors
+/// When nothing can be read or written.
+pub async fn http(input: impl Read, output: &mut impl Write) -> io::Result<()> {
+    let mut lines = io::BufReader::new(input.take(HEAD)).lines();
+    let request = lines.next().transpose()?.unwrap_or_default();
+    // A head is read to its end, or its client might never see the answer.
+    let is_whole = lines.map_while(Result::ok).any(|line| line.is_empty());
+    let (method, path) = match request.split(' ').collect::<Vec<_>>()[..] {
+        [method, target, version] if is_whole && version.starts_with("HTTP/1.") => {
+            (method, target.split('?').next().unwrap_or_default())
+        }
+        _ => ("", ""),
+    };
+    let (status, text) = match (method, path) {
+        ("", _) => ("400 Bad Request", "this is no request of HTTP/1.1\n".to_owned()),
+        (_, path) if path != PATH => ("404 Not Found", format!("there is only {PATH}\n")),
+        ("GET" | "HEAD", _) => match all().await {
+            Ok(Some(text)) => ("200 OK", text),
+            Ok(None) => ("503 Service Unavailable", "no instance serves here\n".to_owned()),
+            Err(error) => ("500 Internal Server Error", format!("instances cannot be found: {error}\n")),
+        },
+        _ => ("405 Method Not Allowed", "GET it\n".to_owned()),
+    };
+    let allow = if status.starts_with("405") { "Allow: GET, HEAD\r\n" } else { "" };
+    let kind = if status == "200 OK" { CONTENT_TYPE } else { "text/plain; charset=utf-8" };
+    let length = text.len();
+    let body = if method == "HEAD" { "" } else { &text };
+    write!(
+        output,
+        "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n{allow}Connection: close\r\n\r\n{body}"
+    )
+}
