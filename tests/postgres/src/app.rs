@@ -13,7 +13,7 @@ use crate::database::Database;
 use crate::panics::CatchPanic;
 use crate::routes::health::Readiness;
 use crate::routes::{echo, health, orders, ping};
-use crate::{idempotency, outbox, problem, requests, strict};
+use crate::{idempotency, metrics, outbox, problem, requests, strict};
 use hitless::{Application, Handle, RequestTimeout};
 
 /// What handlers share. Each field is a handler's to ask for: `State(config): State<Arc<Config>>`.
@@ -71,6 +71,8 @@ pub fn routes() -> Router<AppState> {
 /// Puts the layers around any routes.
 pub fn layered(routes: Router, config: &Config) -> impl Application + use<> {
     ServiceBuilder::new()
+        // Who operates the service gets what it counts.
+        .layer(metrics::Tell)
         // Whom a request is from, proxies tell that are trusted.
         .layer(config.proxies.clone())
         // Every request has an id, and its outcome is in the log.
@@ -85,5 +87,6 @@ pub fn layered(routes: Router, config: &Config) -> impl Application + use<> {
         .layer(BodyLimit::new(config.limits.max_body_bytes))
         // No request outlasts half of the drain, so that all of them end before it.
         .layer(RequestTimeout::new(config.request_timeout()))
-        .service(routes)
+        // What a request counts as says its route.
+        .service(routes.layer(requests::Routed::layer()))
 }

@@ -108,6 +108,7 @@ pub struct Unit {
     pub memory_max: String,
     pub tasks_max: u32,
     pub cpu_weight: u32,
+    pub metrics: Listen,
     /// The keys that credentials set.
     pub credentials: Vec<String>,
 }

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
+use crate::application::BEGUN;
 use crate::client::soon;
 use crate::handover::{client, start};
 use crate::start::{Process, managed, variable};
