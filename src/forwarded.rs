@@ -98,6 +98,11 @@ impl FromStr for Network {
 }
 
 impl Proxies {
+    /// Whether it is `X-Forwarded-For` in which they say it.
+    pub fn add_to_x_forwarded_for(&self) -> bool {
+        self.header == Header::XForwardedFor
+    }
+
     /// The client's address, as far as proxies tell it that are trusted: from the last one on, each is believed whom it was
     /// asked by. A client may have made up what comes before.
     fn client(&self, peer: Option<IpAddr>, headers: &HeaderMap) -> Option<SocketAddr> {
@@ -108,9 +113,14 @@ impl Proxies {
             Header::Forwarded => &header::FORWARDED,
         };
         if is_proxy && headers.contains_key(name) {
-            let values = headers.get_all(name).iter().rev().map(|value| value.to_str().unwrap_or("?"));
-            let mut hops =
-                values.flat_map(|value| value.rsplit(outside_quotes(','))).filter(|hop| !hop.trim().is_empty());
+            // What cannot be read may stand before what a proxy has added to the same line.
+            let values = headers.get_all(name).iter().map(|value| String::from_utf8_lossy(value.as_bytes()));
+            let values: Vec<_> = values.collect();
+            let mut hops = values
+                .iter()
+                .rev()
+                .flat_map(|value| value.rsplit(outside_quotes(',')))
+                .filter(|hop| !hop.trim().is_empty());
             while is_proxy && let Some(address) = hops.next().and_then(|hop| self.node(hop)) {
                 is_proxy = self.trusted.has(address.ip());
                 client = Some(address);

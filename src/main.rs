@@ -83,7 +83,9 @@ fn main() -> ExitCode {
         Command::Unit { kind: UnitKind::Socket } => print(&unit::socket(&config)),
         Command::Unit { kind: UnitKind::MetricsService } => print(&unit::metrics_service()),
         Command::Unit { kind: UnitKind::MetricsSocket } => print(&unit::metrics_socket(&config)),
-        Command::Proxy { kind, servers, site } => print(&proxy::proxy(&config, kind, &servers, &site)),
+        Command::Proxy { kind, servers, site } => {
+            proxy::proxy(&config, kind, &servers, &site).map_err(BoxError::from).and_then(|text| print(&text))
+        }
         Command::Health { pid } => health(&config, pid),
         Command::Metrics { http } => metrics(http),
         Command::Run => server::process(config, app::app),

@@ -56,7 +56,19 @@ pub fn site(text: &str) -> Result<String, &'static str> {
 }
 
 /// The configuration of a balancer before `servers`, for clients who know them as `site`.
-pub fn proxy(config: &Config, proxy: Proxy, servers: &[Server], site: &str) -> String {
+///
+/// # Errors
+/// When the service would not understand that balancer, or it is not clear where it serves.
+pub fn proxy(config: &Config, proxy: Proxy, servers: &[Server], site: &str) -> Result<String, String> {
+    if !config.proxies.add_to_x_forwarded_for() {
+        return Err("these balancers say whom they ask for in X-Forwarded-For: set proxies.header to it".to_owned());
+    }
+    if let Listen::Unix(path) = &config.listen {
+        let nowhere = |server: &&Server| matches!(server, Server::Host(host) if host.port().is_none());
+        if let Some(Server::Host(host)) = servers.iter().find(nowhere) {
+            return Err(format!("{host}: on which port? The service listens on {}", path.display()));
+        }
+    }
     let (text, prefix) = match proxy {
         Proxy::Haproxy => (include_str!("../deploy/proxy/haproxy.cfg"), "unix@"),
         Proxy::Nginx => (include_str!("../deploy/proxy/nginx.conf"), "unix:"),
@@ -78,7 +90,7 @@ pub fn proxy(config: &Config, proxy: Proxy, servers: &[Server], site: &str) -> S
         }
     }
     let timeout = config.shutdown_timeout;
-    fill(
+    Ok(fill(
         &said,
         &[
             ("site", site.to_owned()),
@@ -92,7 +104,7 @@ pub fn proxy(config: &Config, proxy: Proxy, servers: &[Server], site: &str) -> S
             ("max_connections", config.limits.max_connections.to_string()),
             ("max_body_bytes", config.limits.max_body_bytes.to_string()),
         ],
-    )
+    ))
 }
 
 /// A time span that all of them understand.

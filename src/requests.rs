@@ -192,7 +192,8 @@ pub(crate) fn make_span() {
     let Ok(Some(mut current)) = CURRENT.try_with(Cell::take) else { return };
     if current.span.is_none() {
         let trace_id = trace::id(current.traceparent.as_ref(), &current.id);
-        let span = error_span!("request", request_id = current.id.to_str().unwrap_or("-"), trace_id);
+        let span =
+            error_span!(target: "requests", "request", request_id = current.id.to_str().unwrap_or("-"), trace_id);
         span.with_subscriber(|(id, subscriber)| subscriber.enter(id));
         current.span = Some(Box::new(span));
     }

@@ -106,10 +106,11 @@ pub fn merged(answers: &[(String, Option<String>)]) -> String {
 /// # Errors
 /// When nothing can be read or written.
 pub async fn http(input: impl Read, output: &mut impl Write) -> io::Result<()> {
-    let mut lines = io::BufReader::new(input.take(HEAD)).lines();
+    let mut lines = io::BufReader::new(input.take(HEAD)).split(b'\n');
     let request = lines.next().transpose()?.unwrap_or_default();
+    let request = String::from_utf8_lossy(request.trim_ascii_end());
     // A head is read to its end, or its client might never see the answer.
-    let is_whole = lines.map_while(Result::ok).any(|line| line.is_empty());
+    let is_whole = lines.map_while(Result::ok).any(|line| line.trim_ascii_end().is_empty());
     let (method, path) = match request.split(' ').collect::<Vec<_>>()[..] {
         [method, target, version] if is_whole && version.starts_with("HTTP/1.") => {
             (method, target.split('?').next().unwrap_or_default())

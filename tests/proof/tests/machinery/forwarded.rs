@@ -63,6 +63,7 @@ async fn a_client_is_who_the_trusted_proxies_say_and_not_who_it_says() {
         (x, NGINX, &[(x, "unknown")], "127.0.0.1:1"),
         (x, NGINX, &[(x, "6.6.6.6, unknown, 10.1.0.1")], "10.1.0.1:0"),
         (x, NGINX, &[(x, "6.6.6.6, \u{e4}")], "127.0.0.1:1"),
+        (x, NGINX, &[(x, "\u{e4}, 1.2.3.4")], "1.2.3.4:0"),
         (x, NGINX, &[(x, "\", 1.2.3.4")], "1.2.3.4:0"),
         // As an address is written.
         (x, NGINX, &[(x, "1.2.3.4:56")], "1.2.3.4:56"),

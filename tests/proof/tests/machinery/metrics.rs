@@ -249,6 +249,7 @@ async fn a_request_on_standard_input_is_answered_as_http_has_it() {
         ("POST /metrics HTTP/1.1\r\n\r\n", &directory, "405 Method Not Allowed", true),
         ("nonsense\r\n\r\n", &directory, "400 Bad Request", true),
         ("GET /metrics HTTP/2.0\r\n\r\n", &directory, "400 Bad Request", true),
+        ("GET /metrics HTTP/1.1\r\nA: \u{e4}\r\n\r\n", &directory, "200 OK", true),
         ("GET /metrics \u{e4}\r\n\r\n", &directory, "400 Bad Request", true),
         ("", &directory, "400 Bad Request", true),
         (&long, &directory, "400 Bad Request", true),

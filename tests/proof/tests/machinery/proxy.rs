@@ -10,7 +10,7 @@ const ALL: [Proxy; 3] = [Proxy::Haproxy, Proxy::Nginx, Proxy::Caddy];
 
 fn printed(config: &Config, kind: Proxy, servers: &[&str]) -> String {
     let servers: Vec<_> = servers.iter().map(|server| server.parse().expect(server)).collect();
-    proxy(config, kind, &servers, "shop.example")
+    proxy(config, kind, &servers, "shop.example").expect("a configuration")
 }
 
 /// The settings that something follows from, and the lines that say so of each.
@@ -74,6 +74,19 @@ fn a_host_is_named_as_each_of_them_has_it() {
         let text = printed(&config, kind, &servers);
         for line in lines {
             assert!(text.contains(line), "no {line:?} in\n{text}");
+        }
+    }
+}
+
+#[test]
+fn what_the_service_would_not_understand_or_nobody_could_reach_is_refused() {
+    for (settings, server, reason) in [
+        ("[proxies]\nheader = 'forwarded'", "a", "proxies.header"),
+        ("listen = '/run/a.sock'", "a", "a: on which port?"),
+    ] {
+        for kind in ALL {
+            let refused = proxy(&config(settings), kind, &[server.parse().expect(server)], "shop.example");
+            assert!(refused.as_ref().is_err_and(|error| error.contains(reason)), "{refused:?}");
         }
     }
 }
