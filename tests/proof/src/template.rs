@@ -58,8 +58,14 @@ pub async fn twin(subject: &Subject) -> anyhow::Result<(Subject, PathBuf)> {
     // Another run may be at it.
     let lock = std::fs::File::create(subject.target.join("twin.lock"))?;
     let _lock = tokio::task::spawn_blocking(move || lock.lock().map(|()| lock)).await??;
+    // Files that are gone would be built as well. What has not changed is not built again, by its time.
+    for folder in ["config", "deploy", "src", "tests"].map(|part| twin.directory.join(part)) {
+        if folder.exists() {
+            std::fs::remove_dir_all(&folder).with_context(|| format!("removing {}", folder.display()))?;
+        }
+    }
     let copy = Command::new("cp")
-        .args(["--recursive", "--parents", "--update", "--target-directory"])
+        .args(["--recursive", "--parents", "--preserve=mode,timestamps", "--target-directory"])
         .arg(&twin.directory)
         .args(PARTS)
         .current_dir(&subject.directory)
