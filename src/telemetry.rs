@@ -21,15 +21,15 @@ use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::subscriber::Interest;
-use tracing::{Event, Level, Metadata, Subscriber};
+use tracing::{Dispatch, Event, Level, Metadata, Subscriber};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_core::span::Current;
 use tracing_subscriber::field::RecordFields;
-use tracing_subscriber::filter::{FilterId, LevelFilter, Targets};
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::FormattedFields;
 use tracing_subscriber::fmt::format::{FormatFields, Writer};
 use tracing_subscriber::prelude::*;
-use tracing_subscriber::registry::{LookupSpan, Registry};
+use tracing_subscriber::registry::Registry;
 use tracing_subscriber::{Layer, fmt};
 
 use crate::config::{Log, LogFormat};
@@ -88,18 +88,28 @@ pub fn init(log: &Log) -> Result<WorkerGuard, BoxError> {
         LogFormat::Text => lines.with_ansi(colours()).with_target(false).compact().boxed(),
         _ => lines.json().flatten_event(true).with_current_span(false).fmt_fields(JsonFields).boxed(),
     };
-    Spans::default().with(filter(&log.filter)).with(layer).try_init()?;
+    Spans(Registry::default().with(filter(&log.filter)).with(layer)).try_init()?;
     std::thread::spawn(move || tell_losses(&lost, &refused));
     std::panic::set_hook(Box::new(tell_panic));
     Ok(guard)
 }
 
-/// The registry of spans, which has the span of a [request](requests) made when that is needed: before a line is logged,
-/// another span begins within it, or somebody asks which is the current one.
-#[derive(Debug, Default)]
-struct Spans(Registry);
+/// Has the span of a [request](requests) made when that is needed: before a line is logged, another span begins within it,
+/// or somebody asks which is the current one.
+///
+/// It stands around the layers. A layer whose own subscriber is not the registry itself keeps each span for ever.
+#[derive(Debug)]
+struct Spans<S>(S);
 
-impl Subscriber for Spans {
+impl<S: Subscriber> Subscriber for Spans<S> {
+    fn on_register_dispatch(&self, dispatch: &Dispatch) {
+        self.0.on_register_dispatch(dispatch);
+    }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        self.0.max_level_hint()
+    }
+
     fn register_callsite(&self, metadata: &'static Metadata<'static>) -> Interest {
         self.0.register_callsite(metadata)
     }
@@ -149,18 +159,6 @@ impl Subscriber for Spans {
 
     fn try_close(&self, span: Id) -> bool {
         self.0.try_close(span)
-    }
-}
-
-impl<'a> LookupSpan<'a> for Spans {
-    type Data = <Registry as LookupSpan<'a>>::Data;
-
-    fn span_data(&'a self, span: &Id) -> Option<Self::Data> {
-        self.0.span_data(span)
-    }
-
-    fn register_filter(&mut self) -> FilterId {
-        self.0.register_filter()
     }
 }
 
