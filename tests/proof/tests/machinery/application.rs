@@ -9,6 +9,7 @@
 use std::convert::Infallible;
 use std::ffi::OsString;
 use std::fmt;
+use std::future::ready;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -43,7 +44,11 @@ pub struct Shared {
 
 /// It, with `more` routes, which go before its own.
 pub fn app(config: &Config, handle: Handle, ping_delay: Duration, more: Router<Shared>) -> impl Application + use<> {
-    let shared = Shared { handle, readiness: Readiness::new(config.readiness_timeout), ping_delay };
+    let mut readiness = Readiness::new(config.readiness_timeout);
+    if std::env::var_os(NO_DATABASE).is_some() {
+        readiness = readiness.check("database", || ready(Err("no route to host")));
+    }
+    let shared = Shared { handle, readiness, ping_delay };
     let own = routes().with_state(shared.clone());
     let routes = if more.has_routes() { more.with_state(shared).fallback_service(own) } else { own };
     app::layered(routes, config)
@@ -51,6 +56,9 @@ pub fn app(config: &Config, handle: Handle, ping_delay: Duration, more: Router<S
 
 /// As a process, a test says by its environment that it is to be one: how long `/ping` takes there.
 pub const PING_DELAY: &str = "PING_DELAY";
+
+/// Has a readiness check fail there.
+pub const NO_DATABASE: &str = "NO_DATABASE";
 
 /// Names another file of the configuration there.
 pub const CONFIG: &str = "CONFIG";
