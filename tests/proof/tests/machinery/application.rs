@@ -3,7 +3,7 @@
 //!
 //! `/ping` takes its time, and `/echo` streams a body back; `/length` streams an answer whose length only the header knows,
 //! `/work` answers at once and works on, `/endless` has work that does not end, `/blocking` takes every thread there is for
-//! what blocks, `/fails/{status}` answers with what it was sent, and `/problems/{status}` with a problem that has a cause;
+//! what blocks, `/breaks/{how}` breaks its answer off, `/fails/{status}` answers with what it was sent, and `/problems/{status}` with a problem that has a cause;
 //! `/tells` has something to log after its answer, or when it is given up.
 
 use std::convert::Infallible;
@@ -23,6 +23,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use axum::{BoxError, Json, Router};
+use futures_util::{StreamExt, stream};
 use hitless::{Application, Handle};
 use serde_json::{Value, json};
 use service::config::Config;
@@ -173,6 +174,7 @@ fn routes() -> Router<Shared> {
         .route("/length", get(length))
         .route("/work", get(work))
         .route("/endless", get(endless))
+        .route("/breaks/{how}", get(breaks))
         .route("/fails/{status}", post(fails))
         .route("/problems/{status}", get(problem))
         .route("/blocking", get(blocking))
@@ -216,6 +218,15 @@ async fn blocking() {
     for _ in 0..600 {
         tokio::task::spawn_blocking(|| std::thread::sleep(Duration::from_secs(60)));
     }
+}
+
+/// Begins to answer, and then fails or panics.
+async fn breaks(Path(how): Path<String>) -> Body {
+    let rest = async move {
+        assert!(how != "panics", "on purpose");
+        Err(NoDatabase(std::io::Error::other("nobody listens")))
+    };
+    Body::from_stream(stream::once(ready(Ok("begun"))).chain(stream::once(rest)))
 }
 
 /// Answers with this status, and the body, its type and its coding that came with the request. Panics at 0.
