@@ -7,10 +7,12 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::thread::available_parallelism;
 use std::time::Instant;
 
 use axum::BoxError;
-use rustix::net::{AddressFamily, SocketType, sockopt};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+use tokio::runtime::{Builder, Runtime};
 
 use crate::config::{Config, Listen};
 use crate::{metrics, problem, telemetry, unit};
@@ -29,7 +31,7 @@ pub fn process<A: Application>(
     let inherited = Inherited::from_env(config.connection_limits());
     let _logging = telemetry::init(&config.log)?;
     tracing::debug!("configured");
-    let runtime = tokio::runtime::Runtime::new()?;
+    let runtime = runtime(config.unit.tasks_max)?;
     let outcome = runtime.block_on(run(config, inherited, begun, app));
     // What was cut at T may block a thread: nobody waits for it.
     runtime.shutdown_background();
@@ -40,6 +42,21 @@ pub fn process<A: Application>(
         },
         ExitCode::from,
     ))
+}
+
+/// The runtime, of which no more threads come than there may be: half of them for tasks, a quarter for what handlers start, and
+/// for the service itself, the rest for what blocks.
+fn runtime(tasks_max: u32) -> io::Result<Runtime> {
+    let most = tasks_max as usize;
+    let processors = available_parallelism().map_or(1, usize::from);
+    let mut runtime = Builder::new_multi_thread();
+    // Unless it has to be, TOKIO_WORKER_THREADS decides.
+    if processors > most / 2 {
+        runtime.worker_threads(most / 2);
+    }
+    // 512 are tokio's own limit.
+    let blocking = (most - processors.min(most / 2) - most / 4).min(512);
+    runtime.enable_all().max_blocking_threads(blocking).build()
 }
 
 /// Runs the service that `app` makes, from the start to the end of the process.
@@ -102,7 +119,8 @@ fn bind(config: &Config) -> io::Result<ListeningSocket> {
 
 fn bind_tcp(address: SocketAddr, reuse_port: bool) -> io::Result<std::net::TcpListener> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-    let socket = rustix::net::socket(family, SocketType::STREAM, None)?;
+    // Not for what a handler starts, which would keep the port.
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     sockopt::set_socket_reuseaddr(&socket, true)?;
     sockopt::set_socket_reuseport(&socket, reuse_port)?;
     rustix::net::bind(&socket, &address)?;
@@ -112,11 +130,11 @@ fn bind_tcp(address: SocketAddr, reuse_port: bool) -> io::Result<std::net::TcpLi
 
 fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     match UnixListener::bind(path) {
-        // A socket that nobody answers on was left by a process that was killed.
+        // A socket that refuses was left by a process that was killed.
         Err(error)
             if error.kind() == io::ErrorKind::AddrInUse
                 && std::fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket())
-                && UnixStream::connect(path).is_err() =>
+                && UnixStream::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused) =>
         {
             std::fs::remove_file(path)?;
             UnixListener::bind(path)

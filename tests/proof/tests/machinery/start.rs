@@ -150,7 +150,8 @@ impl Process {
     /// The same, with more in its environment.
     pub async fn start_with(environment: &[(&str, &OsStr)], settings: &[(&str, &str)]) -> Self {
         // Nobody else gets this port meanwhile: it is shared with a socket that does not listen.
-        let port = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM, None);
+        let (family, flags) = (rustix::net::AddressFamily::INET, rustix::net::SocketFlags::CLOEXEC);
+        let port = rustix::net::socket_with(family, rustix::net::SocketType::STREAM, flags, None);
         let port = port.expect("a socket");
         rustix::net::sockopt::set_socket_reuseport(&port, true).expect("SO_REUSEPORT");
         rustix::net::bind(&port, &SocketAddr::from(([127, 0, 0, 1], 0))).expect("a free port");
@@ -184,7 +185,6 @@ impl Process {
         kill_process(pid, signal).expect("sending a signal");
     }
 
-    /// The most memory that it had so far, in bytes.
     pub fn pid(&self) -> u32 {
         self.child.id().expect("a process that runs")
     }
@@ -197,6 +197,7 @@ impl Process {
         value.and_then(|value| value.parse().ok()).expect(name)
     }
 
+    /// The most memory that it had so far, in bytes.
     pub fn peak_memory(&self) -> usize {
         self.status("VmHWM") << 10
     }
