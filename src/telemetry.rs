@@ -7,7 +7,7 @@
 //! written escaped.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
-use std::fmt::Write as _;
+use std::fmt::{Debug, Write as _};
 use std::io::{self, IsTerminal, Write};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixDatagram;
@@ -27,7 +27,7 @@ use tracing_core::span::Current;
 use tracing_subscriber::field::RecordFields;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::FormattedFields;
-use tracing_subscriber::fmt::format::{FormatFields, Writer};
+use tracing_subscriber::fmt::format::{FormatFields, Writer, debug_fn};
 use tracing_subscriber::prelude::*;
 use tracing_subscriber::registry::Registry;
 use tracing_subscriber::{Layer, fmt};
@@ -72,7 +72,7 @@ pub fn init(log: &Log) -> Result<WorkerGuard, BoxError> {
             Box::new(move |line| journal.send_to(&message(line)?, JOURNAL).map(drop))
         }
         LogFormat::Text => {
-            // The formatter's own escape sequences. Those of others it has escaped.
+            // The formatter's own escape sequences. Those of others are escaped by then.
             let kept = if colours() { "\t\n\x1b" } else { "\t\n" };
             Box::new(move |line| io::stderr().write_all(text(line, kept).as_bytes()))
         }
@@ -85,7 +85,10 @@ pub fn init(log: &Log) -> Result<WorkerGuard, BoxError> {
     let lost = writer.error_counter();
     let lines = fmt::layer().with_writer(writer);
     let layer = match format {
-        LogFormat::Text => lines.with_ansi(colours()).with_target(false).compact().boxed(),
+        LogFormat::Text => {
+            let lines = lines.with_ansi(colours()).with_target(false).compact();
+            lines.fmt_fields(text_fields()).boxed()
+        }
         _ => lines.json().flatten_event(true).with_current_span(false).fmt_fields(JsonFields).boxed(),
     };
     Spans(Registry::default().with(filter(&log.filter)).with(layer)).try_init()?;
@@ -163,6 +166,15 @@ impl<S: Subscriber> Subscriber for Spans<S> {
 }
 
 /// A panic is a line like any other, with the id of its request, and with a backtrace where `RUST_BACKTRACE` asks for one.
+/// Writes fields for people. What they choose is made visible before the formatter's own escape sequences are around it.
+fn text_fields() -> impl for<'writer> FormatFields<'writer> {
+    let field = |writer: &mut Writer<'_>, field: &Field, value: &dyn Debug| {
+        let value = visible(&format!("{value:?}"), "\t\n");
+        if field.name() == "message" { write!(writer, "{value}") } else { write!(writer, "{field}={value}") }
+    };
+    debug_fn(field).delimited(" ")
+}
+
 fn tell_panic(panic: &PanicHookInfo<'_>) {
     let said = panic.to_string();
     let said = &said[..said.floor_char_boundary(LONGEST_PANIC)];
@@ -394,7 +406,7 @@ impl Visit for Members<'_> {
         self.member(field, value);
     }
 
-    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
         self.member(field, format!("{value:?}"));
     }
 }
