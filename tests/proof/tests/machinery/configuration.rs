@@ -375,6 +375,18 @@ fn a_value_in_the_environment_has_to_be_text() {
     let broken = (variable("listen").into(), OsString::from_vec(b"/run/\xff".to_vec()));
     let error = Config::load_from(Path::new("/nowhere"), None, [broken]).unwrap_err().to_string();
     assert!(error.contains(&variable("listen")) && error.contains("UTF-8"), "{error}");
+    // Nor has it a part of one.
+    for (key, text) in [
+        ("log.filter", "hunter2,x"),
+        ("log.filter", "info, hunter2 ,debug"),
+        ("log.filter", "info,hun\"ter2"),
+        ("proxies.trusted", "['10.0.0.0/8', 'hunter2']"),
+        ("proxies.trusted", "['hunter2/8']"),
+        ("unit.credentials", "['listen', 'hunter2']"),
+    ] {
+        let error = load(&[(key, text)]).unwrap_err();
+        assert!(!error.contains("hun") && !error.contains("ter2") && error.contains(key), "{key} = {text}: {error}");
+    }
 }
 
 #[test]
