@@ -185,7 +185,8 @@ fn tell_panic(panic: &PanicHookInfo<'_>) {
     }
 }
 
-/// The filter that an operator asks for. Without a word of it on [`PEERS`], these tell of errors alone.
+/// The filter that an operator asks for. Without a word of it on [`PEERS`], these tell of errors alone. Whatever it lets through
+/// has its request's span.
 fn filter(asked: &Targets) -> Targets {
     let is_named = |peer: &str| {
         let mut targets = asked.iter().filter_map(|(target, _)| target.strip_prefix(peer));
@@ -193,7 +194,7 @@ fn filter(asked: &Targets) -> Targets {
     };
     let is_loud = |peer: &str| asked.would_enable(peer, &Level::WARN) && !is_named(peer);
     let quiet: Vec<_> = PEERS.into_iter().filter(|peer| is_loud(peer)).map(|peer| (peer, LevelFilter::ERROR)).collect();
-    asked.clone().with_targets(quiet)
+    asked.clone().with_targets(quiet).with_target(requests::SPAN, LevelFilter::ERROR)
 }
 
 /// Keeps telling how many lines were lost. Should the line that tells it be lost too, it counts, and it is told again.
