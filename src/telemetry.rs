@@ -35,7 +35,8 @@ use tracing_subscriber::{Layer, fmt};
 use crate::config::{Log, LogFormat};
 use crate::requests;
 
-/// How many lines wait for a reader that does not keep up: some megabytes.
+/// How many lines wait for a reader that does not keep up: some megabytes, and where each tells as much as clients can make it
+/// tell, a hundred.
 const KEPT_LINES: usize = 8192;
 
 /// How much of what a panic says is logged, in bytes. It may quote what a client sent.
@@ -165,7 +166,6 @@ impl<S: Subscriber> Subscriber for Spans<S> {
     }
 }
 
-/// A panic is a line like any other, with the id of its request, and with a backtrace where `RUST_BACKTRACE` asks for one.
 /// Writes fields for people. What they choose is made visible before the formatter's own escape sequences are around it.
 fn text_fields() -> impl for<'writer> FormatFields<'writer> {
     let field = |writer: &mut Writer<'_>, field: &Field, value: &dyn Debug| {
@@ -175,6 +175,7 @@ fn text_fields() -> impl for<'writer> FormatFields<'writer> {
     debug_fn(field).delimited(" ")
 }
 
+/// A panic is a line like any other, with the id of its request, and with a backtrace where `RUST_BACKTRACE` asks for one.
 fn tell_panic(panic: &PanicHookInfo<'_>) {
     let said = panic.to_string();
     let said = &said[..said.floor_char_boundary(LONGEST_PANIC)];
