@@ -17,9 +17,9 @@ use serde::Serialize;
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
-use crate::problem::Withheld;
-use crate::requests::Expected;
 use hitless::{Connection, Handle, Peer};
+use layers::problem::Withheld;
+use layers::requests::Expected;
 
 /// How long what the checks have found is good. Anybody may ask, as often as they like.
 const GOOD_FOR: Duration = Duration::from_millis(250);
