@@ -214,7 +214,7 @@ async fn endless(State(handle): State<Handle>) {
 }
 
 async fn blocking() {
-    // The runtime has 512 threads for them.
+    // More than the runtime has threads for them.
     for _ in 0..600 {
         tokio::task::spawn_blocking(|| std::thread::sleep(Duration::from_secs(60)));
     }
