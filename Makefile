@@ -23,7 +23,7 @@ export HOST SSH_OPTS WATCH TRIAL YES
 FROM ?=
 export FROM CHECK BASE
 
-.PHONY: help run rehearse test check chaos deploy deb rollback apply status logs update uninstall
+.PHONY: help run rehearse test check chaos deploy deb rollback apply status drain undrain logs update uninstall
 
 help: ## This list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -62,6 +62,12 @@ apply: ## Let a changed configuration on HOST= take effect
 
 status: ## What runs on HOST=
 	@deploy/tell $(NAME) status
+
+drain: ## Take HOST= out of its balancer's rotation, until undrain or a boot: /readyz says 503, clients are told to go
+	@deploy/tell $(NAME) drain
+
+undrain: ## Take HOST= back
+	@deploy/tell $(NAME) undrain
 
 logs: ## Follow the journal on HOST=
 	@[ "$(words $(HOST))" -eq 1 ] || { echo "say of which one: make logs HOST=root@host" >&2; exit 2; }

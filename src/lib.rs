@@ -5,6 +5,7 @@
 pub mod app;
 pub mod body_limit;
 pub mod config;
+pub mod drain;
 mod environment;
 pub mod forwarded;
 pub mod metrics;

@@ -10,7 +10,7 @@ use axum::BoxError;
 use clap::{Parser, Subcommand, ValueEnum};
 use service::config::Config;
 use service::proxy::{self, Proxy, Server};
-use service::{app, probe, scrape, server, unit};
+use service::{app, drain, probe, scrape, server, unit};
 use tokio::runtime::Runtime;
 
 /// The layers around a handler allocate some dozen times for each request, which this does in half the time of glibc's.
@@ -48,6 +48,10 @@ enum Command {
     },
     /// Ask what runs here whether it is ready: all instances, or the one with this process id
     Health { pid: Option<u32> },
+    /// Take this host out of its balancer's rotation: /readyz says 503, clients are told to go elsewhere, nobody is cut off
+    Drain,
+    /// Take it back
+    Undrain,
     /// Print the metrics of all instances that run here, in Prometheus' text format
     Metrics {
         /// Answer the HTTP request on standard input instead
@@ -87,6 +91,8 @@ fn main() -> ExitCode {
             proxy::proxy(&config, kind, &servers, &site).map_err(BoxError::from).and_then(|text| print(&text))
         }
         Command::Health { pid } => health(&config, pid),
+        Command::Drain => drain(true),
+        Command::Undrain => drain(false),
         Command::Metrics { http } => metrics(http),
         Command::Run => server::process(config, app::app),
     };
@@ -138,6 +144,11 @@ fn check(config: &Config) -> Done {
 fn health(config: &Config, pid: Option<u32>) -> Done {
     let healthy = runtime()?.block_on(probe::health(config, pid, &mut Output))?;
     Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn drain(drained: bool) -> Done {
+    let heard = runtime()?.block_on(drain::drain(drained, &mut Output))?;
+    Ok(if heard { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn metrics(http: bool) -> Done {
