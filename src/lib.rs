@@ -8,6 +8,7 @@ pub mod config;
 pub mod drain;
 mod environment;
 pub mod forwarded;
+pub mod kubernetes;
 pub mod metrics;
 pub mod panics;
 pub mod probe;

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use axum::BoxError;
 use clap::{Parser, Subcommand, ValueEnum};
 use service::config::Config;
+use service::kubernetes::{self, Options};
 use service::proxy::{self, Proxy, Server};
 use service::{app, drain, probe, scrape, server, unit};
 use tokio::runtime::Runtime;
@@ -46,6 +47,8 @@ enum Command {
         #[arg(long, value_parser = proxy::site, default_value = concat!(env!("CARGO_PKG_NAME"), ".example"))]
         site: String,
     },
+    /// Print manifests for Kubernetes, for containers whose settings are the defaults and those in --config FILE
+    Kubernetes(Options),
     /// Ask what runs here whether it is ready: all instances, or the one with this process id
     Health { pid: Option<u32> },
     /// Take this host out of its balancer's rotation: /readyz says 503, clients are told to go elsewhere, nobody is cut off
@@ -90,6 +93,9 @@ fn main() -> ExitCode {
         Command::Proxy { kind, servers, site } => {
             proxy::proxy(&config, kind, &servers, &site).map_err(BoxError::from).and_then(|text| print(&text))
         }
+        Command::Kubernetes(options) => kubernetes::manifests(arguments.config.as_deref(), &options)
+            .map_err(BoxError::from)
+            .and_then(|text| print(&text)),
         Command::Health { pid } => health(&config, pid),
         Command::Drain => drain(true),
         Command::Undrain => drain(false),

@@ -47,6 +47,7 @@ pub mod measure;
 pub mod operator;
 pub mod peer;
 pub mod picture;
+pub mod pods;
 pub mod programs;
 pub mod record;
 pub mod rehearse;
