@@ -67,6 +67,8 @@ enum Command {
 enum UnitKind {
     Service,
     Socket,
+    /// The service's, where it runs in a container of podman's
+    Container,
     MetricsService,
     MetricsSocket,
 }
@@ -88,6 +90,7 @@ fn main() -> ExitCode {
         Command::Check => check(&config),
         Command::Unit { kind: UnitKind::Service } => print(&unit::service(&config)),
         Command::Unit { kind: UnitKind::Socket } => print(&unit::socket(&config)),
+        Command::Unit { kind: UnitKind::Container } => print(&unit::container(&config)),
         Command::Unit { kind: UnitKind::MetricsService } => print(&unit::metrics_service()),
         Command::Unit { kind: UnitKind::MetricsSocket } => print(&unit::metrics_socket(&config)),
         Command::Proxy { kind, servers, site } => {

@@ -111,6 +111,12 @@ crowd_on() {
     lab rehearse --as-is --no-stand-in --programs --browser --restarts 500 --debian "$1"
 }
 siege() { cargo run --quiet --release --package proof -- attack; }
+containers_12() { containers_on bookworm; }
+containers_13() { containers_on trixie; }
+containers_on() {
+    needs podman
+    lab container --as-is --debian "$1"
+}
 cluster() { cargo run --quiet --release --package proof -- pods --as-is; }
 hurts_12() { lab chaos --as-is --debian bookworm; }
 hurts_13() { lab chaos --as-is --debian trixie; }
@@ -149,7 +155,7 @@ all() {
 }
 
 chaos() {
-    lane crowd_12 crowd_13 costs_12 costs_13 updates_12 updates_13 siege cluster
+    lane crowd_12 crowd_13 costs_12 costs_13 updates_12 updates_13 siege cluster containers_12 containers_13
     wait
     # As above.
     lane hurts_12 steps_12 pools_12

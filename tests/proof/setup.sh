@@ -9,6 +9,7 @@ proofs)
     wanted valgrind valgrind
     wanted pip3 python3-pip
     ;;
+containers) wanted podman podman ;;
 fuzz) wanted c++ g++ ;;
 bench) wanted wrk wrk valgrind valgrind ;;
 esac

@@ -32,6 +32,7 @@ pub mod bench;
 pub mod browser;
 pub mod chaos;
 pub mod client;
+pub mod container;
 pub mod cost;
 pub mod delays;
 pub mod deploy;
