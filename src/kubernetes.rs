@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::config::{self, Config, Listen};
+use crate::config::{self, Config};
 use crate::proxy;
 use crate::unit::fill;
+use layers::listen::Listen;
 
 /// What runs in the cluster.
 #[derive(Clone, Debug, clap::Args)]
@@ -51,7 +52,7 @@ pub fn manifests(file: Option<&Path>, options: &Options) -> Result<String, Strin
         return Err(format!("nobody reaches {listen} in a container: `listen` has to be 0.0.0.0 or [::], and a port"));
     }
     let credentials = &config.unit.credentials;
-    let name = env!("CARGO_PKG_NAME");
+    let name = crate::NAME;
     let tracks = [
         (name.to_owned(), "stable", Some(&options.image)),
         (format!("{name}-canary"), "canary", options.canary.as_ref()),
