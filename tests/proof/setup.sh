@@ -7,7 +7,9 @@ proofs)
     # It brings the browser along.
     wanted chromedriver chromium-driver
     wanted valgrind valgrind
+    wanted pip3 python3-pip
     ;;
+containers) wanted podman podman ;;
 fuzz) wanted c++ g++ ;;
 bench) wanted wrk wrk valgrind valgrind ;;
 esac
@@ -16,6 +18,16 @@ case $1 in
 rehearse | proofs)
     install_missing
     tests/template.sh setup
+    ;;
+esac
+# Kubernetes' schemas, and what reads them.
+case $1 in
+proofs)
+    if [ ! -d target/kubernetes ] && command -v pip3 >/dev/null; then
+        pip3 install --quiet --disable-pip-version-check --root-user-action=ignore --target target/kubernetes.unfinished \
+            kubernetes-validate==1.37.0
+        mv target/kubernetes.unfinished target/kubernetes
+    fi
     ;;
 esac
 # Of Prometheus only what checks metrics: its package would have a server run here.

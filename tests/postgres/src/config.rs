@@ -242,7 +242,7 @@ fn memory<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error
 }
 
 /// As many bytes as a unit says; `None` where that is all there are, or makes no sense.
-fn memory_bytes(text: &str) -> Option<u64> {
+pub(crate) fn memory_bytes(text: &str) -> Option<u64> {
     if let Some(percent) = text.strip_suffix('%') {
         let percent = percent.parse::<u64>().ok().filter(|percent| (1..=100).contains(percent))?;
         let machine = sysinfo();

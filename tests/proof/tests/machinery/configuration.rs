@@ -42,6 +42,8 @@ fn load_credentials(
     for (name, text) in credentials {
         fs::write(folder.path().join(name), text).unwrap();
     }
+    // As Kubernetes has it.
+    fs::create_dir(folder.path().join("..data")).unwrap();
     let directory = ("CREDENTIALS_DIRECTORY".into(), folder.path().into());
     let variables = settings.iter().map(|(key, value)| (variable(key).into(), value.into()));
     let loaded = Config::load_from(Path::new("/nowhere/config.toml"), file, variables.chain([directory]));

@@ -1,6 +1,7 @@
 //! The units that the service prints. Whether systemd accepts them, and what it says of their sandbox, is shown by
 //! `tests/all.sh units`.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use layers::listen::Listen;
@@ -159,4 +160,19 @@ async fn check_says_what_the_units_do_not_follow_where_there_are_units() {
         assert!(output.status.success(), "{output:?}");
         assert_eq!(said.contains("note: the environment or a credential sets listen:"), told, "{said}");
     }
+}
+
+/// Its own are how it is started, and who may speak for it.
+#[test]
+fn in_a_container_it_has_the_same_times_and_limits() {
+    let config = config("shutdown_timeout = '7s'\n[unit]\nmemory_max = '3G'\noutbound = true");
+    let settings = |text: &str| {
+        let lines = text.lines().filter(|line| line.starts_with(|c: char| c.is_ascii_uppercase()));
+        lines.map(str::to_owned).collect::<BTreeSet<_>>()
+    };
+    let (alone, contained) = (settings(&unit::service(&config)), settings(&unit::container(&config)));
+    let own: Vec<_> = contained.difference(&alone).map(|line| line.split('=').next().unwrap()).collect();
+    assert_eq!(own, ["ExecStart", "NotifyAccess"]);
+    assert!(contained.contains("TimeoutStopSec=10s") && contained.contains("MemoryMax=3G"), "{contained:?}");
+    assert!(!unit::container(&config).contains('@') && unit::container(&config).contains(" --network=host "));
 }
