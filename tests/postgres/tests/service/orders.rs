@@ -1,10 +1,11 @@
 //! The tests of what is kept in the database.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lab::manager::Service;
 use serde_json::json;
 use sqlx::{Connection, Executor};
+use tokio::time::sleep;
 
 use crate::asking::{Answer, ask, get, soon};
 use crate::server::{connect, new_database};
@@ -85,6 +86,23 @@ async fn an_order_that_is_being_taken_is_not_taken_twice() {
     assert_eq!((first.status, again.status, first.text), (201, 201, again.text));
 }
 
+/// A request that took too long, at a restart as well: what it was at is cancelled.
+#[tokio::test]
+async fn a_locked_table_holds_no_restart_up() {
+    let database = new_database().await;
+    let mut service = start_on(&database, "shutdown_timeout = '4s'").await;
+    let mut holder = connect(&database).await;
+    let mut lock = holder.begin().await.expect("a transaction");
+    lock.execute("lock table orders").await.expect("a lock");
+    let address = service.address();
+    let waiting = tokio::spawn(async move { get(address, "/orders").await });
+    sleep(Duration::from_millis(100)).await;
+    let began = Instant::now();
+    service.restart().await.expect("another process");
+    assert!(began.elapsed() < Duration::from_secs(3), "a restart took {:?}", began.elapsed());
+    assert_eq!(waiting.await.expect("an answer").status, 503);
+}
+
 #[tokio::test]
 async fn what_the_schema_refuses_is_the_clients() {
     let service = start("").await;
@@ -94,6 +112,7 @@ async fn what_the_schema_refuses_is_the_clients() {
         (COFFEE.replace("coffee", "beer").replace("\"a\"", "\"b\""), 422, "there is such an item"),
         (COFFEE.replace('2', "0"), 422, "a quantity is from 1 to 1000"),
         (COFFEE.replace("\"a\"", "\"\""), 422, "a reference has 1 to 200 characters"),
+        (COFFEE.replace("\"a\"", "\"\\u0000\""), 422, ""),
     ] {
         let answer = order(&service, &key(&body), &body).await;
         assert_eq!((answer.status, &*answer.detail()), (status, detail), "{answer:?}");
@@ -118,7 +137,7 @@ async fn what_was_ordered_is_told() {
     let sent = "select count(*) from outbox where sent_at is not null";
     soon("the last message", async {
         while sqlx::query_scalar(sent).fetch_one(&mut connection).await.ok() != Some(30_i64) {
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            sleep(Duration::from_millis(20)).await;
         }
     })
     .await;
