@@ -4,10 +4,12 @@ use std::time::{Duration, Instant};
 
 use lab::manager::Service;
 use serde_json::json;
+use service::idempotency;
 use sqlx::{Connection, Executor};
 use tokio::time::sleep;
 
 use crate::asking::{Answer, ask, get, soon};
+use crate::database::open;
 use crate::server::{connect, new_database};
 use crate::{start, start_on};
 
@@ -54,12 +56,61 @@ async fn a_key_is_good_for_one_order() {
     assert_eq!((first.status, again.status, first.text), (201, 201, again.text));
     let other = order(&service, &key("k"), &COFFEE.replace('2', "3")).await;
     assert_eq!(other.status, 422, "{other:?}");
-    for bad in ["", "Idempotency-Key: \r\n", &key(&"k".repeat(201)), &(key("a") + &key("b"))] {
+    // By the bytes that were sent, and not what this release reads in them; in quotes or not, as one likes.
+    for (key, body, status) in [(key("\"k\""), COFFEE.to_owned(), 201), (key("k"), format!("{COFFEE} "), 422)] {
+        let answer = order(&service, &key, &body).await;
+        assert_eq!(answer.status, status, "{key}{body}: {answer:?}");
+    }
+    for bad in
+        ["", "Idempotency-Key: \r\n", "Idempotency-Key: \"\"\r\n", &key(&"k".repeat(201)), &(key("a") + &key("b"))]
+    {
         assert_eq!(order(&service, bad, COFFEE).await.status, 400, "{bad}");
     }
     let mut connection = connect(&url).await;
     let counts = "select (select count(*) from orders), (select count(*) from outbox)";
     assert_eq!(sqlx::query_as(counts).fetch_one(&mut connection).await.ok(), Some((1_i64, 1_i64)));
+}
+
+/// One release is asked, and its answer lost; another one, which knows more or less of an order, is asked again. What was sent
+/// to another route is another request.
+#[tokio::test]
+async fn what_another_release_has_answered_is_known() {
+    let url = new_database().await;
+    let service = start_on(&url, "").await;
+    let mut connection = connect(&url).await;
+    for (route, status) in [("POST /orders", 201), ("POST /refunds", 422)] {
+        let keep = "insert into idempotency_keys (key, digest, answer) values ($1, sha256($2), '{\"before\":true}')";
+        let keep = sqlx::query(keep).bind(route).bind(format!("{route}\n{COFFEE}").into_bytes());
+        keep.execute(&mut connection).await.expect("an answer from before");
+        let answer = order(&service, &key(route), COFFEE).await;
+        assert_eq!((answer.status, answer.text == r#"{"before":true}"#), (status, status == 201), "{answer:?}");
+    }
+    let no_json = ask(service.address(), "POST /orders", &key("a"), COFFEE).await;
+    assert_eq!(no_json.status, 415, "{no_json:?}");
+}
+
+/// However many there are: what one statement has no time for, several have.
+#[tokio::test]
+async fn old_keys_are_forgotten() {
+    let url = new_database().await;
+    let database = open(&url, "limits.request_timeout = '8s'").await;
+    let mut connection = connect(&url).await;
+    // A disk that is slow.
+    let old = "create function slow() returns trigger language plpgsql as $$ begin perform pg_sleep(0.0005); return old; end $$; \
+        create trigger slow before delete on idempotency_keys for each row execute function slow(); \
+        insert into idempotency_keys (key, digest, answer, created_at) \
+        select number, '', '', now() - number * interval '1 second' - interval '1 day' from generate_series(1, 6000) number; \
+        insert into idempotency_keys (key, digest, answer) values ('new', '', '')";
+    connection.execute(old).await.expect("old keys");
+    let forgetting = tokio::spawn(idempotency::forget(database));
+    let left = "select array_agg(key) = '{new}' from idempotency_keys";
+    soon("the end of old keys", async {
+        while sqlx::query_scalar(left).fetch_one(&mut connection).await.ok() != Some(true) {
+            sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+    forgetting.abort();
 }
 
 #[tokio::test]
