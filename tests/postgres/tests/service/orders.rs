@@ -1,10 +1,12 @@
 //! The tests of what is kept in the database.
 
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use lab::manager::Service;
 use serde_json::json;
-use service::idempotency;
+use service::database::Database;
+use service::{idempotency, outbox};
 use sqlx::{Connection, Executor};
 use tokio::time::sleep;
 
@@ -194,4 +196,62 @@ async fn what_was_ordered_is_told() {
     .await;
     let overtaken = "select count(*) from outbox one join outbox two on one.id < two.id and one.sent_at > two.sent_at";
     assert_eq!(sqlx::query_scalar(overtaken).fetch_one(&mut connection).await.ok(), Some(0_i64));
+}
+
+/// Puts messages into the outbox.
+async fn put(database: &Database, messages: &[&str]) {
+    for message in messages {
+        let mut lease = database.lease().await.expect("a connection");
+        let put = outbox::put(&mut lease, message).await;
+        lease.end(put).await.expect("a message");
+    }
+}
+
+/// A receiver that takes no more says why, whoever operates the service hears of it, and what it has is not sent again.
+#[tokio::test]
+async fn a_receiver_that_refuses_is_told_of() {
+    let database = open(&new_database().await, "").await;
+    put(&database, &["one", "two", "three"]).await;
+    let taken = Mutex::new(vec![]);
+    let deliver = async |number, message: &str| {
+        let refuses = message == "two" && taken.lock().expect("no panic").len() < 2;
+        taken.lock().expect("no panic").push(number);
+        if refuses { Err("no more of these".into()) } else { Ok(()) }
+    };
+    let refused = outbox::round(&database, || true, deliver).await.expect_err("a refusal").to_string();
+    assert!(refused.contains("message 2") && refused.contains("no more of these"), "{refused}");
+    assert_eq!(outbox::round(&database, || true, deliver).await.ok(), Some(2));
+    assert_eq!(outbox::round(&database, || true, deliver).await.ok(), Some(0));
+    assert_eq!(taken.into_inner().ok(), Some(vec![1, 2, 2, 3]));
+}
+
+/// It takes longer than the server lets a transaction idle that a request has left.
+#[tokio::test]
+async fn a_receiver_may_take_its_time() {
+    let database = open(&new_database().await, "limits.request_timeout = '500ms'").await;
+    put(&database, &["one"]).await;
+    let deliver = async |_, _: &str| {
+        sleep(Duration::from_millis(1500)).await;
+        Ok(())
+    };
+    assert_eq!(outbox::round(&database, || true, deliver).await.map_err(|error| error.to_string()), Ok(1));
+    assert_eq!(outbox::round(&database, || true, deliver).await.ok(), Some(0));
+}
+
+/// One that was put earlier, and committed later, is sent later, and is not forgotten.
+#[tokio::test]
+async fn a_number_may_come_late() {
+    let database = open(&new_database().await, "").await;
+    let mut slow = database.begin().await.expect("a transaction");
+    let slowly = outbox::put(&mut slow, "one").await;
+    put(&database, &["two"]).await;
+    let taken = Mutex::new(vec![]);
+    let deliver = async |number, message: &str| {
+        taken.lock().expect("no panic").push((number, message.to_owned()));
+        Ok(())
+    };
+    assert_eq!(outbox::round(&database, || true, deliver).await.ok(), Some(1));
+    slow.end(slowly).await.expect("a message");
+    assert_eq!(outbox::round(&database, || true, deliver).await.ok(), Some(1));
+    assert_eq!(taken.into_inner().ok(), Some(vec![(2, "two".to_owned()), (1, "one".to_owned())]));
 }
