@@ -4,7 +4,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use lab::manager::Service;
-use serde_json::json;
+use serde_json::{Value, json};
 use service::database::Database;
 use service::{idempotency, outbox};
 use sqlx::{Connection, Executor};
@@ -14,6 +14,17 @@ use crate::asking::{Answer, ask, get, soon};
 use crate::database::open;
 use crate::server::{connect, new_database};
 use crate::{start, start_on};
+
+impl Answer {
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.text).expect("JSON")
+    }
+
+    /// What a problem document tells.
+    pub fn detail(&self) -> String {
+        self.json()["detail"].as_str().unwrap_or_default().to_owned()
+    }
+}
 
 /// Sends an order.
 async fn order(service: &Service, key: &str, body: &str) -> Answer {
