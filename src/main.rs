@@ -8,9 +8,10 @@ use std::process::ExitCode;
 
 use axum::BoxError;
 use clap::{Parser, Subcommand, ValueEnum};
+use layers::{instances, telemetry};
 use service::config::Config;
 use service::proxy::{self, Proxy, Server};
-use service::{app, probe, scrape, server, unit};
+use service::{app, server, unit};
 use tokio::runtime::Runtime;
 
 /// The layers around a handler allocate some dozen times for each request, which this does in half the time of glibc's.
@@ -120,9 +121,13 @@ fn print(text: &str) -> Done {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Says on standard error what is wrong. The exit status says so, too, where nobody reads it.
+/// Says on standard error what is wrong: to the journal as errors (sd-daemon(3)). The exit status says so, too, where nobody
+/// reads it.
 fn complain(what: std::fmt::Arguments<'_>) {
-    let _ = writeln!(io::stderr(), "{what}");
+    let priority = if telemetry::stderr_is_journal() { "<3>" } else { "" };
+    for line in what.to_string().lines() {
+        let _ = writeln!(io::stderr(), "{priority}{line}");
+    }
 }
 
 fn check(config: &Config) -> Done {
@@ -136,16 +141,16 @@ fn check(config: &Config) -> Done {
 }
 
 fn health(config: &Config, pid: Option<u32>) -> Done {
-    let healthy = runtime()?.block_on(probe::health(config, pid, &mut Output))?;
+    let healthy = runtime()?.block_on(instances::health(service::NAME, &config.listen, pid, &mut Output))?;
     Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn metrics(http: bool) -> Done {
     if http {
-        runtime()?.block_on(scrape::http(io::stdin().lock(), &mut Output))?;
+        runtime()?.block_on(instances::http(service::NAME, io::stdin().lock(), &mut Output))?;
         return Ok(ExitCode::SUCCESS);
     }
-    print(&runtime()?.block_on(scrape::all())?.ok_or("no instance runs here")?)
+    print(&runtime()?.block_on(instances::metrics(service::NAME))?.ok_or("no instance runs here")?)
 }
 
 fn runtime() -> io::Result<Runtime> {

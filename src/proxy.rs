@@ -7,8 +7,9 @@ use std::time::Duration;
 use axum::http::uri::Authority;
 use clap::ValueEnum;
 
-use crate::config::{Config, Listen};
+use crate::config::Config;
 use crate::unit::fill;
+use layers::listen::Listen;
 
 /// Whose configuration.
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -94,15 +95,17 @@ pub fn proxy(config: &Config, proxy: Proxy, servers: &[Server], site: &str) -> R
         &said,
         &[
             ("site", site.to_owned()),
-            ("variable", env!("CARGO_PKG_NAME").replace('-', "_")),
+            ("variable", crate::NAME.replace('-', "_")),
             // The second check that fails counts: both are within a twelfth of the whole then.
             ("check", span((timeout.total() / 30).min(Duration::from_secs(1)))),
             ("header", span(config.header_timeout())),
             ("answer", span(config.request_timeout() + Duration::from_secs(5))),
             ("idle", span(config.limits.idle_timeout * 4 / 5)),
+            ("purge", span(config.limits.idle_timeout / 15)),
             ("stop", span(timeout.unit_stop())),
             ("max_connections", config.limits.max_connections.to_string()),
-            ("max_body_bytes", config.limits.max_body_bytes.to_string()),
+            // To nginx, 0 is no limit.
+            ("max_body_bytes", config.limits.max_body_bytes.max(1).to_string()),
         ],
     ))
 }

@@ -228,18 +228,17 @@ impl Connections {
         take(false) || (self.make_room(true, false) && take(true))
     }
 
-    /// Whether there is no live connection.
-    #[cfg(feature = "testing")]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
     /// Counts an answer; `failed` when the service is to blame (5xx).
     pub(crate) fn count(&self, failed: bool) {
         self.answered.fetch_add(1, Relaxed);
         if failed {
             self.failed.fetch_add(1, Relaxed);
         }
+    }
+
+    /// Counts an answer that has begun, and was counted as a good one, as a failure.
+    pub(crate) fn count_broken(&self) {
+        self.failed.fetch_add(1, Relaxed);
     }
 
     /// The answers so far, and how many of them are the service's failures.

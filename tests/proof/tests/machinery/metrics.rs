@@ -5,11 +5,11 @@ use std::path::Path;
 use std::process::Stdio;
 use std::sync::LazyLock;
 
+use layers::instances::merged;
+use layers::metrics;
 use prometheus_client::metrics::counter::Counter;
 use proof::manager::Service;
 use rustix::process::Signal;
-use service::metrics;
-use service::scrape::merged;
 use tempfile::TempDir;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -242,6 +242,8 @@ async fn a_request_on_standard_input_is_answered_as_http_has_it() {
     for (head, directory, status, has_body) in [
         ("GET /metrics HTTP/1.1\r\nHost: test\r\nAccept: */*\r\n\r\n", &directory, "200 OK", true),
         ("GET /metrics?a=b HTTP/1.0\r\n\r\n", &directory, "200 OK", true),
+        ("GET http://test:9464/metrics?a=b HTTP/1.1\r\nHost: test\r\n\r\n", &directory, "200 OK", true),
+        ("GET http://test/metrics/ HTTP/1.1\r\nHost: test\r\n\r\n", &directory, "404 Not Found", true),
         ("HEAD /metrics HTTP/1.1\r\nHost: test\r\n\r\n", &directory, "200 OK", false),
         ("GET /metrics HTTP/1.1\r\nHost: test\r\n", &directory, "400 Bad Request", true),
         ("GET /metrics HTTP/1.1\r\n\r\n", &nowhere, "503 Service Unavailable", true),

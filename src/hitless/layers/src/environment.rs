@@ -33,12 +33,12 @@ pub struct Setting {
     anothers: bool,
 }
 
-/// What begins with the service's name among `variables`, and `RUST_LOG`.
+/// What begins with the service's `name` among `variables`, and `RUST_LOG`.
 ///
 /// # Errors
 /// When a value is not UTF-8.
-pub fn settings(variables: impl IntoIterator<Item = (OsString, OsString)>) -> Result<Vec<Setting>, String> {
-    of(&(env!("CARGO_PKG_NAME").to_uppercase().replace('-', "_") + "_"), variables)
+pub fn settings(name: &str, variables: impl IntoIterator<Item = (OsString, OsString)>) -> Result<Vec<Setting>, String> {
+    of(&(name.to_uppercase().replace('-', "_") + "_"), variables)
 }
 
 /// What begins with `prefix`.
@@ -133,7 +133,14 @@ impl Setting {
     /// `message` without the value, which may be a secret that went astray. A short one is none, but may well be part
     /// of what the message says.
     pub fn conceal(&self, message: &str) -> String {
-        let message = message.replace(&format!("\"{}\"", self.text), "it");
+        let mut message = message.replace(&format!("\"{}\"", self.text), "it");
+        // Where a list is wrong, it is a part of it that is told.
+        if let (Some(begin), Some(end)) = (message.find('"'), message.rfind('"'))
+            && begin < end
+            && self.text.contains(&message[begin + 1..end])
+        {
+            message.replace_range(begin..=end, "it");
+        }
         if self.text.len() < 6 { message } else { message.replace(&self.text, "...") }
     }
 
@@ -196,7 +203,7 @@ fn is_link(text: &str) -> bool {
     text.strip_prefix('/').is_some_and(|names| names.split('/').filter(|name| !name.is_empty()).count() == 2)
 }
 
-// The tests of what is inside are the template's. {%- comment %}
-#[cfg(test)]
-#[path = "../tests/proof/unit/environment.rs"]
-mod tests; // {%- endcomment %}
+#[cfg(all(test, proofs))]
+#[rustfmt::skip]
+#[path = "../tests/unit/environment.rs"]
+mod tests;

@@ -18,7 +18,7 @@ use crate::problem::Problem;
 use hitless::Fragment;
 
 /// Refuses requests whose host, target or transfer coding is unclear with 400. For the others, `Host` is the host of the
-/// request's target where that has one.
+/// request's target where there are both; in HTTP/2 there may be no `Host`.
 #[derive(Clone, Copy, Debug)]
 pub struct Check;
 
@@ -163,7 +163,7 @@ const IN_NAMES: [bool; 256] = {
     table
 };
 
-// The tests of what is inside are the template's. {%- comment %}
-#[cfg(test)]
-#[path = "../tests/proof/unit/strict.rs"]
-mod tests; // {%- endcomment %}
+#[cfg(all(test, proofs))]
+#[rustfmt::skip]
+#[path = "../tests/unit/strict.rs"]
+mod tests;
