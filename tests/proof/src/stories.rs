@@ -305,7 +305,8 @@ pub fn sudo(scene: &mut Scene) -> Told<'_> {
             scene.operator.tell(&way, &[target]).await?.works().with_context(|| target)?;
         }
         ensure!(scene.site.in_charge().await? == before.release, "the way back leads elsewhere");
-        Ok(())
+        let logs = "runuser -u anna -- timeout 5 sh /opt/$N/current/host logs $N | grep -m 1 'serving on'";
+        scene.site.run(logs).await.context("the logs").map(drop)
     }
     .boxed_local()
 }
@@ -632,6 +633,16 @@ pub fn debian_package(scene: &mut Scene) -> Told<'_> {
         let before = scene.before().await?;
         apt_of(&scene, &scene.operator.pack_again(subject, &good).await?, INSTALL).await?;
         scene.is_new_since(&before).await.context("a second package of one commit")?;
+
+        // One that was never tried has not failed.
+        let before = scene.before().await?;
+        scene.site.run("systemd-run --quiet --unit=$N-deploy sleep infinity").await?;
+        let Err(refused) = apt(&scene, INSTALL).await else {
+            anyhow::bail!("apt installed a release while another was being deployed");
+        };
+        ensure!(refused.to_string().contains("under way"), "apt does not say why: {refused}");
+        scene.site.run("systemctl stop $N-deploy && WATCH=2 dpkg --configure -a").await.context("it is tried again")?;
+        scene.is_new_since(&before).await?;
 
         scene.site.run("cp /etc/$N/config.toml /root && echo 'nonsense = 1' >>/etc/$N/config.toml").await?;
         let before = scene.before().await?;
