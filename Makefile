@@ -23,7 +23,7 @@ export HOST SSH_OPTS WATCH TRIAL YES
 FROM ?=
 export FROM CHECK BASE
 
-.PHONY: help run rehearse test check chaos deploy deb rollback apply status logs update uninstall
+.PHONY: help run rehearse test check chaos deploy deb rollback apply status logs top update uninstall
 
 help: ## This list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -64,8 +64,10 @@ status: ## What runs on HOST=
 	@deploy/tell $(NAME) status
 
 logs: ## Follow the journal on HOST=
-	@[ "$(words $(HOST))" -eq 1 ] || { echo "say of which one: make logs HOST=root@host" >&2; exit 2; }
-	@ssh -t $(SSH_OPTS) $(HOST) sh /opt/$(NAME)/current/host logs $(NAME)
+	@deploy/tell $(NAME) logs
+
+top: ## Watch what every instance on HOST= does, second by second
+	@deploy/tell $(NAME) top
 
 update: ## Bring it to what its template is by now, FROM=git address or path [CHECK=1 asks whether there is more]
 	@[ -n "$$FROM" ] || { echo "say where the template is: make update FROM=git address or path" >&2; exit 2; }
