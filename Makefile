@@ -26,7 +26,7 @@ IMAGE ?= $(NAME):$(shell sed -n '/^version = "\(.*\)"/ { s//\1/p; q; }' Cargo.to
 FROM ?=
 export FROM CHECK BASE
 
-.PHONY: help run rehearse test check chaos deploy deb image rollback apply status drain undrain logs update uninstall
+.PHONY: help run rehearse test check chaos deploy deb image rollback apply status drain undrain logs top update uninstall
 
 help: ## This list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -79,8 +79,10 @@ undrain: ## Take HOST= back
 	@deploy/tell $(NAME) undrain
 
 logs: ## Follow the journal on HOST=
-	@[ "$(words $(HOST))" -eq 1 ] || { echo "say of which one: make logs HOST=root@host" >&2; exit 2; }
-	@ssh -t $(SSH_OPTS) $(HOST) sh /opt/$(NAME)/current/host logs $(NAME)
+	@deploy/tell $(NAME) logs
+
+top: ## Watch what every instance on HOST= does, second by second
+	@deploy/tell $(NAME) top
 
 update: ## Bring it to what its template is by now, FROM=git address or path [CHECK=1 asks whether there is more]
 	@[ -n "$$FROM" ] || { echo "say where the template is: make update FROM=git address or path" >&2; exit 2; }

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use axum::BoxError;
 use clap::{Parser, Subcommand, ValueEnum};
-use layers::{instances, telemetry};
+use layers::{instances, telemetry, top};
 use service::config::Config;
 use service::kubernetes::{self, Options};
 use service::proxy::{self, Proxy, Server};
@@ -62,6 +62,12 @@ enum Command {
         #[arg(long)]
         http: bool,
     },
+    /// Watch what all instances that run here do, second by second, until q or Ctrl-C
+    Top {
+        /// Show one second only
+        #[arg(long)]
+        once: bool,
+    },
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -104,6 +110,7 @@ fn main() -> ExitCode {
         Command::Drain => drain(true),
         Command::Undrain => drain(false),
         Command::Metrics { http } => metrics(http),
+        Command::Top { once } => watch(once),
         Command::Run => server::process(config, app::app),
     };
     done.unwrap_or_else(|error| {
@@ -171,6 +178,11 @@ fn metrics(http: bool) -> Done {
         return Ok(ExitCode::SUCCESS);
     }
     print(&runtime()?.block_on(instances::metrics(service::NAME))?.ok_or("no instance runs here")?)
+}
+
+fn watch(once: bool) -> Done {
+    runtime()?.block_on(top::top(service::NAME, once))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn runtime() -> io::Result<Runtime> {

@@ -140,27 +140,42 @@ async fn ask(mut socket: impl AsyncRead + AsyncWrite + Unpin, path: &str) -> io:
 /// # Errors
 /// When the instances cannot be looked for.
 pub async fn metrics(name: &str) -> io::Result<Option<String>> {
-    let siblings = siblings(name);
-    let asked: Vec<_> = siblings
-        .pids()
-        .or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(Vec::new()) } else { Err(error) })?
-        .into_iter()
-        .map(|pid| (pid, instance(name, pid), tokio::spawn(metrics_of(siblings.clone(), pid))))
-        .collect();
-    let mut answers = Vec::new();
-    for (pid, name, answer) in asked {
-        match answer.await.map_err(Into::into).flatten() {
-            Ok(text) => answers.push((name, Some(text))),
-            // It has left meanwhile.
-            Err(_) if !siblings.pids()?.contains(&pid) => {}
-            Err(_) => answers.push((name, None)),
-        }
-    }
+    let told = told(name, PATIENCE).await?;
+    let answers: Vec<_> = told.into_iter().map(|(_, instance, text)| (instance, text)).collect();
     Ok((!answers.is_empty()).then(|| merged(&answers)))
 }
 
-async fn metrics_of(siblings: Siblings, pid: u32) -> io::Result<String> {
-    match tokio::time::timeout(PATIENCE, ask_instance(&siblings, pid, PATH)).await?? {
+/// The process id of every instance of the service `name` on this host, what it is called, and its metrics, where it has told
+/// them within so much time.
+///
+/// # Errors
+/// When the instances cannot be looked for.
+pub async fn told(name: &str, patience: Duration) -> io::Result<Vec<(u32, String, Option<String>)>> {
+    let siblings = siblings(name);
+    let pids = || match siblings.pids() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(io::Error::new(
+            error.kind(),
+            format!("only root and the service itself may ask its instances: {error}"),
+        )),
+        pids => pids,
+    };
+    let ask = |pid| (pid, instance(name, pid), tokio::spawn(metrics_of(siblings.clone(), pid, patience)));
+    let asked: Vec<_> = pids()?.into_iter().map(ask).collect();
+    let mut answers = Vec::new();
+    for (pid, name, answer) in asked {
+        match answer.await.map_err(Into::into).flatten() {
+            Ok(text) => answers.push((pid, name, Some(text))),
+            // It has left meanwhile.
+            Err(_) if !pids()?.contains(&pid) => {}
+            Err(_) => answers.push((pid, name, None)),
+        }
+    }
+    Ok(answers)
+}
+
+async fn metrics_of(siblings: Siblings, pid: u32, patience: Duration) -> io::Result<String> {
+    match tokio::time::timeout(patience, ask_instance(&siblings, pid, PATH)).await?? {
         (200, text) => Ok(text),
         (status, _) => Err(io::Error::other(format!("it answers {status}"))),
     }

@@ -5,7 +5,8 @@
 //! - Layers: [`body_limit`], [`forwarded`] (whom a request is from, behind proxies), [`metrics`], [`problem`] (errors as clients
 //!   see them, and panics), [`requests`] (ids, and a line in the log), [`strict`] (requests that could be understood in two ways).
 //! - For handlers: [`problem::Problem`], [`trace::Trace`].
-//! - The process: [`settings`], [`listen`], [`telemetry`] (logs), [`instances`] (what is asked of those on a host).
+//! - The process: [`settings`], [`listen`], [`telemetry`] (logs), [`instances`] (what is asked of those on a host), [`top`]
+//!   (what they do, for who looks).
 
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
@@ -21,4 +22,5 @@ pub mod requests;
 pub mod settings;
 pub mod strict;
 pub mod telemetry;
+pub mod top;
 pub mod trace;

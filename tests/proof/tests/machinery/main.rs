@@ -31,4 +31,5 @@ mod readiness;
 mod routes;
 mod siblings;
 mod timeout;
+mod top;
 mod units;
