@@ -30,6 +30,13 @@ releases() {
     cargo run --quiet --package proof -- releases
 }
 
+# The alerts for Prometheus fire when they should, and else do not.
+alerts() {
+    promtool=target/promtool/usr/bin/promtool
+    [ -x "$promtool" ] || { promtool=promtool && needs promtool; }
+    "$promtool" check rules deploy/alerts.yml && "$promtool" test rules tests/proof/alerts.yml
+}
+
 template() { needs git && tests/template.sh; }
 postgres() { needs git && tests/template.sh postgres; }
 
@@ -116,7 +123,7 @@ steps_on() {
 
 all() {
     # Side by side what compiles into folders of its own; the restarts have the machine to themselves.
-    lane format scripts lints service units storm releases
+    lane format scripts alerts lints service units storm releases
     lane template postgres memory built
     wait
     lane bookworm trixie adopted browser delays attacks cost
