@@ -13,7 +13,8 @@ use figment::error::{Actual, Kind};
 use figment::providers::{Format as _, Toml};
 use figment::{Figment, Metadata, Source};
 use rustix::system::sysinfo;
-use serde::{Deserialize, Deserializer, de};
+use serde::de::{self, IntoDeserializer};
+use serde::{Deserialize, Deserializer};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
 use crate::environment::Setting;
@@ -106,7 +107,8 @@ pub struct Unit {
     pub memory_max: String,
     pub tasks_max: u32,
     pub cpu_weight: u32,
-    pub metrics: Listen,
+    #[serde(deserialize_with = "somewhere")]
+    pub metrics: Option<Listen>,
     /// The keys that credentials set.
     pub credentials: Vec<String>,
 }
@@ -341,6 +343,12 @@ impl fmt::Display for Listen {
             Listen::Unix(path) => path.display().fmt(f),
         }
     }
+}
+
+/// An empty text is nowhere.
+fn somewhere<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Listen>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    if text.is_empty() { Ok(None) } else { Listen::deserialize(text.into_deserializer()).map(Some) }
 }
 
 fn shutdown_timeout<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ShutdownTimeout, D::Error> {

@@ -58,6 +58,7 @@ refused() {
         echo "a small letter first:$name"
     done
     echo "another service is deployed:my-deploy"
+    echo "another service tells its metrics:my-metrics"
     for name in build fn nul self std test; do echo "cargo and Rust have that word:$name"; done
     for name in hitless service; do echo "a crate of that name:$name"; done
     for name in backup docker mail postgres www-data; do echo "a user or a group of that name:$name"; done

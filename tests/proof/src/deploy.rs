@@ -70,8 +70,10 @@ async fn update_under(scene: &Scene, crowd: &[(Kind, u32)], count: u32) -> anyho
     updated.and_then(|_| findings.spotless())
 }
 
-/// Updates and rolls back in turn, and makes sure each time that what runs is what should.
+/// Updates and rolls back in turn, and makes sure each time that what runs is what should, and tells its metrics.
 async fn update(scene: &Scene, load: &Load, count: u32) -> anyhow::Result<Vec<Window>> {
+    const OPENED: &str = "systemctl show --property=InvocationID $N-metrics.socket";
+    let opened = scene.site.run(OPENED).await?;
     let line = Line::default();
     let mut windows = vec![];
     let mut before = None;
@@ -94,6 +96,12 @@ async fn update(scene: &Scene, load: &Load, count: u32) -> anyhow::Result<Vec<Wi
         };
         ensure!(right, "update {number}: {release} is in charge, of {releases:?}; before it was {current}");
         before = Some(current);
+        let told = scene.site.scrape(9464).await?;
+        ensure!(
+            told.contains(&format!("hitless_up{{instance=\"{}\"}} 1\n", scene.site.name)),
+            "Prometheus is told: {told}"
+        );
+        ensure!(scene.site.run(OPENED).await? == opened, "update {number} closed the socket for metrics");
         line.show(&format!("update {number} of {count}: {release}; {}", load.totals()));
     }
     line.end();
