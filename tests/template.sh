@@ -148,7 +148,7 @@ ends_lines() {
 has_no_trace() {
     cd "$work/my-api"
     for file in .ci .github/workflows/template.yml LICENSE-APACHE LICENSE-MIT README.md.liquid cargo-generate.toml src/hitless/examples \
-        src/hitless/tests tests/bad tests/fuzz tests/postgres tests/postgres.patch tests/postgres.rhai tests/proof tests/restart.svg \
+        src/hitless/tests tests/bad tests/dashboard.svg tests/fuzz tests/postgres tests/postgres.patch tests/postgres.rhai tests/proof tests/restart.svg \
         tests/template-name.rhai tests/template.sh tests/update.sh; do
         [ ! -e "$file" ] || fail "$file is the template's own"
     done
@@ -178,7 +178,7 @@ is_small() {
     own=$(($(lines src tests/service) - $(lines src/hitless)))
     cd - >/dev/null
     echo "a generated service: $files files, $all lines of Rust, $own of them its owner's to read"
-    if [ "$files" -gt 112 ] || [ "$all" -gt 13100 ] || [ "$own" -gt 3700 ]; then fail "that is too much"; fi
+    if [ "$files" -gt 113 ] || [ "$all" -gt 13100 ] || [ "$own" -gt 3700 ]; then fail "that is too much"; fi
 }
 
 # The version that is stamped into what is generated, and that of the crate in it, are the template's.

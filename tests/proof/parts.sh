@@ -107,6 +107,8 @@ costs_13() { lab measure --as-is --debian trixie; }
 updates_12() { updates_on bookworm; }
 updates_13() { updates_on trixie; }
 updates_on() { lab deploy --as-is --debian "$1" && lab rolling --as-is --debian "$1"; }
+watched_12() { lab watched --as-is --debian bookworm; }
+watched_13() { lab watched --as-is --debian trixie; }
 orders_12() { orders_on bookworm; }
 orders_13() { orders_on trixie; }
 orders_on() {
@@ -135,7 +137,7 @@ all() {
 }
 
 chaos() {
-    lane crowd_12 crowd_13 costs_12 costs_13 updates_12 updates_13 siege
+    lane crowd_12 crowd_13 costs_12 costs_13 updates_12 updates_13 watched_12 watched_13 siege
     wait
     # As above.
     lane hurts_12 steps_12 pools_12
