@@ -1,23 +1,13 @@
-//! The service: [`app`] and [`routes`] are yours, [`hitless`] restarts them without a loss.
+//! The service: [`app`] and [`routes`] are yours, [`layers`] go around them, [`hitless`] restarts them without a loss.
 
 #![forbid(unsafe_code)]
 
 pub mod app;
-pub mod body_limit;
 pub mod config;
-mod environment;
-pub mod forwarded;
-pub mod metrics;
-pub mod panics;
-pub mod probe;
-pub mod problem;
 pub mod proxy;
-pub mod requests;
 pub mod routes;
-pub mod scrape;
-pub mod secret;
 pub mod server;
-pub mod strict;
-pub mod telemetry;
-pub mod trace;
 pub mod unit;
+
+/// The name of the service: of its binary, its units and its folders on a host.
+pub const NAME: &str = env!("CARGO_PKG_NAME");

@@ -8,9 +8,10 @@ use std::process::ExitCode;
 
 use axum::BoxError;
 use clap::{Parser, Subcommand, ValueEnum};
+use layers::instances;
 use service::config::Config;
 use service::proxy::{self, Proxy, Server};
-use service::{app, probe, scrape, server, unit};
+use service::{app, server, unit};
 use tokio::runtime::Runtime;
 
 /// The layers around a handler allocate some dozen times for each request, which this does in half the time of glibc's.
@@ -136,16 +137,16 @@ fn check(config: &Config) -> Done {
 }
 
 fn health(config: &Config, pid: Option<u32>) -> Done {
-    let healthy = runtime()?.block_on(probe::health(config, pid, &mut Output))?;
+    let healthy = runtime()?.block_on(instances::health(service::NAME, &config.listen, pid, &mut Output))?;
     Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn metrics(http: bool) -> Done {
     if http {
-        runtime()?.block_on(scrape::http(io::stdin().lock(), &mut Output))?;
+        runtime()?.block_on(instances::http(service::NAME, io::stdin().lock(), &mut Output))?;
         return Ok(ExitCode::SUCCESS);
     }
-    print(&runtime()?.block_on(scrape::all())?.ok_or("no instance runs here")?)
+    print(&runtime()?.block_on(instances::metrics(service::NAME))?.ok_or("no instance runs here")?)
 }
 
 fn runtime() -> io::Result<Runtime> {

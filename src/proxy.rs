@@ -7,8 +7,9 @@ use std::time::Duration;
 use axum::http::uri::Authority;
 use clap::ValueEnum;
 
-use crate::config::{Config, Listen};
+use crate::config::Config;
 use crate::unit::fill;
+use layers::listen::Listen;
 
 /// Whose configuration.
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -94,7 +95,7 @@ pub fn proxy(config: &Config, proxy: Proxy, servers: &[Server], site: &str) -> R
         &said,
         &[
             ("site", site.to_owned()),
-            ("variable", env!("CARGO_PKG_NAME").replace('-', "_")),
+            ("variable", crate::NAME.replace('-', "_")),
             // The second check that fails counts: both are within a twelfth of the whole then.
             ("check", span((timeout.total() / 30).min(Duration::from_secs(1)))),
             ("header", span(config.header_timeout())),

@@ -1,20 +1,16 @@
 //! Puts listener, application and lifecycle into `axum::serve`.
 
-use std::io;
-use std::net::SocketAddr;
-use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
 use axum::BoxError;
-use rustix::net::{AddressFamily, SocketType, sockopt};
 
-use crate::config::{Config, Listen};
-use crate::{metrics, problem, telemetry, unit};
-use hitless::{Application, Handle, Handover, Inherited, Listener, ListeningSocket, Outcome};
+use crate::config::Config;
+use crate::unit;
+use hitless::{Application, Handle, Handover, Inherited, Listener, Outcome};
+use layers::listen::Listen;
+use layers::{metrics, problem, telemetry};
 
 /// The process of a service, to its exit status: what has to be done before there are threads, then the service itself. Why
 /// it could not start is in its log.
@@ -27,7 +23,7 @@ pub fn process<A: Application>(
 ) -> Result<ExitCode, BoxError> {
     let begun = Instant::now();
     let inherited = Inherited::from_env(config.connection_limits());
-    let _logging = telemetry::init(&config.log)?;
+    let _logging = telemetry::init(crate::NAME, &config.log)?;
     tracing::debug!("configured");
     let runtime = tokio::runtime::Runtime::new()?;
     let outcome = runtime.block_on(run(config, inherited, begun, app));
@@ -52,14 +48,15 @@ async fn run<A: Application>(
     begun: Instant,
     app: impl AsyncFnOnce(Arc<Config>, Handle) -> Result<A, BoxError>,
 ) -> Result<Outcome, BoxError> {
-    let bound = bound(inherited.sockets())?;
-    let (mut handover, listener) = inherited.handover(config.shutdown_timeout, || bind(&config))?;
+    let bound = inherited.sockets().iter().map(Listen::of).collect::<Result<Vec<_>, _>>()?;
+    let (mut handover, listener) =
+        inherited.handover(config.shutdown_timeout, || config.listen.bind(config.reuse_port))?;
     if !bound.is_empty() {
         for reason in unit::asked_in_vain(&config, &bound) {
             tracing::warn!("{reason}");
         }
     }
-    metrics::watch(handover.handle(), begun);
+    metrics::watch(env!("CARGO_PKG_VERSION"), handover.handle(), begun);
     // It may take its time, and may be told to leave meanwhile.
     let app = app(Arc::new(config), handover.handle());
     let Some(app) = handover.unless_told(app).await else { return Ok(Outcome::default()) };
@@ -70,57 +67,4 @@ async fn run<A: Application>(
 pub async fn serve(handover: Handover, listener: Listener, app: impl Application) -> Outcome {
     let server = axum::serve(listener, handover.track(app)).with_graceful_shutdown(handover.quiesced());
     handover.run(server).await
-}
-
-/// Where sockets that the service manager keeps are bound.
-fn bound(sockets: &[ListeningSocket]) -> io::Result<Vec<Listen>> {
-    let bound = |socket: &ListeningSocket| match socket {
-        ListeningSocket::Tcp(socket) => socket.local_addr().map(Listen::Tcp),
-        ListeningSocket::Unix(socket) => {
-            socket.local_addr().map(|address| Listen::Unix(address.as_pathname().unwrap_or(Path::new("")).to_owned()))
-        }
-    };
-    sockets.iter().map(bound).collect()
-}
-
-/// Listens where the configuration says.
-fn bind(config: &Config) -> io::Result<ListeningSocket> {
-    let bound = match &config.listen {
-        Listen::Tcp(address) => bind_tcp(*address, config.reuse_port).map(ListeningSocket::Tcp),
-        Listen::Unix(path) => bind_unix(path).map(ListeningSocket::Unix),
-    };
-    bound.map_err(|error| {
-        let hint = match &config.listen {
-            Listen::Tcp(address) if error.kind() == io::ErrorKind::AddrInUse => {
-                format!(" (who has it: ss --listening --tcp --processes 'sport = :{}')", address.port())
-            }
-            _ => String::new(),
-        };
-        io::Error::new(error.kind(), format!("cannot listen on {}: {error}{hint}", config.listen))
-    })
-}
-
-fn bind_tcp(address: SocketAddr, reuse_port: bool) -> io::Result<std::net::TcpListener> {
-    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-    let socket = rustix::net::socket(family, SocketType::STREAM, None)?;
-    sockopt::set_socket_reuseaddr(&socket, true)?;
-    sockopt::set_socket_reuseport(&socket, reuse_port)?;
-    rustix::net::bind(&socket, &address)?;
-    rustix::net::listen(&socket, 4096)?;
-    Ok(socket.into())
-}
-
-fn bind_unix(path: &Path) -> io::Result<UnixListener> {
-    match UnixListener::bind(path) {
-        // A socket that nobody answers on was left by a process that was killed.
-        Err(error)
-            if error.kind() == io::ErrorKind::AddrInUse
-                && std::fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket())
-                && UnixStream::connect(path).is_err() =>
-        {
-            std::fs::remove_file(path)?;
-            UnixListener::bind(path)
-        }
-        bound => bound,
-    }
 }

@@ -3,7 +3,8 @@
 use std::process::Command;
 use std::time::Duration;
 
-use crate::config::{Config, Listen};
+use crate::config::Config;
+use layers::listen::Listen;
 
 /// The service's unit, as systemd.service(5) has it.
 pub fn service(config: &Config) -> String {
@@ -20,7 +21,7 @@ pub fn service(config: &Config) -> String {
         "RestartSec=1s"
     };
     // Without a path, systemd looks in /etc/credstore and the like, and takes it that there may be none.
-    let credential = |key: &String| format!("LoadCredential={key}:{}.{key}", env!("CARGO_PKG_NAME"));
+    let credential = |key: &String| format!("LoadCredential={key}:{}.{key}", crate::NAME);
     let credentials = match unit.credentials.iter().map(credential).collect::<Vec<_>>() {
         none if none.is_empty() => "# (None.)".to_owned(),
         lines => lines.join("\n"),
@@ -71,7 +72,7 @@ pub fn metrics_service(config: &Config) -> String {
 /// a drop-in gives the service, and follow a changed file only when they are printed anew. `sockets` are those that
 /// systemd passed on, as far as that is known.
 pub fn asked_in_vain(config: &Config, sockets: &[Listen]) -> Vec<String> {
-    let name = env!("CARGO_PKG_NAME");
+    let name = crate::NAME;
     let of_units = |key: &&String| key.starts_with("unit.") || ["listen", "reuse_port", "unit"].contains(&key.as_str());
     let set: Vec<&str> = config.beside_files.iter().filter(of_units).map(String::as_str).collect();
     let set = set.join(", ");
@@ -96,13 +97,13 @@ pub fn asked_in_vain(config: &Config, sockets: &[Listen]) -> Vec<String> {
 
 /// The user of the service. A longer name would not be one, and systemd would give each instance a user of its own.
 fn user() -> String {
-    env!("CARGO_PKG_NAME").chars().take(31).collect()
+    crate::NAME.chars().take(31).collect()
 }
 
 /// Replaces `@key@` by its value.
 pub(crate) fn fill(text: &str, values: &[(&str, String)]) -> String {
     let common = [
-        ("name", env!("CARGO_PKG_NAME").to_owned()),
+        ("name", crate::NAME.to_owned()),
         ("version", env!("CARGO_PKG_VERSION").to_owned()),
         ("description", env!("CARGO_PKG_DESCRIPTION").to_owned()),
     ];

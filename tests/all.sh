@@ -132,7 +132,9 @@ wait
 for result in "$results"/*.result; do
     grep -q ' failed$' "$result" || continue
     echo
-    said "$(basename "$result" .result)" | tail -n 40
+    part=$(basename "$result" .result)
+    said "$part" | grep -A 2 -E 'FAILED|panicked at|error(\[|:)' | cut -c 1-300 | head -n 20
+    said "$part" | tail -n 10
 done
 echo
 cat "$results"/*.result

@@ -16,9 +16,9 @@ use axum::http::{Extensions, HeaderMap, HeaderValue, StatusCode, header};
 use serde::Serialize;
 use tokio::task::JoinSet;
 
-use crate::problem::Withheld;
-use crate::requests::Expected;
 use hitless::Handle;
+use layers::problem::Withheld;
+use layers::requests::Expected;
 
 /// What a check finds wrong, for operators to read.
 type Finding = Result<(), String>;

@@ -7,7 +7,7 @@ laboratory=proof
 # Tests of what is inside the crates are included where cargo fmt does not see them.
 format() {
     cargo fmt --all --check &&
-        rustfmt --edition 2024 --check src/hitless/tests/unit/*.rs tests/proof/unit/*.rs &&
+        rustfmt --edition 2024 --check src/hitless/tests/unit/*.rs src/hitless/layers/tests/unit/*.rs tests/proof/unit/*.rs &&
         tests/template.sh is_in_step
 }
 

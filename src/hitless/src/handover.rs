@@ -134,7 +134,7 @@ impl Handover {
         Self { lifecycle, connections, addresses: listener.addresses(), machinery, queues, told }
     }
 
-    #[cfg(feature = "testing")]
+    #[cfg(all(feature = "testing", proofs))]
     pub(crate) fn connections(&self) -> &Arc<Connections> {
         &self.connections
     }

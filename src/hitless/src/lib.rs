@@ -18,9 +18,6 @@ mod request_timeout;
 mod room;
 mod sibling;
 mod systemd;
-#[cfg(feature = "testing")]
-#[doc(hidden)]
-pub mod testing;
 mod track;
 mod upload;
 
@@ -40,6 +37,12 @@ pub use track::{Application, Track};
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 // Not within `connections` and `upload`: tests/fuzz compiles these files where there is no runtime.
+// For those who prove it from outside.
+#[cfg(all(feature = "testing", proofs))]
+#[doc(hidden)]
+#[rustfmt::skip]
+#[path = "../tests/unit/testing.rs"]
+pub mod testing;
 #[cfg(all(test, proofs))]
 #[rustfmt::skip]
 #[path = "../tests/unit/connections.rs"]

@@ -7,14 +7,14 @@ use axum::routing::{get, post};
 use axum::{BoxError, Router};
 use tower::ServiceBuilder;
 
-use crate::body_limit::BodyLimit;
 use crate::config::Config;
 use crate::database::Database;
-use crate::panics::CatchPanic;
 use crate::routes::health::Readiness;
 use crate::routes::{echo, health, orders, ping};
-use crate::{idempotency, metrics, outbox, problem, requests, strict};
+use crate::{idempotency, outbox};
 use hitless::{Application, Handle, RequestTimeout};
+use layers::body_limit::BodyLimit;
+use layers::{metrics, problem, requests, strict};
 
 /// What handlers share. Each field is a handler's to ask for: `State(config): State<Arc<Config>>`.
 #[derive(Clone, Debug, FromRef)]
@@ -82,7 +82,7 @@ pub fn layered(routes: Router, config: &Config) -> impl Application + use<> {
         // Whatever fails, and wherever, the client gets a problem document (RFC 9457).
         .map_response(problem::document)
         // A handler's panic is its own request's failure and nobody else's.
-        .layer(CatchPanic)
+        .layer(problem::CatchPanic)
         // One limit on every body, whoever reads it.
         .layer(BodyLimit::new(config.limits.max_body_bytes))
         // No request outlasts half of the drain, so that all of them end before it.

@@ -25,8 +25,8 @@ use sqlx::{ConnectOptions, Connection, Executor, PgConnection, Postgres};
 use tokio::time::{sleep, timeout};
 
 use crate::config::Config;
-use crate::problem::Problem;
-use crate::secret::Secret;
+use layers::problem::Problem;
+use layers::settings::Secret;
 
 /// The migrations. The database may have more: a release before goes on beside this one, or comes back after it.
 static MIGRATIONS: Migrator = Migrator { ignore_missing: true, locking: false, ..sqlx::migrate!() };
@@ -52,7 +52,7 @@ pub struct Settings {
 impl Settings {
     /// How to connect: to this host's own, unless there is a URL.
     fn options(&self) -> PgConnectOptions {
-        let name = env!("CARGO_PKG_NAME");
+        let name = crate::NAME;
         let here = || PgConnectOptions::new_without_pgpass().socket("/run/postgresql").username(name).database(name);
         self.url.as_ref().map_or_else(here, |url| url.expose().clone()).application_name(name)
     }

@@ -10,7 +10,7 @@ use sqlx::{Executor, PgConnection};
 use tokio::time::interval;
 
 use crate::database::{Database, Failure};
-use crate::problem::Problem;
+use layers::problem::Problem;
 
 /// The longest key, in bytes.
 const LONGEST: usize = 200;

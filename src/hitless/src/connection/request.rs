@@ -38,6 +38,8 @@ pub(super) struct InFlight {
     pub(super) number: u64,
     pub(super) since: Instant,
     pub(super) progress: Progress,
+    /// When its answer began, if the service was about to leave by then.
+    pub(super) answering_since: Option<Instant>,
     /// The request's body, if it has one that has not arrived yet.
     pub(super) upload: Option<Upload>,
     /// In HTTP/2: its stream was turned into a WebSocket and the like.
@@ -79,6 +81,7 @@ impl Connection {
             number,
             since: Instant::now(),
             progress: Progress::Handling,
+            answering_since: None,
             upload: upload.clone(),
             upgrade: None,
             stream,
@@ -153,6 +156,7 @@ impl RequestGuard {
         let mut state = self.connection.lock();
         if let Some(request) = state.requests.iter_mut().find(|request| request.number == self.number) {
             request.progress = Progress::Answering;
+            request.answering_since = leaves.then(Instant::now);
             request.upgrade = upgrade.filter(|_| !self.http1);
         }
         if let Some(upgrade) = upgrade.filter(|_| self.http1) {

@@ -277,10 +277,16 @@ impl Connection {
         }
     }
 
-    /// Whether what goes on here ends by itself, whatever the client does.
+    /// Whether what goes on here ends by itself, whatever the client does; or the service has just begun an answer, or ended
+    /// one, and the client has not had the time yet to take it.
     pub(crate) fn is_bounded(&self) -> bool {
         let state = self.lock();
         let is_only_sending = state.is_sending() && state.leaves_by_itself();
+        let began = state.requests.iter().filter_map(|request| request.answering_since);
+        let ended = (state.unflushed || is_only_sending).then_some(state.since);
+        if began.chain(ended).any(|since| !has_passed(Some(since))) {
+            return true;
+        }
         drop(state);
         !is_only_sending && self.obstacle(Duration::ZERO) != Obstacle::Unbounded
     }

@@ -228,12 +228,6 @@ impl Connections {
         take(false) || (self.make_room(true, false) && take(true))
     }
 
-    /// Whether there is no live connection.
-    #[cfg(feature = "testing")]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
     /// Counts an answer; `failed` when the service is to blame (5xx).
     pub(crate) fn count(&self, failed: bool) {
         self.answered.fetch_add(1, Relaxed);

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use axum::routing::{get, post};
 use axum::{Router, ServiceExt};
+use futures_util::StreamExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Notify;
@@ -117,6 +118,67 @@ async fn a_pause_waits_for_answers_and_for_nothing_else() {
     is_answered(&mut clients[2]).await;
     for client in &mut clients {
         ask(client).await;
+    }
+}
+
+/// Handlers that answer when nobody has any patience left, and a client that takes the answer a moment later, or never.
+#[tokio::test]
+async fn an_answer_that_has_just_begun_or_ended_is_waited_for_and_no_longer_than_a_client_takes() {
+    // More than the kernel takes.
+    let large = || async { vec![0; 16 << 20] };
+    let streamed = || async {
+        let parts = [Duration::ZERO, Duration::from_millis(30)];
+        let part = |time| async move {
+            tokio::time::sleep(time).await;
+            Ok::<_, std::io::Error>("part")
+        };
+        axum::body::Body::from_stream(futures_util::stream::iter(parts).then(part))
+    };
+    let h1 = |path: char| format!("GET /{path} HTTP/1.1\r\nHost: test\r\n\r\n").into_bytes();
+    for (request, reads, parked) in
+        [(h1('l'), true, 1), (h1('l'), false, 0), (h1('s'), true, 1), (h1('s'), false, 1), (ask_http2(b's'), true, 0)]
+    {
+        let row = format!("{}, it reads: {reads}", request.escape_ascii());
+        let go_on = Arc::new(Notify::new());
+        let work = Arc::clone(&go_on);
+        let wait = move |request, next: axum::middleware::Next| {
+            let work = Arc::clone(&work);
+            async move {
+                work.notified().await;
+                next.run(request).await
+            }
+        };
+        let app = Router::new().route("/l", get(large)).route("/s", get(streamed));
+        let app = app.layer(axum::middleware::from_fn(wait));
+        let connections = Arc::new(Connections::default());
+        let told = CancellationToken::new();
+        let mut client = TcpStream::connect(serve(&connections, app, 10, told.clone())).await.unwrap();
+        client.write_all(&request).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        connections.set_mode(Mode::HandingOver);
+        connections.pause();
+        let leaves = async {
+            connections.detached_but_for_unbounded(Duration::ZERO).await;
+            told.cancel();
+            connections.all_gone(Duration::ZERO, Duration::ZERO).await;
+        };
+        let takes = async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            go_on.notify_one();
+            tokio::time::sleep(Duration::from_millis(30)).await;
+            let mut answer = vec![0; 1 << 20];
+            while reads
+                && tokio::time::timeout(Duration::from_millis(300), client.read(&mut answer))
+                    .await
+                    .is_ok_and(|read| read.unwrap() > 0)
+            {}
+        };
+        let began = Instant::now();
+        tokio::join!(leaves, takes);
+        assert!(began.elapsed() < Duration::from_secs(15), "{row}: it waits for who does not read");
+        assert_eq!(connections.parked(), parked, "{row}");
+        let is_whole = connections.left().is_empty();
+        assert_eq!(is_whole, reads || parked == 1, "{row}: {:?}", connections.left());
     }
 }
 

@@ -22,6 +22,13 @@ use super::queue::Detached;
 use super::track::Track;
 use crate::application;
 
+/// As in `src/hitless/tests/unit/testing.rs`.
+impl Connections {
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
 /// The tasks of a process.
 #[derive(Clone, Default)]
 pub struct Tasks(Arc<Mutex<Vec<Task>>>);

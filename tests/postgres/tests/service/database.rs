@@ -7,9 +7,9 @@ use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use lab::manager::Service;
 use lab::stage::with_settings;
+use layers::problem::Problem;
 use service::config::Config;
 use service::database::{Database, Failure};
-use service::problem::Problem;
 use sqlx::{Connection, Executor, PgConnection};
 use tokio::time::{sleep, timeout};
 

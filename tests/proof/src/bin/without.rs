@@ -6,11 +6,11 @@ use std::sync::Arc;
 use anyhow::{Context, anyhow};
 use axum::Router;
 use hitless::{Application, RequestTimeout};
+use layers::body_limit::BodyLimit;
+use layers::{problem, requests, strict};
 use service::app::{AppState, routes};
-use service::body_limit::BodyLimit;
 use service::config::Config;
-use service::panics::CatchPanic;
-use service::{problem, requests, server, strict};
+use service::server;
 use tower::ServiceBuilder;
 use tower::util::MapResponseLayer;
 
@@ -37,7 +37,7 @@ fn layered(routes: Router, config: &Config, without: &str) -> impl Application +
         .option_layer(observe)
         .option_layer(has("strict").then_some(strict::Check))
         .option_layer(has("problem").then(|| MapResponseLayer::new(problem::document)))
-        .option_layer(has("panics").then_some(CatchPanic))
+        .option_layer(has("panics").then_some(problem::CatchPanic))
         .option_layer(has("body_limit").then(|| BodyLimit::new(config.limits.max_body_bytes)))
         .option_layer(has("timeout").then(|| RequestTimeout::new(config.request_timeout())))
         .service(routes)

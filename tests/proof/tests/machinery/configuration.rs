@@ -7,9 +7,9 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use layers::settings::Secret;
 use serde::Deserialize;
 use service::config::Config;
-use service::secret::Secret;
 use tempfile::TempDir;
 use toml::{Table, Value};
 

@@ -5,11 +5,11 @@ use std::path::Path;
 use std::process::Stdio;
 use std::sync::LazyLock;
 
+use layers::instances::merged;
+use layers::metrics;
 use prometheus_client::metrics::counter::Counter;
 use proof::manager::Service;
 use rustix::process::Signal;
-use service::metrics;
-use service::scrape::merged;
 use tempfile::TempDir;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;

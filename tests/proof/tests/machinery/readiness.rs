@@ -8,8 +8,8 @@ use axum::body::to_bytes;
 use axum::extract::State;
 use axum::response::IntoResponse;
 use hitless::testing::{Connections, Lifecycle};
+use layers::requests::Expected;
 use serde_json::{Value, json};
-use service::requests::Expected;
 use service::routes::health::{self, Readiness};
 
 use crate::start::config;

@@ -9,9 +9,9 @@ use axum::extract::ConnectInfo;
 use axum::http::{HeaderMap, StatusCode};
 use axum::routing::{get, post};
 use lab::traffic::Request;
+use layers::problem::Problem;
+use layers::trace::Trace;
 use proof::http2;
-use service::problem::Problem;
-use service::trace::Trace;
 use tokio::net::TcpStream;
 
 use crate::application::Shared;

@@ -3,7 +3,8 @@
 
 use std::path::Path;
 
-use service::config::{Config, Listen};
+use layers::listen::Listen;
+use service::config::Config;
 use service::unit;
 
 use crate::start::{command, config, managed, variable};

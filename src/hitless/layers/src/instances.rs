@@ -1,13 +1,22 @@
-//! `<name> metrics`: asks every instance on this host for its metrics, and makes one text of them, for people and Prometheus.
+//! Asks the instances of a service that run on this host: `<name> health`, whether they are ready, for scripts, containers and
+//! people; `<name> metrics`, for their metrics, of which it makes one text for people and Prometheus.
 
 use std::fmt::Write as _;
 use std::io::{self, BufRead, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::Path;
+use std::time::Duration;
 
 use prometheus_client::encoding::prometheus_text::CONTENT_TYPE;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
 
+use crate::listen::Listen;
 use crate::metrics::PATH;
-use crate::probe;
 use hitless::Siblings;
+
+/// How long an instance may take to answer.
+pub const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The longest head of a request that is read.
 const HEAD: u64 = 16 * 1024;
@@ -15,18 +24,89 @@ const HEAD: u64 = 16 * 1024;
 /// Whether an instance has answered.
 const UP: &str = "hitless_up";
 
-/// The metrics of every instance on this host, each sample with a label `instance`, in Prometheus' text format. An instance that
-/// does not answer is told by `hitless_up`; `None` when there is none.
+/// Where an instance says whether it is ready.
+const READYZ: &str = "/readyz";
+
+/// Asks the instance of the service `name` with this process id, or every living one; where there is none, whoever serves at
+/// `listen`. Writes what they answer to `output`, a line each, and says whether all of them are ready.
+///
+/// # Errors
+/// When `output` fails.
+pub async fn health(name: &str, listen: &Listen, pid: Option<u32>, output: &mut impl Write) -> io::Result<bool> {
+    let siblings = siblings(name);
+    let pids = pid.map_or_else(|| siblings.pids().unwrap_or_default(), |pid| vec![pid]);
+    if pids.is_empty() {
+        return report(output, &listen.to_string(), ask_at(listen)).await;
+    }
+    let mut healthy = true;
+    for pid in pids {
+        healthy &= report(output, &format!("process {pid}"), ask_instance(&siblings, pid, READYZ)).await?;
+    }
+    Ok(healthy)
+}
+
+async fn report(
+    output: &mut impl Write,
+    whom: &str,
+    answer: impl Future<Output = io::Result<(u16, String)>>,
+) -> io::Result<bool> {
+    let answer = tokio::time::timeout(PATIENCE, answer).await.unwrap_or_else(|late| Err(late.into()));
+    match &answer {
+        Ok((status, body)) => writeln!(output, "{whom}: {status} {}", body.trim_end())?,
+        Err(error) => writeln!(output, "{whom}: {error}")?,
+    }
+    Ok(matches!(answer, Ok((200, _))))
+}
+
+async fn ask_at(listen: &Listen) -> io::Result<(u16, String)> {
+    match listen {
+        Listen::Unix(path) => ask(UnixStream::connect(path).await?, READYZ).await,
+        Listen::Tcp(address) => {
+            // Every address of this host: one of them will do.
+            let ip = match address.ip() {
+                IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Ipv4Addr::LOCALHOST.into(),
+                IpAddr::V6(Ipv6Addr::UNSPECIFIED) => Ipv6Addr::LOCALHOST.into(),
+                ip => ip,
+            };
+            ask(TcpStream::connect((ip, address.port())).await?, READYZ).await
+        }
+    }
+}
+
+/// The instances of the service `name` that run on this host.
+fn siblings(name: &str) -> Siblings {
+    Siblings::of_unit().unwrap_or(Siblings::within(Path::new("/run").join(name)))
+}
+
+/// Asks one instance among those that share a socket for what it has at `path`: its answer's status and body.
+async fn ask_instance(siblings: &Siblings, pid: u32, path: &str) -> io::Result<(u16, String)> {
+    ask(siblings.connect(pid).await.map_err(io::Error::other)?, path).await
+}
+
+/// The same of whoever is at the other end of `socket`. The answer has no transfer coding, as those of the service itself to what
+/// is asked here have none.
+async fn ask(mut socket: impl AsyncRead + AsyncWrite + Unpin, path: &str) -> io::Result<(u16, String)> {
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    socket.write_all(request.as_bytes()).await?;
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).await?;
+    let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
+    let body = answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned());
+    status.zip(body).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the answer is not HTTP"))
+}
+
+/// The metrics of every instance of the service `name` on this host, each sample with a label `instance`, in Prometheus' text
+/// format. An instance that does not answer is told by `hitless_up`; `None` when there is none.
 ///
 /// # Errors
 /// When the instances cannot be looked for.
-pub async fn all() -> io::Result<Option<String>> {
-    let siblings = probe::siblings();
+pub async fn metrics(name: &str) -> io::Result<Option<String>> {
+    let siblings = siblings(name);
     let asked: Vec<_> = siblings
         .pids()
         .or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(Vec::new()) } else { Err(error) })?
         .into_iter()
-        .map(|pid| (pid, instance(pid), tokio::spawn(ask(siblings.clone(), pid))))
+        .map(|pid| (pid, instance(name, pid), tokio::spawn(metrics_of(siblings.clone(), pid))))
         .collect();
     let mut answers = Vec::new();
     for (pid, name, answer) in asked {
@@ -40,18 +120,18 @@ pub async fn all() -> io::Result<Option<String>> {
     Ok((!answers.is_empty()).then(|| merged(&answers)))
 }
 
-async fn ask(siblings: Siblings, pid: u32) -> io::Result<String> {
-    match tokio::time::timeout(probe::PATIENCE, probe::ask_instance(&siblings, pid, PATH)).await?? {
+async fn metrics_of(siblings: Siblings, pid: u32) -> io::Result<String> {
+    match tokio::time::timeout(PATIENCE, ask_instance(&siblings, pid, PATH)).await?? {
         (200, text) => Ok(text),
         (status, _) => Err(io::Error::other(format!("it answers {status}"))),
     }
 }
 
 /// What an instance is called: as its unit, of which a restart makes no other; else by its process id.
-fn instance(pid: u32) -> String {
+fn instance(name: &str, pid: u32) -> String {
     let cgroups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
     let unit = cgroups.lines().find_map(|line| line.rsplit('/').next()?.strip_suffix(".service"));
-    unit.filter(|unit| unit.split('@').next() == Some(env!("CARGO_PKG_NAME"))).map_or(pid.to_string(), str::to_owned)
+    unit.filter(|unit| unit.split('@').next() == Some(name)).map_or(pid.to_string(), str::to_owned)
 }
 
 /// What instances have in common, with what each has said of it.
@@ -105,7 +185,7 @@ pub fn merged(answers: &[(String, Option<String>)]) -> String {
 ///
 /// # Errors
 /// When nothing can be read or written.
-pub async fn http(input: impl Read, output: &mut impl Write) -> io::Result<()> {
+pub async fn http(name: &str, input: impl Read, output: &mut impl Write) -> io::Result<()> {
     let mut lines = io::BufReader::new(input.take(HEAD)).split(b'\n');
     let request = lines.next().transpose()?.unwrap_or_default();
     let request = String::from_utf8_lossy(request.trim_ascii_end());
@@ -120,7 +200,7 @@ pub async fn http(input: impl Read, output: &mut impl Write) -> io::Result<()> {
     let (status, text) = match (method, path) {
         ("", _) => ("400 Bad Request", "this is no request of HTTP/1.1\n".to_owned()),
         (_, path) if path != PATH => ("404 Not Found", format!("there is only {PATH}\n")),
-        ("GET" | "HEAD", _) => match all().await {
+        ("GET" | "HEAD", _) => match metrics(name).await {
             Ok(Some(text)) => ("200 OK", text),
             Ok(None) => ("503 Service Unavailable", "no instance serves here\n".to_owned()),
             Err(error) => ("500 Internal Server Error", format!("instances cannot be found: {error}\n")),

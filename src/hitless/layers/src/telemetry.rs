@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use axum::BoxError;
+use serde::{Deserialize, Deserializer, de};
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
@@ -32,7 +33,6 @@ use tracing_subscriber::prelude::*;
 use tracing_subscriber::registry::{LookupSpan, Registry};
 use tracing_subscriber::{Layer, fmt};
 
-use crate::config::{Log, LogFormat};
 use crate::requests;
 
 /// How many lines wait for a reader that does not keep up: some megabytes.
@@ -54,12 +54,37 @@ const LONGEST_MESSAGE: usize = 192 << 10;
 /// The longest value that the journal gets whole, in bytes.
 const LONGEST_VALUE: usize = 64 << 10;
 
-/// Begins logging. Once in a process. When the guard is dropped, what was logged is written: it waits a second for that
+/// What is logged, and how.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Log {
+    /// Which lines are logged.
+    #[serde(deserialize_with = "targets")]
+    pub filter: Targets,
+    /// How they are written.
+    pub format: LogFormat,
+}
+
+/// How a log line is written.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// As it suits where standard error leads.
+    Auto,
+    /// For people.
+    Text,
+    /// An object in each line.
+    Json,
+    /// Fields of systemd's journal.
+    Journal,
+}
+
+/// Begins logging, in the journal by this name. Once in a process. When the guard is dropped, what was logged is written: it waits a second for that
 /// at most.
 ///
 /// # Errors
 /// When the journal does not answer.
-pub fn init(log: &Log) -> Result<WorkerGuard, BoxError> {
+pub fn init(name: &'static str, log: &Log) -> Result<WorkerGuard, BoxError> {
     let format = match log.format {
         LogFormat::Auto if stderr_is_journal() => LogFormat::Journal,
         LogFormat::Auto if io::stderr().is_terminal() => LogFormat::Text,
@@ -69,7 +94,7 @@ pub fn init(log: &Log) -> Result<WorkerGuard, BoxError> {
     let write: WriteLine = match format {
         LogFormat::Journal => {
             let journal = open_journal().map_err(|error| format!("log.format: the journal: {error}"))?;
-            Box::new(move |line| journal.send_to(&message(line)?, JOURNAL).map(drop))
+            Box::new(move |line| journal.send_to(&message(name, line)?, JOURNAL).map(drop))
         }
         LogFormat::Text => {
             // The formatter's own escape sequences. Those of others it has escaped.
@@ -95,9 +120,9 @@ pub fn init(log: &Log) -> Result<WorkerGuard, BoxError> {
 }
 
 /// The registry of spans, which has the span of a [request](requests) made when that is needed: before a line is logged,
-/// another span begins within it, or somebody asks which is the current one.
+/// another span begins within it, or somebody asks which is the current one. A log of one's own is built on it, like [`init`]'s.
 #[derive(Debug, Default)]
-struct Spans(Registry);
+pub struct Spans(Registry);
 
 impl Subscriber for Spans {
     fn register_callsite(&self, metadata: &'static Metadata<'static>) -> Interest {
@@ -184,6 +209,37 @@ fn filter(asked: &Targets) -> Targets {
     let is_loud = |peer: &str| asked.would_enable(peer, &Level::WARN) && !is_named(peer);
     let quiet: Vec<_> = PEERS.into_iter().filter(|peer| is_loud(peer)).map(|peer| (peer, LevelFilter::ERROR)).collect();
     asked.clone().with_targets(quiet)
+}
+
+/// A filter that says what is logged of everything. [`Targets`] by itself takes any word that is no level for a target,
+/// and logs nothing else.
+fn targets<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Targets, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let mut targets = Targets::new();
+    for part in text.split(',').map(str::trim) {
+        let (target, level) = part.split_once('=').map_or((None, part), |(target, level)| (Some(target.trim()), level));
+        let is_target = |target: &str| {
+            !target.is_empty() && target.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.:".contains(&byte))
+        };
+        let level = level.trim();
+        let level = level.parse::<LevelFilter>().ok().filter(|_| !level.is_empty() && target.is_none_or(is_target));
+        targets = match (target, level) {
+            (Some(target), Some(level)) => targets.with_target(target, level),
+            (None, Some(level)) if targets.default_level().is_none() => targets.with_default(level),
+            (None, Some(_)) => {
+                return Err(de::Error::custom(format!("\"{part}\" is a second level for all other targets")));
+            }
+            (_, None) => {
+                return Err(de::Error::custom(format!(
+                    "\"{part}\" is neither a level (off, error, warn, info, debug, trace) nor TARGET=LEVEL"
+                )));
+            }
+        };
+    }
+    if targets.default_level().is_none() {
+        return Err(de::Error::custom(format!("no level for all other targets: \"info,{text}\", or \"off,{text}\"")));
+    }
+    Ok(targets)
 }
 
 /// Keeps telling how many lines were lost. Should the line that tells it be lost too, it counts, and it is told again.
@@ -290,12 +346,12 @@ fn open_journal() -> io::Result<UnixDatagram> {
 
 /// A line as a message in the journal's own protocol (systemd.io/JOURNAL_NATIVE_PROTOCOL): each member is a field by its
 /// own name, in capitals, and so is each of the spans'. `journalctl REQUEST_ID=...` finds the lines of a request.
-fn message(line: &str) -> io::Result<Vec<u8>> {
+fn message(name: &str, line: &str) -> io::Result<Vec<u8>> {
     let members: Map<String, Value> = serde_json::from_str(line)?;
     let mut longest = LONGEST_VALUE;
     loop {
         let mut message = Message { bytes: Vec::with_capacity(2 * line.len()), longest };
-        message.add_field("SYSLOG_IDENTIFIER", env!("CARGO_PKG_NAME"));
+        message.add_field("SYSLOG_IDENTIFIER", name);
         message.add_fields(&members);
         if message.bytes.len() <= LONGEST_MESSAGE || longest == 0 {
             return Ok(message.bytes);
@@ -401,7 +457,7 @@ impl Visit for Members<'_> {
     }
 }
 
-// The tests of what is inside are the template's. {%- comment %}
-#[cfg(test)]
-#[path = "../tests/proof/unit/telemetry.rs"]
-mod tests; // {%- endcomment %}
+#[cfg(all(test, proofs))]
+#[rustfmt::skip]
+#[path = "../tests/unit/telemetry.rs"]
+mod tests;

@@ -33,3 +33,10 @@ pub fn handover(
 pub fn connections(handover: &Handover) -> Arc<Connections> {
     Arc::clone(handover.connections())
 }
+
+impl Connections {
+    /// Whether there is no live connection.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}

@@ -20,9 +20,9 @@ fn fields(mut message: &[u8]) -> Vec<(String, String)> {
 fn each_member_of_a_line_and_of_its_spans_is_a_field() {
     let line = r#"{"timestamp":"2026-01-01T00:00:00Z","level":"ERROR","message":"a\nb","status":500,"_user.id":"x",
         "spans":[{"request_id":"1-2","name":"request"},{"order":7,"name":"order"}]}"#;
-    let fields = fields(&message(line).unwrap());
+    let fields = fields(&message("my-api", line).unwrap());
     let expected = [
-        ("SYSLOG_IDENTIFIER", env!("CARGO_PKG_NAME")),
+        ("SYSLOG_IDENTIFIER", "my-api"),
         ("USER_ID", "x"),
         ("PRIORITY", "3"),
         ("MESSAGE", "a\nb"),
@@ -40,7 +40,7 @@ fn each_member_of_a_line_and_of_its_spans_is_a_field() {
 fn a_value_too_long_for_a_datagram_is_cut_between_two_characters() {
     let long = "ä".repeat(LONGEST_VALUE);
     let line = serde_json::json!({ "message": format!("a{long}") }).to_string();
-    let fields = fields(&message(&line).unwrap());
+    let fields = fields(&message("my-api", &line).unwrap());
     assert_eq!(fields[1].1, format!("a{long}")[..LONGEST_VALUE - 1]);
 }
 
@@ -50,7 +50,7 @@ fn a_message_of_many_long_values_fits_into_a_datagram_with_something_of_each() {
     for (long, beginning) in [("x".repeat(70_000), "xx"), ("\u{1}".repeat(70_000), "\\u{1}")] {
         let members = (0..20).map(|number| (format!("field_{number}"), Value::from(long.clone())));
         let line = Value::Object(members.collect()).to_string();
-        let message = message(&line).unwrap();
+        let message = message("my-api", &line).unwrap();
         assert!(message.len() > LONGEST_MESSAGE / 4, "{}", message.len());
         assert_eq!(sender.send(&message).unwrap(), message.len());
         let mut received = vec![0; 2 * LONGEST_MESSAGE];
@@ -71,7 +71,7 @@ fn no_character_steers_who_reads_the_log_and_json_tells_each_of_them() {
         assert_eq!(members["message"], value);
         assert!(json.ends_with("}\n") && !json[..json.len() - 1].contains(steers), "{value:?}");
 
-        let fields = fields(&message(&line).unwrap());
+        let fields = fields(&message("my-api", &line).unwrap());
         let text = text(&format!("{value}\n"), "\t\n");
         assert!(text.ends_with('\n'), "{value:?}");
         for shown in [&fields[1].1, &text[..text.len() - 1]] {

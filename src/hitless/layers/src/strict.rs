@@ -163,7 +163,7 @@ const IN_NAMES: [bool; 256] = {
     table
 };
 
-// The tests of what is inside are the template's. {%- comment %}
-#[cfg(test)]
-#[path = "../tests/proof/unit/strict.rs"]
-mod tests; // {%- endcomment %}
+#[cfg(all(test, proofs))]
+#[rustfmt::skip]
+#[path = "../tests/unit/strict.rs"]
+mod tests;

@@ -5,7 +5,7 @@
 //!
 //! ```
 //! use prometheus_client::metrics::counter::Counter;
-//! use service::metrics;
+//! use layers::metrics;
 //! use std::sync::LazyLock;
 //!
 //! static ORDERS: LazyLock<Counter> = LazyLock::new(|| metrics::register("orders", "Orders that were taken", Counter::default()));
@@ -134,11 +134,12 @@ fn known(method: &Method) -> &'static str {
     }
 }
 
-/// Has what is known of this process told with the others: its life by `handle`, its runtime, what it takes of the host.
-pub fn watch(handle: Handle, begun: Instant) {
+/// Has what is known of this process told with the others: the `version` of the service, its life by `handle`, its runtime,
+/// what it takes of the host.
+pub fn watch(version: &'static str, handle: Handle, begun: Instant) {
     LazyLock::force(&REQUESTS);
     let started = SystemTime::now() - begun.elapsed();
-    let process = Process { handle, begun, started, runtime: tokio::runtime::Handle::current() };
+    let process = Process { version, handle, begun, started, runtime: tokio::runtime::Handle::current() };
     REGISTRY.lock().unwrap_or_else(PoisonError::into_inner).register_collector(Box::new(process));
 }
 
@@ -152,6 +153,7 @@ fn text() -> String {
 
 #[derive(Debug)]
 struct Process {
+    version: &'static str,
     handle: Handle,
     begun: Instant,
     started: SystemTime,
@@ -161,7 +163,7 @@ struct Process {
 impl Collector for Process {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
         let to = &mut encoder;
-        let labels = [("version", env!("CARGO_PKG_VERSION")), ("machinery", hitless::VERSION)];
+        let labels = [("version", self.version), ("machinery", hitless::VERSION)];
         gauges(to, "build_info", "The release that runs, and that of its machinery", [(labels, 1_u64)])?;
 
         let counts = self.handle.counts();

@@ -33,12 +33,12 @@ pub struct Setting {
     anothers: bool,
 }
 
-/// What begins with the service's name among `variables`, and `RUST_LOG`.
+/// What begins with the service's `name` among `variables`, and `RUST_LOG`.
 ///
 /// # Errors
 /// When a value is not UTF-8.
-pub fn settings(variables: impl IntoIterator<Item = (OsString, OsString)>) -> Result<Vec<Setting>, String> {
-    of(&(env!("CARGO_PKG_NAME").to_uppercase().replace('-', "_") + "_"), variables)
+pub fn settings(name: &str, variables: impl IntoIterator<Item = (OsString, OsString)>) -> Result<Vec<Setting>, String> {
+    of(&(name.to_uppercase().replace('-', "_") + "_"), variables)
 }
 
 /// What begins with `prefix`.
@@ -196,7 +196,7 @@ fn is_link(text: &str) -> bool {
     text.strip_prefix('/').is_some_and(|names| names.split('/').filter(|name| !name.is_empty()).count() == 2)
 }
 
-// The tests of what is inside are the template's. {%- comment %}
-#[cfg(test)]
-#[path = "../tests/proof/unit/environment.rs"]
-mod tests; // {%- endcomment %}
+#[cfg(all(test, proofs))]
+#[rustfmt::skip]
+#[path = "../tests/unit/environment.rs"]
+mod tests;
