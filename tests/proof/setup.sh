@@ -18,7 +18,7 @@ rehearse | proofs)
     tests/template.sh setup
     ;;
 esac
-# Prometheus and what checks its metrics, for hosts and beside this machine's programs: its package would have a server run here.
+# Prometheus for hosts, and what checks metrics and alerts: installed, its package would have a server run here.
 case $1 in
 proofs)
     if [ ! -x target/promtool/usr/bin/promtool ] && command -v apt-get >/dev/null; then

@@ -103,7 +103,7 @@ impl Prometheus {
         Ok(took.filter(|(at, _)| failed.contains(&at.to_bits())).map(|(at, took)| (at, at + took)).collect())
     }
 
-    /// Fails where an alert could not be evaluated; the names of those that fire.
+    /// Fails where a rule could not be evaluated, or what it records is nothing; the names of the alerts that fire.
     pub async fn alerts(&self) -> anyhow::Result<Vec<String>> {
         let mut firing = vec![];
         let data = self.get("rules", &[]).await?;
@@ -116,6 +116,9 @@ impl Prometheus {
         ensure!(!rules.is_empty(), "there are no rules");
         for rule in rules {
             ensure!(rule["health"] == "ok", "{rule}");
+            if rule["type"] == "recording" {
+                ensure!(!self.query(rule["name"].as_str().unwrap_or_default()).await?.is_empty(), "nothing: {rule}");
+            }
             if rule["state"] == "firing" {
                 firing.push(rule["name"].as_str().unwrap_or_default().to_owned());
             }
