@@ -98,7 +98,7 @@ fn main() -> ExitCode {
         Command::Unit { kind: UnitKind::Service } => print(&unit::service(&config)),
         Command::Unit { kind: UnitKind::Socket } => print(&unit::socket(&config)),
         Command::Unit { kind: UnitKind::Container } => print(&unit::container(&config)),
-        Command::Unit { kind: UnitKind::MetricsService } => print(&unit::metrics_service()),
+        Command::Unit { kind: UnitKind::MetricsService } => print(&unit::metrics_service(&config)),
         Command::Unit { kind: UnitKind::MetricsSocket } => print(&unit::metrics_socket(&config)),
         Command::Proxy { kind, servers, site } => {
             proxy::proxy(&config, kind, &servers, &site).map_err(BoxError::from).and_then(|text| print(&text))

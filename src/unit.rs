@@ -64,14 +64,17 @@ pub fn socket(config: &Config) -> String {
     )
 }
 
-/// The unit of the socket that metrics are asked for at, as systemd.socket(5) has it.
+/// The unit of the socket that metrics are asked for at, as systemd.socket(5) has it; nothing where nobody is to ask.
 pub fn metrics_socket(config: &Config) -> String {
-    let listen = config.unit.metrics.to_string().replace('%', "%%");
-    fill(include_str!("../deploy/metrics-socket.unit"), &[("listen", listen)])
+    let Some(listen) = &config.unit.metrics else { return String::new() };
+    fill(include_str!("../deploy/metrics-socket.unit"), &[("listen", listen.to_string().replace('%', "%%"))])
 }
 
-/// The unit of what answers there.
-pub fn metrics_service() -> String {
+/// The unit of what answers there; nothing where nobody is to ask.
+pub fn metrics_service(config: &Config) -> String {
+    if config.unit.metrics.is_none() {
+        return String::new();
+    }
     fill(include_str!("../deploy/metrics-service.unit"), &[("user", user())])
 }
 

@@ -47,6 +47,13 @@ releases() {
     cargo run --quiet --package proof -- releases
 }
 
+# The alerts for Prometheus fire when they should, and else do not.
+alerts() {
+    promtool=target/promtool/usr/bin/promtool
+    [ -x "$promtool" ] || { promtool=promtool && needs promtool; }
+    "$promtool" check rules deploy/alerts.yml && "$promtool" test rules tests/proof/alerts.yml
+}
+
 template() { needs git && tests/template.sh; }
 postgres() { needs git && tests/template.sh postgres; }
 
@@ -127,6 +134,8 @@ costs_13() { lab measure --as-is --debian trixie; }
 updates_12() { updates_on bookworm; }
 updates_13() { updates_on trixie; }
 updates_on() { lab deploy --as-is --debian "$1" && lab rolling --as-is --debian "$1"; }
+watched_12() { lab watched --as-is --debian bookworm; }
+watched_13() { lab watched --as-is --debian trixie; }
 orders_12() { orders_on bookworm; }
 orders_13() { orders_on trixie; }
 orders_on() {
@@ -143,7 +152,7 @@ steps_on() {
 
 all() {
     # Side by side what compiles into folders of its own; the restarts have the machine to themselves.
-    lane format scripts lints service units manifests storm releases
+    lane format scripts alerts lints service units manifests storm releases
     lane template postgres memory built
     wait
     lane bookworm trixie adopted browser delays attacks cost
@@ -155,7 +164,7 @@ all() {
 }
 
 chaos() {
-    lane crowd_12 crowd_13 costs_12 costs_13 updates_12 updates_13 siege cluster containers_12 containers_13
+    lane crowd_12 crowd_13 costs_12 costs_13 updates_12 updates_13 watched_12 watched_13 siege cluster containers_12 containers_13
     wait
     # As above.
     lane hurts_12 steps_12 pools_12

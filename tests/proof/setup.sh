@@ -30,7 +30,7 @@ proofs)
     fi
     ;;
 esac
-# Of Prometheus only what checks metrics: its package would have a server run here.
+# Prometheus for hosts, and what checks metrics and alerts: installed, its package would have a server run here.
 case $1 in
 proofs)
     if [ ! -x target/promtool/usr/bin/promtool ] && command -v apt-get >/dev/null; then

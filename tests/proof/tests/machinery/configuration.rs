@@ -236,7 +236,7 @@ const EDGES: [(&str, Refused, Good); 30] = [
     ("unit.memory_high", MEMORY.0, MEMORY.1),
     ("unit.memory_max", MEMORY.0, MEMORY.1),
     ("unit.tasks_max", &[("15", "16"), ("4294967296", "u32")], &["16", "4294967295"]),
-    ("unit.metrics", &[("'9464'", "neither"), ("'/'", "plain")], &["'[::1]:9464'", "'/run/a.sock'"]),
+    ("unit.metrics", &[("'9464'", "neither"), ("'/'", "plain")], &["'[::1]:9464'", "'/run/a.sock'", "''"]),
     ("unit.cpu_weight", &[("0", "10000"), ("10_001", "10000")], &["1", "10_000"]),
     (
         "unit.credentials",

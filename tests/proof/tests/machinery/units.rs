@@ -28,7 +28,7 @@ fn assert_says(unit: &str, lines: &[&str]) {
 fn nothing_is_left_to_be_filled_in() {
     for overrides in ["", "reuse_port = true\nlisten = '/run/a.socket'\n[unit]\noutbound = true"] {
         let config = config(overrides);
-        let metrics = [unit::metrics_socket(&config), unit::metrics_service()];
+        let metrics = [unit::metrics_socket(&config), unit::metrics_service(&config)];
         for unit in [unit::service(&config), unit::socket(&config)].into_iter().chain(metrics) {
             assert!(placeholders(&unit).is_empty(), "{:?} in\n{unit}", placeholders(&unit));
             assert!(unit.ends_with('\n') && unit.contains(name!()));
@@ -94,7 +94,9 @@ fn the_units_for_metrics_answer_by_the_services_own_user_and_leave_its_folder_al
     assert_says(&unit::metrics_socket(&config("")), &["ListenStream=127.0.0.1:9464", "Accept=yes"]);
     let listen = "unit.metrics = '[fe80::1%2]:80'";
     assert_says(&unit::metrics_socket(&config(listen)), &["ListenStream=[fe80::1%%2]:80"]);
-    let unit = unit::metrics_service();
+    let nowhere = config("unit.metrics = ''");
+    assert_eq!([unit::metrics_socket(&nowhere), unit::metrics_service(&nowhere)], ["", ""]);
+    let unit = unit::metrics_service(&config(""));
     let name = name!();
     assert_says(&unit, &[&format!("ExecStart=/opt/{name}/current/{name} metrics --http"), "StandardInput=socket"]);
     let service = unit::service(&config(""));
