@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use axum::BoxError;
 use clap::{Parser, Subcommand, ValueEnum};
-use layers::instances;
+use layers::{instances, telemetry};
 use service::config::Config;
 use service::proxy::{self, Proxy, Server};
 use service::{app, server, unit};
@@ -121,9 +121,13 @@ fn print(text: &str) -> Done {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Says on standard error what is wrong. The exit status says so, too, where nobody reads it.
+/// Says on standard error what is wrong: to the journal as errors (sd-daemon(3)). The exit status says so, too, where nobody
+/// reads it.
 fn complain(what: std::fmt::Arguments<'_>) {
-    let _ = writeln!(io::stderr(), "{what}");
+    let priority = if telemetry::stderr_is_journal() { "<3>" } else { "" };
+    for line in what.to_string().lines() {
+        let _ = writeln!(io::stderr(), "{priority}{line}");
+    }
 }
 
 fn check(config: &Config) -> Done {

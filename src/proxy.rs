@@ -101,9 +101,11 @@ pub fn proxy(config: &Config, proxy: Proxy, servers: &[Server], site: &str) -> R
             ("header", span(config.header_timeout())),
             ("answer", span(config.request_timeout() + Duration::from_secs(5))),
             ("idle", span(config.limits.idle_timeout * 4 / 5)),
+            ("purge", span(config.limits.idle_timeout / 15)),
             ("stop", span(timeout.unit_stop())),
             ("max_connections", config.limits.max_connections.to_string()),
-            ("max_body_bytes", config.limits.max_body_bytes.to_string()),
+            // To nginx, 0 is no limit.
+            ("max_body_bytes", config.limits.max_body_bytes.max(1).to_string()),
         ],
     ))
 }

@@ -1,10 +1,13 @@
 //! Puts listener, application and lifecycle into `axum::serve`.
 
+use std::io;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::thread::available_parallelism;
 use std::time::Instant;
 
 use axum::BoxError;
+use tokio::runtime::{Builder, Runtime};
 
 use crate::config::Config;
 use crate::unit;
@@ -25,7 +28,7 @@ pub fn process<A: Application>(
     let inherited = Inherited::from_env(config.connection_limits());
     let _logging = telemetry::init(crate::NAME, &config.log)?;
     tracing::debug!("configured");
-    let runtime = tokio::runtime::Runtime::new()?;
+    let runtime = runtime(config.unit.tasks_max)?;
     let outcome = runtime.block_on(run(config, inherited, begun, app));
     // What was cut at T may block a thread: nobody waits for it.
     runtime.shutdown_background();
@@ -36,6 +39,21 @@ pub fn process<A: Application>(
         },
         ExitCode::from,
     ))
+}
+
+/// The runtime, of which no more threads come than there may be: half of them for tasks, a quarter for what handlers start, and
+/// for the service itself, the rest for what blocks.
+fn runtime(tasks_max: u32) -> io::Result<Runtime> {
+    let most = tasks_max as usize;
+    let processors = available_parallelism().map_or(1, usize::from);
+    let mut runtime = Builder::new_multi_thread();
+    // Unless it has to be, TOKIO_WORKER_THREADS decides.
+    if processors > most / 2 {
+        runtime.worker_threads(most / 2);
+    }
+    // 512 are tokio's own limit.
+    let blocking = (most - processors.min(most / 2) - most / 4).min(512);
+    runtime.enable_all().max_blocking_threads(blocking).build()
 }
 
 /// Runs the service that `app` makes, from the start to the end of the process.

@@ -105,7 +105,8 @@ pub(crate) fn fill(text: &str, values: &[(&str, String)]) -> String {
     let common = [
         ("name", crate::NAME.to_owned()),
         ("version", env!("CARGO_PKG_VERSION").to_owned()),
-        ("description", env!("CARGO_PKG_DESCRIPTION").to_owned()),
+        // In a unit, which alone has it, `%` begins a specifier, and the end of a line the next setting.
+        ("description", env!("CARGO_PKG_DESCRIPTION").lines().collect::<Vec<_>>().join(" ").replace('%', "%%")),
     ];
     common.iter().chain(values).fold(text.to_owned(), |text, (key, value)| text.replace(&format!("@{key}@"), value))
 }

@@ -127,7 +127,7 @@ impl Listener {
                     Either::Left(tcp) => tcp.poll_accept(cx).map_ok(|(stream, address)| {
                         // Small answers go out at once.
                         let _ = stream.set_nodelay(true);
-                        (Either::Left(stream), Peer::Tcp(address))
+                        (Either::Left(stream), Peer::tcp(address))
                     }),
                     Either::Right(unix) => {
                         unix.poll_accept(cx).map_ok(|(stream, _)| (Either::Right(stream), Peer::Unix))
@@ -300,5 +300,5 @@ fn register(socket: OwnedFd) -> io::Result<(Socket, Peer)> {
     let stream = TcpStream::from_std(socket.into())?;
     // The client may have gone while the connection was on its way.
     let peer = stream.peer_addr()?;
-    Ok((Either::Left(stream), Peer::Tcp(peer)))
+    Ok((Either::Left(stream), Peer::tcp(peer)))
 }

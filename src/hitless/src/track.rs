@@ -4,6 +4,7 @@
 //! limit. It adds no box of its own but the one around the body that tells its end.
 
 use std::convert::Infallible;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -17,6 +18,8 @@ use tower::Service;
 
 use super::connection::{Connection, Peer, RequestGuard, says_close};
 use super::held::{SMALL, Unread};
+
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// What can be served: a router, or layers around one.
 pub trait Application:
@@ -101,9 +104,11 @@ where
         let bodiless = *this.head || status.is_informational() || matches!(status.as_u16(), 204 | 304);
         // hyper goes by the header where the body does not know its length (files, proxied answers).
         let announced = || response.headers().get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok();
-        let left =
-            if bodiless { Some(0) } else { http_body::Body::size_hint(response.body()).exact().or_else(announced) };
-        Poll::Ready(Ok(response.map(|body| Body::new(Answer { body, guard, left, unread: None }))))
+        let known = http_body::Body::size_hint(response.body()).exact();
+        // What is whole already does not fail.
+        let id = if known.is_none() { response.headers().get(X_REQUEST_ID).cloned() } else { None };
+        let left = if bodiless { Some(0) } else { known.or_else(announced) };
+        Poll::Ready(Ok(response.map(|body| Body::new(Answer { body, guard, id, left, unread: None }))))
     }
 }
 
@@ -111,11 +116,8 @@ fn turned_away(guard: &RequestGuard) -> Response {
     let (status, detail, id) = guard.turn_away();
     let title = status.canonical_reason().unwrap_or("Error");
     let body = format!("{{\"title\":\"{title}\",\"status\":{},\"detail\":\"{detail}\"}}\n", status.as_u16());
-    let headers = [
-        (header::CONTENT_TYPE, "application/problem+json"),
-        (header::CONNECTION, "close"),
-        (HeaderName::from_static("x-request-id"), &id),
-    ];
+    let headers =
+        [(header::CONTENT_TYPE, "application/problem+json"), (header::CONNECTION, "close"), (X_REQUEST_ID, &id)];
     let mut response = (status, headers, body).into_response();
     if status == StatusCode::SERVICE_UNAVAILABLE {
         response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
@@ -129,6 +131,8 @@ pin_project! {
         #[pin]
         body: Body,
         guard: RequestGuard,
+        // What the log calls the request.
+        id: Option<HeaderValue>,
         // The bytes still to come, where that is known. hyper drops a body after the last of them.
         left: Option<u64>,
         // What hyper has and the client has not, unless that is a small answer at once.
@@ -154,7 +158,8 @@ impl http_body::Body for Answer {
         if let Some(unread) = &this.unread {
             ready!(unread.poll_ready(cx));
         }
-        let mut frame = ready!(this.body.as_mut().poll_frame(cx));
+        let polled = catch_unwind(AssertUnwindSafe(|| this.body.as_mut().poll_frame(cx)));
+        let mut frame = ready!(polled.unwrap_or_else(|_| Poll::Ready(Some(Err(axum::Error::new("it panicked"))))));
         if let Some(Ok(part)) = &mut frame
             && let Some(data) = part.data_mut()
             && (data.len() > SMALL || *this.left != Some(data.len() as u64))
@@ -169,7 +174,8 @@ impl http_body::Body for Answer {
                 // Nothing follows trailers, and nobody asks whether something does.
                 (None, left) => *left = Some(0),
             },
-            Some(Err(_)) => {}
+            // Its head has left, so that nobody else gets to know.
+            Some(Err(error)) => this.guard.broke_off(this.id.as_ref(), error),
             None => this.guard.answered(),
         }
         Poll::Ready(frame)

@@ -31,6 +31,10 @@ struct State {
     given_up: bool,
     /// The handler has let go of the body before its end.
     abandoned: bool,
+    /// The handler has let go of the body.
+    dropped: bool,
+    /// The client has broken it off.
+    broken: bool,
     /// How much of the body the handler has got, as [`PART`] counts it.
     taken: usize,
 }
@@ -44,6 +48,12 @@ impl Upload {
     /// Whether the handler has let go of the body before its end.
     pub(super) fn is_abandoned(&self) -> bool {
         self.lock().abandoned
+    }
+
+    /// Whether somebody makes something of the body who has not got all of it, and perhaps never will.
+    pub(super) fn is_wanting(&self) -> bool {
+        let state = self.lock();
+        !state.dropped || state.broken || state.given_up
     }
 
     /// How much is held of the body, of which so much was received.
@@ -115,6 +125,7 @@ pin_project! {
             let this = this.project();
             let mut state = this.upload.lock();
             state.awaited = None;
+            state.dropped = true;
             state.abandoned = state.given_up || (!*this.ended && !http_body::Body::is_end_stream(&*this.body));
         }
     }
@@ -153,6 +164,7 @@ impl http_body::Body for Watched {
                 if let Some(Ok(frame)) = frame {
                     state.taken += frame.data_ref().map_or(0, |data| data.len() + PART);
                 }
+                state.broken |= matches!(frame, Some(Err(_)));
                 *this.ended = !matches!(frame, Some(Ok(_)));
             }
         }

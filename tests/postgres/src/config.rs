@@ -181,6 +181,8 @@ impl Config {
             within("unit.cpu_weight", cpu_weight, 1..=10_000, "as systemd has it"),
             private("listen", &self.listen),
             self.unit.metrics.as_ref().and_then(|listen| private("unit.metrics", listen)),
+            (self.unit.metrics.as_ref() == Some(&self.listen))
+                .then(|| ("unit.metrics", self.listen.to_string(), "is where the service listens".to_owned())),
             self.unit
                 .credentials
                 .iter()
@@ -207,7 +209,9 @@ impl Config {
         } = self.limits;
         let header_timeout = self.header_timeout();
         // As it is counted. What that really takes may be twice as much; the rest is for connections as such, and the service.
-        let held_bytes = memory_bytes(&self.unit.memory_high).map_or(usize::MAX, |bytes| bytes as usize / 4);
+        let memory =
+            [&self.unit.memory_high, &self.unit.memory_max].into_iter().filter_map(|text| memory_bytes(text)).min();
+        let held_bytes = memory.map_or(usize::MAX, |bytes| bytes as usize / 4);
         hitless::Limits {
             max_connections,
             max_head_bytes,

@@ -133,7 +133,14 @@ impl Setting {
     /// `message` without the value, which may be a secret that went astray. A short one is none, but may well be part
     /// of what the message says.
     pub fn conceal(&self, message: &str) -> String {
-        let message = message.replace(&format!("\"{}\"", self.text), "it");
+        let mut message = message.replace(&format!("\"{}\"", self.text), "it");
+        // Where a list is wrong, it is a part of it that is told.
+        if let (Some(begin), Some(end)) = (message.find('"'), message.rfind('"'))
+            && begin < end
+            && self.text.contains(&message[begin + 1..end])
+        {
+            message.replace_range(begin..=end, "it");
+        }
         if self.text.len() < 6 { message } else { message.replace(&self.text, "...") }
     }
 

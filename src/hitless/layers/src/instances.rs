@@ -193,7 +193,10 @@ pub async fn http(name: &str, input: impl Read, output: &mut impl Write) -> io::
     let is_whole = lines.map_while(Result::ok).any(|line| line.trim_ascii_end().is_empty());
     let (method, path) = match request.split(' ').collect::<Vec<_>>()[..] {
         [method, target, version] if is_whole && version.starts_with("HTTP/1.") => {
-            (method, target.split('?').next().unwrap_or_default())
+            // Who asks by a proxy may name the host (RFC 9112, section 3.2.2).
+            let path =
+                target.strip_prefix("http://").map_or(target, |rest| rest.find('/').map_or("/", |at| &rest[at..]));
+            (method, path.split('?').next().unwrap_or_default())
         }
         _ => ("", ""),
     };

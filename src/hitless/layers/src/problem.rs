@@ -44,7 +44,8 @@ pub struct Withheld(pub String);
 /// What a handler fails with: what the client may know of it, and apart from that, for the log, its cause.
 ///
 /// Any error becomes one by `?`: the client learns that the service failed (500), the log with what. Only what is wrong with
-/// the request's body is the client's fault, and told.
+/// the request's body is the client's fault, and told; so it looks when another body breaks that axum reads, whose error is to
+/// be given to [`caused_by`](Problem::caused_by).
 #[derive(Debug)]
 pub struct Problem(Box<Parts>);
 

@@ -29,6 +29,10 @@ pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-i
 /// The longest id that is taken from a client, in bytes.
 const LONGEST_ID: usize = 128;
 
+/// The target of a request's span. Its lines have another, as who wants none of them wants the id in all others. No module is
+/// called so, nor begins so.
+pub(crate) const SPAN: &str = "span of a request";
+
 /// How much of a method or a path is logged, in bytes. Clients choose them, up to hundreds of kilobytes.
 const LOGGED: usize = 1024;
 
@@ -192,8 +196,7 @@ pub(crate) fn make_span() {
     let Ok(Some(mut current)) = CURRENT.try_with(Cell::take) else { return };
     if current.span.is_none() {
         let trace_id = trace::id(current.traceparent.as_ref(), &current.id);
-        let span =
-            error_span!(target: "requests", "request", request_id = current.id.to_str().unwrap_or("-"), trace_id);
+        let span = error_span!(target: SPAN, "request", request_id = current.id.to_str().unwrap_or("-"), trace_id);
         span.with_subscriber(|(id, subscriber)| subscriber.enter(id));
         current.span = Some(Box::new(span));
     }

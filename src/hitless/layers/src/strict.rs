@@ -18,7 +18,7 @@ use crate::problem::Problem;
 use hitless::Fragment;
 
 /// Refuses requests whose host, target or transfer coding is unclear with 400. For the others, `Host` is the host of the
-/// request's target where that has one.
+/// request's target where there are both; in HTTP/2 there may be no `Host`.
 #[derive(Clone, Copy, Debug)]
 pub struct Check;
 

@@ -7,7 +7,7 @@
 //! written escaped.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
-use std::fmt::Write as _;
+use std::fmt::{Debug, Write as _};
 use std::io::{self, IsTerminal, Write};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixDatagram;
@@ -22,20 +22,21 @@ use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::subscriber::Interest;
-use tracing::{Event, Level, Metadata, Subscriber};
+use tracing::{Dispatch, Event, Level, Metadata, Subscriber};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_core::span::Current;
 use tracing_subscriber::field::RecordFields;
-use tracing_subscriber::filter::{FilterId, LevelFilter, Targets};
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::FormattedFields;
-use tracing_subscriber::fmt::format::{FormatFields, Writer};
+use tracing_subscriber::fmt::format::{FormatFields, Writer, debug_fn};
 use tracing_subscriber::prelude::*;
-use tracing_subscriber::registry::{LookupSpan, Registry};
+use tracing_subscriber::registry::Registry;
 use tracing_subscriber::{Layer, fmt};
 
 use crate::requests;
 
-/// How many lines wait for a reader that does not keep up: some megabytes.
+/// How many lines wait for a reader that does not keep up: some megabytes, and where each tells as much as clients can make it
+/// tell, a hundred.
 const KEPT_LINES: usize = 8192;
 
 /// How much of what a panic says is logged, in bytes. It may quote what a client sent.
@@ -97,7 +98,7 @@ pub fn init(name: &'static str, log: &Log) -> Result<WorkerGuard, BoxError> {
             Box::new(move |line| journal.send_to(&message(name, line)?, JOURNAL).map(drop))
         }
         LogFormat::Text => {
-            // The formatter's own escape sequences. Those of others it has escaped.
+            // The formatter's own escape sequences. Those of others are escaped by then.
             let kept = if colours() { "\t\n\x1b" } else { "\t\n" };
             Box::new(move |line| io::stderr().write_all(text(line, kept).as_bytes()))
         }
@@ -110,21 +111,34 @@ pub fn init(name: &'static str, log: &Log) -> Result<WorkerGuard, BoxError> {
     let lost = writer.error_counter();
     let lines = fmt::layer().with_writer(writer);
     let layer = match format {
-        LogFormat::Text => lines.with_ansi(colours()).with_target(false).compact().boxed(),
+        LogFormat::Text => {
+            let lines = lines.with_ansi(colours()).with_target(false).compact();
+            lines.fmt_fields(text_fields()).boxed()
+        }
         _ => lines.json().flatten_event(true).with_current_span(false).fmt_fields(JsonFields).boxed(),
     };
-    Spans::default().with(filter(&log.filter)).with(layer).try_init()?;
+    Spans(Registry::default().with(filter(&log.filter)).with(layer)).try_init()?;
     std::thread::spawn(move || tell_losses(&lost, &refused));
     std::panic::set_hook(Box::new(tell_panic));
     Ok(guard)
 }
 
-/// The registry of spans, which has the span of a [request](requests) made when that is needed: before a line is logged,
-/// another span begins within it, or somebody asks which is the current one. A log of one's own is built on it, like [`init`]'s.
-#[derive(Debug, Default)]
-pub struct Spans(Registry);
+/// Has the span of a [request](requests) made when that is needed: before a line is logged, another span begins within it,
+/// or somebody asks which is the current one.
+///
+/// It goes around a log, one of one's own as well, as [`init`] has it. A layer whose own subscriber is not the registry itself keeps each span for ever.
+#[derive(Debug)]
+pub struct Spans<S>(pub S);
 
-impl Subscriber for Spans {
+impl<S: Subscriber> Subscriber for Spans<S> {
+    fn on_register_dispatch(&self, dispatch: &Dispatch) {
+        self.0.on_register_dispatch(dispatch);
+    }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        self.0.max_level_hint()
+    }
+
     fn register_callsite(&self, metadata: &'static Metadata<'static>) -> Interest {
         self.0.register_callsite(metadata)
     }
@@ -177,16 +191,13 @@ impl Subscriber for Spans {
     }
 }
 
-impl<'a> LookupSpan<'a> for Spans {
-    type Data = <Registry as LookupSpan<'a>>::Data;
-
-    fn span_data(&'a self, span: &Id) -> Option<Self::Data> {
-        self.0.span_data(span)
-    }
-
-    fn register_filter(&mut self) -> FilterId {
-        self.0.register_filter()
-    }
+/// Writes fields for people. What they choose is made visible before the formatter's own escape sequences are around it.
+fn text_fields() -> impl for<'writer> FormatFields<'writer> {
+    let field = |writer: &mut Writer<'_>, field: &Field, value: &dyn Debug| {
+        let value = visible(&format!("{value:?}"), "\t\n");
+        if field.name() == "message" { write!(writer, "{value}") } else { write!(writer, "{field}={value}") }
+    };
+    debug_fn(field).delimited(" ")
 }
 
 /// A panic is a line like any other, with the id of its request, and with a backtrace where `RUST_BACKTRACE` asks for one.
@@ -200,7 +211,8 @@ fn tell_panic(panic: &PanicHookInfo<'_>) {
     }
 }
 
-/// The filter that an operator asks for. Without a word of it on [`PEERS`], these tell of errors alone.
+/// The filter that an operator asks for. Without a word of it on [`PEERS`], these tell of errors alone. Whatever it lets through
+/// has its request's span.
 fn filter(asked: &Targets) -> Targets {
     let is_named = |peer: &str| {
         let mut targets = asked.iter().filter_map(|(target, _)| target.strip_prefix(peer));
@@ -208,7 +220,7 @@ fn filter(asked: &Targets) -> Targets {
     };
     let is_loud = |peer: &str| asked.would_enable(peer, &Level::WARN) && !is_named(peer);
     let quiet: Vec<_> = PEERS.into_iter().filter(|peer| is_loud(peer)).map(|peer| (peer, LevelFilter::ERROR)).collect();
-    asked.clone().with_targets(quiet)
+    asked.clone().with_targets(quiet).with_target(requests::SPAN, LevelFilter::ERROR)
 }
 
 /// A filter that says what is logged of everything. [`Targets`] by itself takes any word that is no level for a target,
@@ -263,7 +275,7 @@ fn colours() -> bool {
 }
 
 /// Whether standard error leads to the journal: `$JOURNAL_STREAM` names its device and inode (systemd.exec(5)).
-fn stderr_is_journal() -> bool {
+pub fn stderr_is_journal() -> bool {
     let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return false };
     // Following the link gives the socket that standard error is.
     std::fs::metadata("/proc/self/fd/2").is_ok_and(|stderr| stream == format!("{}:{}", stderr.dev(), stderr.ino()))
@@ -452,7 +464,7 @@ impl Visit for Members<'_> {
         self.member(field, value);
     }
 
-    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
         self.member(field, format!("{value:?}"));
     }
 }

@@ -48,6 +48,13 @@ pub enum Peer {
     Operator,
 }
 
+impl Peer {
+    /// A client has one address, whether or not its socket takes IPv6 as well.
+    pub(crate) fn tcp(address: SocketAddr) -> Self {
+        Self::Tcp(SocketAddr::new(address.ip().to_canonical(), address.port()))
+    }
+}
+
 impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -1,8 +1,10 @@
 //! The requests in flight of a connection.
 
+use std::error::Error;
+use std::iter;
 use std::time::Instant;
 
-use axum::http::{HeaderMap, Method, StatusCode, Uri, Version, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version, header};
 
 use super::{Connection, Protocol, Shared, Upgrade};
 use crate::connections::{Cut, Mode};
@@ -199,6 +201,26 @@ impl RequestGuard {
         let Shared { connections, peer, .. } = &*self.connection.0;
         connections.notice(kind, *peer);
         (status, detail, connections.refusal_id())
+    }
+
+    /// Tells that the application fails to give the rest of its answer, and counts that, unless it is made of a request's body
+    /// that does not come whole.
+    pub(crate) fn broke_off(&self, id: Option<&HeaderValue>, error: &axum::Error) {
+        if self.upload.as_ref().is_some_and(Upload::is_wanting) {
+            return;
+        }
+        self.connection.0.connections.count_broken();
+        let state = self.connection.lock();
+        let Some(request) = state.requests.iter().find(|request| request.number == self.number) else { return };
+        let (method, path) = (request.method.clone(), beginning(request.uri.path()).to_owned());
+        drop(state);
+        let mut why: Vec<_> =
+            iter::successors(error.source(), |&error| error.source()).map(ToString::to_string).collect();
+        // Errors of bodies say what those say that are in them.
+        why.dedup();
+        let why = why.join(": ");
+        let request_id = id.and_then(|id| id.to_str().ok());
+        tracing::error!(request_id, "{method} {path}: the answer breaks off: {why}");
     }
 
     /// Records that the answer has ended, whole.

@@ -236,6 +236,11 @@ impl Connections {
         }
     }
 
+    /// Counts an answer that has begun, and was counted as a good one, as a failure.
+    pub(crate) fn count_broken(&self) {
+        self.failed.fetch_add(1, Relaxed);
+    }
+
     /// The answers so far, and how many of them are the service's failures.
     pub fn counts(&self) -> (u64, u64) {
         (self.answered.load(Relaxed), self.failed.load(Relaxed))

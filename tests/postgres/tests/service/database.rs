@@ -46,6 +46,7 @@ async fn becomes_ready(service: &Service) {
 /// It starts, says so, answers what needs no database, and goes on by itself.
 #[tokio::test]
 async fn one_that_is_away_is_waited_for() {
+    const TOLD: &str = "/readyz: 503: database: ";
     let database = new_database().await;
     let folder = new_folder();
     let elsewhere = database.replace(&SERVER.folder.display().to_string(), &folder.display().to_string());
@@ -62,8 +63,17 @@ async fn one_that_is_away_is_waited_for() {
     // It goes away while the service runs, which tells why it has none.
     std::fs::remove_file(folder.join(SOCKET)).expect("no link");
     terminate(&database).await;
-    let (status, says) = readiness(&service).await;
-    assert!(status == 503 && says.contains("No such file"), "{status} {says}");
+    let told = |service: &Service| service.log().matches(TOLD).count();
+    let before = told(&service);
+    soon("a line of the log", async {
+        while told(&service) == before {
+            assert!(!readiness(&service).await.1.contains("No such file"));
+            sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    let log = service.log();
+    assert!(log.lines().rfind(|line| line.contains(TOLD)).is_some_and(|line| line.contains("No such file")), "{log}");
     assert_eq!(get(service.address(), "/orders").await.status, 503);
     std::os::unix::fs::symlink(SERVER.folder.join(SOCKET), folder.join(SOCKET)).expect("a link");
     becomes_ready(&service).await;

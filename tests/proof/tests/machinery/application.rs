@@ -3,12 +3,13 @@
 //!
 //! `/ping` takes its time, and `/echo` streams a body back; `/length` streams an answer whose length only the header knows,
 //! `/work` answers at once and works on, `/endless` has work that does not end, `/blocking` takes every thread there is for
-//! what blocks, `/fails/{status}` answers with what it was sent, and `/problems/{status}` with a problem that has a cause;
+//! what blocks, `/breaks/{how}` breaks its answer off, `/fails/{status}` answers with what it was sent, and `/problems/{status}` with a problem that has a cause;
 //! `/tells` has something to log after its answer, or when it is given up.
 
 use std::convert::Infallible;
 use std::ffi::OsString;
 use std::fmt;
+use std::future::ready;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use axum::{BoxError, Json, Router};
+use futures_util::{StreamExt, stream};
 use hitless::{Application, Handle};
 use layers::problem::Problem;
 use serde_json::{Value, json};
@@ -43,7 +45,11 @@ pub struct Shared {
 
 /// It, with `more` routes, which go before its own.
 pub fn app(config: &Config, handle: Handle, ping_delay: Duration, more: Router<Shared>) -> impl Application + use<> {
-    let shared = Shared { handle, readiness: Readiness::new(config.readiness_timeout), ping_delay };
+    let mut readiness = Readiness::new(config.readiness_timeout);
+    if std::env::var_os(NO_DATABASE).is_some() {
+        readiness = readiness.check("database", || ready(Err("no route to host")));
+    }
+    let shared = Shared { handle, readiness, ping_delay };
     let own = routes().with_state(shared.clone());
     let routes = if more.has_routes() { more.with_state(shared).fallback_service(own) } else { own };
     app::layered(routes, config)
@@ -51,6 +57,9 @@ pub fn app(config: &Config, handle: Handle, ping_delay: Duration, more: Router<S
 
 /// As a process, a test says by its environment that it is to be one: how long `/ping` takes there.
 pub const PING_DELAY: &str = "PING_DELAY";
+
+/// Has a readiness check fail there.
+pub const NO_DATABASE: &str = "NO_DATABASE";
 
 /// Names another file of the configuration there.
 pub const CONFIG: &str = "CONFIG";
@@ -165,6 +174,7 @@ fn routes() -> Router<Shared> {
         .route("/length", get(length))
         .route("/work", get(work))
         .route("/endless", get(endless))
+        .route("/breaks/{how}", get(breaks))
         .route("/fails/{status}", post(fails))
         .route("/problems/{status}", get(problem))
         .route("/blocking", get(blocking))
@@ -204,10 +214,19 @@ async fn endless(State(handle): State<Handle>) {
 }
 
 async fn blocking() {
-    // The runtime has 512 threads for them.
+    // More than the runtime has threads for them.
     for _ in 0..600 {
         tokio::task::spawn_blocking(|| std::thread::sleep(Duration::from_secs(60)));
     }
+}
+
+/// Begins to answer, and then fails or panics.
+async fn breaks(Path(how): Path<String>) -> Body {
+    let rest = async move {
+        assert!(how != "panics", "on purpose");
+        Err(NoDatabase(std::io::Error::other("nobody listens")))
+    };
+    Body::from_stream(stream::once(ready(Ok("begun"))).chain(stream::once(rest)))
 }
 
 /// Answers with this status, and the body, its type and its coding that came with the request. Panics at 0.

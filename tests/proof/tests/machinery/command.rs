@@ -1,7 +1,9 @@
 //! The command line, where nobody reads what it says.
 
 use std::fs::File;
+use std::io::Read;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::process::Stdio;
 
 use tempfile::TempDir;
@@ -44,6 +46,23 @@ async fn what_nobody_reads_is_no_failure_and_hides_none() {
         command.args(arguments).env(variable("listen"), listen).env("RUNTIME_DIRECTORY", nowhere.path());
         command.stdout(closed()).stderr(closed());
         assert_eq!(status(&mut command).await, Some(expected), "{arguments:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_goes_wrong_before_there_is_a_log_is_an_error_in_the_journal() {
+    for is_journal in [true, false] {
+        let (mut reader, writer) = std::io::pipe().expect("a pipe");
+        let stderr = File::from(OwnedFd::from(writer));
+        let known = stderr.metadata().expect("what is known of it");
+        let stream = if is_journal { format!("{}:{}", known.dev(), known.ino()) } else { "1:1".to_owned() };
+        let mut command = command();
+        command.arg("check").env(variable("listen"), "nowhere").env("JOURNAL_STREAM", stream).stderr(stderr);
+        assert_eq!(status(&mut command).await, Some(2));
+        drop(command);
+        let mut said = String::new();
+        reader.read_to_string(&mut said).expect("text");
+        assert!(said.lines().count() == 2 && said.lines().all(|line| line.starts_with("<3>") == is_journal), "{said}");
     }
 }
 

@@ -275,6 +275,20 @@ const EDGES: [(&str, Refused, Good); 30] = [
     ("unit", &[("true", "Unit")], &["{ cpu_weight = 0b11 }"]),
 ];
 
+#[test]
+fn what_only_together_makes_no_sense_is_refused() {
+    let error = load_file("listen = '/run/a.sock'\nunit.metrics = '/run/a.sock'").unwrap_err();
+    assert!(error.contains("unit.metrics: /run/a.sock is where the service listens"), "{error}");
+}
+
+#[test]
+fn what_clients_hold_fits_into_the_memory_that_there_is() {
+    for (memory_high, memory_max, held) in [("768M", "1G", 192), ("2G", "512M", 128), ("infinity", "64M", 16)] {
+        let config = load(&[("unit.memory_high", memory_high), ("unit.memory_max", memory_max)]).unwrap();
+        assert_eq!(config.connection_limits().held_bytes, held << 20, "{memory_high} {memory_max}");
+    }
+}
+
 const LONG_PATH: &str =
     "'/run/0123456789012345678901234567890123456789012345678901234567890123456789012345678901234567890123456789abc'";
 
@@ -360,6 +374,18 @@ fn no_error_has_a_value_that_may_be_a_secret() {
             assert!(!error.contains(secret), "{key} = {secret}: {error}");
             assert!(error.contains(&variable(key)), "{error}");
         }
+    }
+    // Nor has it a part of one.
+    for (key, text) in [
+        ("log.filter", "hunter2,x"),
+        ("log.filter", "info, hunter2 ,debug"),
+        ("log.filter", "info,hun\"ter2"),
+        ("proxies.trusted", "['10.0.0.0/8', 'hunter2']"),
+        ("proxies.trusted", "['hunter2/8']"),
+        ("unit.credentials", "['listen', 'hunter2']"),
+    ] {
+        let error = load(&[(key, text)]).unwrap_err();
+        assert!(!error.contains("hun") && !error.contains("ter2") && error.contains(key), "{key} = {text}: {error}");
     }
     // In a file it has to be of another type.
     for (key, secret) in [("unit.memory_max", "0x0123456789"), ("listen", "123456789"), ("reuse_port", "'hunter2'")] {

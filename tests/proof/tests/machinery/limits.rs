@@ -479,3 +479,17 @@ async fn a_body_that_turns_out_too_large_ends_its_connection_alone() {
     assert!(!rest.ends_with(b"0\r\n\r\n"), "{rest:?}");
     assert_eq!(app.client().await.get("/livez").await.status, 200);
 }
+
+#[tokio::test]
+async fn what_blocks_gets_as_many_threads_as_there_may_be() {
+    for most in [16, 64] {
+        let process = Process::start(&[("unit.tasks_max", &most.to_string())]).await;
+        let mut client = process.client().await;
+        assert_eq!(client.get("/blocking").await.status, 200);
+        assert_eq!(client.get("/livez").await.status, 200);
+        let threads = process.status("Threads");
+        // The test harness has one of its own.
+        assert!(threads > most / 3 && threads <= most + 1, "{threads} of {most}");
+        process.signal(Signal::KILL);
+    }
+}

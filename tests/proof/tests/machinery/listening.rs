@@ -2,6 +2,7 @@
 //! service manager passes are in `handover.rs`.
 
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
@@ -108,10 +109,46 @@ async fn a_unix_socket_is_replaced_when_it_is_dead_and_only_then() {
     kill_process(pid, Signal::INT).unwrap();
     assert!(soon("the end", second.wait()).await.unwrap().success());
 
+    // Nor is a socket that is none of its kind, and somebody else's.
+    let path = folder.path().join("living");
+    let _living = UnixDatagram::bind(&path).unwrap();
+    let (status, said) = refused(path.to_str().unwrap()).await;
+    assert_eq!(status.code(), Some(1), "{said}");
+    UnixDatagram::unbound().unwrap().connect(&path).unwrap();
+
     // A file that is no socket is not the service's to remove.
     let file = folder.path().join("file");
     std::fs::write(&file, "precious").unwrap();
     let (status, said) = refused(file.to_str().unwrap()).await;
     assert_eq!(status.code(), Some(1), "{said}");
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "precious");
+}
+
+#[tokio::test]
+async fn what_a_handler_starts_inherits_no_socket() {
+    let process = Process::start(&[]).await;
+    let _client = process.client().await;
+    for entry in std::fs::read_dir(format!("/proc/{}/fd", process.pid())).unwrap() {
+        let path = entry.unwrap().path();
+        // One that is closed meanwhile is none.
+        let Ok(what) = std::fs::read_link(&path) else { continue };
+        let known = std::fs::read_to_string(path.to_str().unwrap().replace("/fd/", "/fdinfo/")).unwrap_or_default();
+        let flags = known.lines().find_map(|line| u32::from_str_radix(line.strip_prefix("flags:")?.trim(), 8).ok());
+        let is_socket = what.to_str().is_some_and(|what| what.starts_with("socket:"));
+        assert!(!is_socket || flags.is_none_or(|flags| flags & 0o2_000_000 != 0), "{path:?}: {what:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_has_one_address_whatever_socket_it_comes_by() {
+    let port = TcpListener::bind("[::]:0").unwrap().local_addr().unwrap().port();
+    let address = SocketAddr::from(([127, 0, 0, 1], port));
+    let mut command = application();
+    command.env(variable("listen"), format!("[::]:{port}")).env(variable("log.filter"), "info,requests=debug");
+    let child = command.env(variable("log.format"), "json").stderr(Stdio::piped()).spawn().unwrap();
+    answers(address).await;
+    kill_process(child.id().and_then(|pid| Pid::from_raw(pid.cast_signed())).unwrap(), Signal::INT).unwrap();
+    let output = soon("the end", child.wait_with_output()).await.unwrap();
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(log.contains("\"client\":\"127.0.0.1\""), "{log}");
 }

@@ -15,6 +15,48 @@ use crate::start::{Process, managed, variable};
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 
 #[tokio::test]
+async fn an_answer_that_breaks_off_is_a_failure_in_the_log_unless_its_client_is_to_blame() {
+    let mut service = start(managed().env("RUST_BACKTRACE", "0").env(variable("limits.max_body_bytes"), "10")).await;
+    for how in ["fails", "panics"] {
+        let mut client = client(&service).await;
+        client.send(format!("GET /breaks/{how} HTTP/1.1\r\nHost: test\r\nX-Request-Id: {how}\r\n\r\n")).await;
+        client.until_end().await;
+    }
+    // What the answer is made of does not come, is nonsense, or is too much.
+    for chunks in ["5\r\nbegun\r\n", "5\r\nbegun\r\nnonsense\r\n", "5\r\nbegun\r\nf\r\nand far too much\r\n"] {
+        let mut client = client(&service).await;
+        client.send("POST /echo HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n").await;
+        assert_eq!(client.head().await.status, 200);
+        client.send(chunks).await;
+    }
+    let status = soon("a status", service.wait_for("STATUS=serving 0 connections; 5 requests, 2 failed")).await;
+    assert!(status.is_ok(), "{:?}", service.messages());
+    assert!(service.stop().await.expect("an end").success());
+    let log = service.log();
+    let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let lines: Vec<_> =
+        lines.filter(|line| line["message"].as_str().is_some_and(|said| said.contains("breaks off"))).collect();
+    assert_eq!(lines.len(), 2, "{log}");
+    for (line, (how, why)) in lines.iter().zip([("fails", "no database: nobody listens"), ("panics", "it panicked")]) {
+        assert_eq!(line["message"], format!("GET /breaks/{how}: the answer breaks off: {why}"));
+        assert_eq!((&line["level"], &line["request_id"]), (&json!("ERROR"), &json!(how)), "{line}");
+    }
+}
+
+#[tokio::test]
+async fn what_a_handler_logs_has_its_requests_id_whatever_else_is_logged() {
+    for filter in ["off,machinery=info", "info,requests=off"] {
+        let mut service = start(managed().env(variable("log.filter"), filter)).await;
+        let mut client = client(&service).await;
+        client.send("GET /tells/after HTTP/1.1\r\nHost: test\r\nX-Request-Id: it\r\n\r\n").await;
+        assert_eq!(client.answer().await.status, 200);
+        drop(client);
+        assert!(service.stop().await.expect("an end").success());
+        assert_eq!(lines_of(&service.log(), "it"), ["after"], "{filter}: {}", service.log());
+    }
+}
+
+#[tokio::test]
 async fn a_request_is_in_the_log_with_what_is_known_of_it_and_its_outcome() {
     let process = Process::start(&[("log.filter", "info,requests=debug"), ("log.format", "json")]).await;
     for (path, id, parent) in [
@@ -299,16 +341,25 @@ async fn probes_are_not_in_the_log_by_default() {
 
 #[tokio::test]
 async fn a_log_that_nobody_reads_holds_nobody_up_and_what_is_lost_is_told() {
-    const REQUESTS: usize = 20_000;
+    const REQUESTS: usize = 60_000;
+    /// After which the log holds all that it keeps.
+    const FULL: usize = 20_000;
     const AT_ONCE: usize = 100;
     let mut process = Process::start(&[("log.filter", "info,requests=debug"), ("log.format", "json")]).await;
     let mut client = process.client().await;
-    for _ in 0..REQUESTS / AT_ONCE {
+    let mut full = 0;
+    for round in 0..REQUESTS / AT_ONCE {
+        if round == FULL / AT_ONCE {
+            full = process.memory();
+        }
         client.send("GET /livez HTTP/1.1\r\nHost: test\r\n\r\n".repeat(AT_ONCE)).await;
         for _ in 0..AT_ONCE {
             assert_eq!(client.answer().await.status, 200);
         }
     }
+    // Of a request that has ended nothing is left, though it had a span.
+    let grown = process.memory().saturating_sub(full);
+    assert!(grown < 8 << 20, "{} kB more after {} requests", grown >> 10, REQUESTS - FULL);
 
     let (mut read, mut lost) = (0, 0);
     let mut log = process.log();

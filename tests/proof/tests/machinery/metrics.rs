@@ -242,6 +242,8 @@ async fn a_request_on_standard_input_is_answered_as_http_has_it() {
     for (head, directory, status, has_body) in [
         ("GET /metrics HTTP/1.1\r\nHost: test\r\nAccept: */*\r\n\r\n", &directory, "200 OK", true),
         ("GET /metrics?a=b HTTP/1.0\r\n\r\n", &directory, "200 OK", true),
+        ("GET http://test:9464/metrics?a=b HTTP/1.1\r\nHost: test\r\n\r\n", &directory, "200 OK", true),
+        ("GET http://test/metrics/ HTTP/1.1\r\nHost: test\r\n\r\n", &directory, "404 Not Found", true),
         ("HEAD /metrics HTTP/1.1\r\nHost: test\r\n\r\n", &directory, "200 OK", false),
         ("GET /metrics HTTP/1.1\r\nHost: test\r\n", &directory, "400 Bad Request", true),
         ("GET /metrics HTTP/1.1\r\n\r\n", &nowhere, "503 Service Unavailable", true),

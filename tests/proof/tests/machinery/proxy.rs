@@ -28,13 +28,12 @@ const FOLLOWS: &[(&str, &str, [&str; 3])] = &[
         "limits.header_timeout = '1500ms'",
         ["timeout http-request 1500ms", "client_header_timeout 1500ms;", "read_header 1500ms"],
     ),
-    (
-        "less than limits.idle_timeout",
-        "limits.idle_timeout = '100s'",
-        ["pool-purge-delay 80s", "keepalive_timeout 80s;", "keepalive 80s"],
-    ),
+    ("less than limits.idle_timeout", "limits.idle_timeout = '100s'", ["", "keepalive_timeout 80s;", "keepalive 80s"]),
+    ("a fifteenth, for half of them", "limits.idle_timeout = '30s'", ["pool-purge-delay 2s", "", ""]),
     ("limits.max_connections", "limits.max_connections = 77", ["maxconn 77", "", ""]),
+    ("as long as for an answer", "limits.request_timeout = '9s'", ["timeout queue 14s", "", ""]),
     ("limits.max_body_bytes", "limits.max_body_bytes = 99", ["", "client_max_body_size 99;", ""]),
+    ("none, which to nginx is no limit", "limits.max_body_bytes = 0", ["", "client_max_body_size 1;", ""]),
 ];
 
 #[test]

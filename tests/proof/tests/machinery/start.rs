@@ -150,7 +150,8 @@ impl Process {
     /// The same, with more in its environment.
     pub async fn start_with(environment: &[(&str, &OsStr)], settings: &[(&str, &str)]) -> Self {
         // Nobody else gets this port meanwhile: it is shared with a socket that does not listen.
-        let port = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM, None);
+        let (family, flags) = (rustix::net::AddressFamily::INET, rustix::net::SocketFlags::CLOEXEC);
+        let port = rustix::net::socket_with(family, rustix::net::SocketType::STREAM, flags, None);
         let port = port.expect("a socket");
         rustix::net::sockopt::set_socket_reuseport(&port, true).expect("SO_REUSEPORT");
         rustix::net::bind(&port, &SocketAddr::from(([127, 0, 0, 1], 0))).expect("a free port");
@@ -184,12 +185,26 @@ impl Process {
         kill_process(pid, signal).expect("sending a signal");
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id().expect("a process that runs")
+    }
+
+    /// What the kernel knows of it by this name (proc(5)).
+    pub fn status(&self, name: &str) -> usize {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("what is known of it");
+        let value =
+            status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')?.split_whitespace().next());
+        value.and_then(|value| value.parse().ok()).expect(name)
+    }
+
     /// The most memory that it had so far, in bytes.
     pub fn peak_memory(&self) -> usize {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id().expect("a process that runs")));
-        let status = status.expect("what is known of it");
-        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"));
-        peak.and_then(|peak| peak.parse::<usize>().ok()).expect("VmHWM") << 10
+        self.status("VmHWM") << 10
+    }
+
+    /// The memory that it has, in bytes.
+    pub fn memory(&self) -> usize {
+        self.status("VmRSS") << 10
     }
 
     /// Its log, line by line. Nobody else reads it until the end.

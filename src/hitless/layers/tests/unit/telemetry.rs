@@ -131,3 +131,23 @@ fn who_warns_of_peers_is_quiet_unless_named() {
         assert_eq!(filter(&asked.parse().unwrap()).would_enable(target, &level), expected, "{asked}: {target} {level}");
     }
 }
+
+#[test]
+fn no_field_steers_a_terminal_that_shows_colours() {
+    let (mut reader, writer) = io::pipe().unwrap();
+    let shown = fmt::layer().with_writer(std::sync::Mutex::new(writer)).with_ansi(true).compact();
+    let shown = shown.fmt_fields(text_fields());
+    tracing::subscriber::with_default(Registry::default().with(shown), || {
+        let said = "\u{1b}]0;title\u{7}\u{1b}[2J\u{9b}31m";
+        let error = io::Error::other(said);
+        let span = tracing::info_span!("span", %said, text = said);
+        span.in_scope(
+            || tracing::info!(%said, text = said, ?error, error = &error as &dyn std::error::Error, "{said}"),
+        );
+    });
+    let mut line = String::new();
+    io::Read::read_to_string(&mut reader, &mut line).unwrap();
+    let line = text(&line, "\t\n\x1b");
+    assert!(line.contains("INFO") && line.contains("\x1b[") && line.matches("title").count() == 7, "{line:?}");
+    assert!(!line.contains("\x1b]") && !line.contains("\x1b[2J") && !line.contains('\u{9b}'), "{line:?}");
+}
