@@ -179,7 +179,7 @@ is_small() {
     own=$(($(lines src tests/service) - $(lines src/hitless)))
     cd - >/dev/null
     echo "a generated service: $files files, $all lines of Rust, $own of them its owner's to read"
-    if [ "$files" -gt 113 ] || [ "$all" -gt 13300 ] || [ "$own" -gt 1200 ]; then fail "that is too much"; fi
+    if [ "$files" -gt 113 ] || [ "$all" -gt 13400 ] || [ "$own" -gt 1200 ]; then fail "that is too much"; fi
 }
 
 # The version that is stamped into what is generated, and those of the crates in it, are the template's.
