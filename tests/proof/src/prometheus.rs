@@ -17,7 +17,7 @@ use lab::subject::Subject;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How often it asks, and how long it waits. A busy machine may take its time for an answer.
+/// How often it asks, and how long it waits.
 pub const INTERVAL: Duration = Duration::from_secs(2);
 
 /// A Prometheus at work.
@@ -94,13 +94,15 @@ impl Prometheus {
         self.query(&format!("{selector}[{}s]", (now() - self.since) as u64 + 1)).await
     }
 
-    /// When it was not answered, or an instance was silent: from when to when it asked.
+    /// When it was answered badly, or an instance was silent: from when to when it asked. Where it ran out of time, that tells more
+    /// of the machine.
     pub async fn failures(&self) -> anyhow::Result<Vec<(f64, f64)>> {
         let asked = [self.all("up").await?, self.all("hitless_up").await?].concat();
         let failed = asked.into_iter().flat_map(|(_, samples)| samples).filter(|(_, value)| *value == 0.0);
         let failed: BTreeSet<_> = failed.map(|(at, _)| at.to_bits()).collect();
         let took = self.all("scrape_duration_seconds").await?.into_iter().flat_map(|(_, samples)| samples);
-        Ok(took.filter(|(at, _)| failed.contains(&at.to_bits())).map(|(at, took)| (at, at + took)).collect())
+        let in_time = took.filter(|(_, took)| *took < INTERVAL.as_secs_f64());
+        Ok(in_time.filter(|(at, _)| failed.contains(&at.to_bits())).map(|(at, took)| (at, at + took)).collect())
     }
 
     /// Fails where a rule could not be evaluated, or what it records is nothing; the names of the alerts that fire.
