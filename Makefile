@@ -57,7 +57,7 @@ deploy: ## Put it on HOST=root@host, or replace what runs there [SSH_OPTS="-p 22
 deb: ## A Debian package of it, whose upgrade is a deploy [TARGET=]
 	@built=$$($(BUILD)) && [ -n "$$built" ] && deploy/deb $(NAME) "$$built" "$${built%/*}"
 
-image: TARGET := $(or $(TARGET),$(shell rustc --version --verbose | sed -n 's/^host: //p'))
+image: TARGET := $(or $(TARGET),$(shell rustc --version --verbose 2>/dev/null | sed -n 's/^host: //p'))
 image: ## A container image of it, with nothing in it but its program, for podman [IMAGE=name:tag TARGET=]
 	@built=$$(RUSTFLAGS="-C target-feature=+crt-static" $(BUILD)) && [ -n "$$built" ] && \
 	podman build --quiet --layers=false --format docker --tag "$(IMAGE)" --file deploy/Containerfile \
