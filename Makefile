@@ -19,11 +19,14 @@ TARGET   ?=
 RELEASE  ?=
 export HOST SSH_OPTS WATCH TRIAL YES
 
+# make image: what it is called.
+IMAGE ?= $(NAME):$(shell sed -n '/^version = "\(.*\)"/ { s//\1/p; q; }' Cargo.toml)
+
 # make update: FROM= where the template is, CHECK=1 to ask only, BASE= the commit of it that this service is of.
 FROM ?=
 export FROM CHECK BASE
 
-.PHONY: help run rehearse test check chaos deploy deb rollback apply status logs top update uninstall
+.PHONY: help run rehearse test check chaos deploy deb image rollback apply status drain undrain logs top update uninstall
 
 help: ## This list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -54,6 +57,12 @@ deploy: ## Put it on HOST=root@host, or replace what runs there [SSH_OPTS="-p 22
 deb: ## A Debian package of it, whose upgrade is a deploy [TARGET=]
 	@built=$$($(BUILD)) && [ -n "$$built" ] && deploy/deb $(NAME) "$$built" "$${built%/*}"
 
+image: TARGET := $(or $(TARGET),$(shell rustc --version --verbose | sed -n 's/^host: //p'))
+image: ## A container image of it, with nothing in it but its program, for podman [IMAGE=name:tag TARGET=]
+	@built=$$(RUSTFLAGS="-C target-feature=+crt-static" $(BUILD)) && [ -n "$$built" ] && \
+	podman build --quiet --layers=false --format docker --tag "$(IMAGE)" --file deploy/Containerfile \
+		--build-arg BINARY="$${built##*/}" "$${built%/*}"
+
 rollback: ## Put the previous release on HOST= back, or RELEASE=
 	@deploy/tell $(NAME) rollback $(RELEASE)
 
@@ -62,6 +71,12 @@ apply: ## Let a changed configuration on HOST= take effect
 
 status: ## What runs on HOST=
 	@deploy/tell $(NAME) status
+
+drain: ## Take HOST= out of its balancer's rotation, until undrain or a boot: /readyz says 503, clients are told to go
+	@deploy/tell $(NAME) drain
+
+undrain: ## Take HOST= back
+	@deploy/tell $(NAME) undrain
 
 logs: ## Follow the journal on HOST=
 	@deploy/tell $(NAME) logs

@@ -4,6 +4,7 @@
 
 pub mod app;
 pub mod config;
+pub mod kubernetes;
 pub mod proxy;
 pub mod routes;
 pub mod server;

@@ -10,6 +10,7 @@ use axum::BoxError;
 use clap::{Parser, Subcommand, ValueEnum};
 use layers::{instances, telemetry, top};
 use service::config::Config;
+use service::kubernetes::{self, Options};
 use service::proxy::{self, Proxy, Server};
 use service::{app, server, unit};
 use tokio::runtime::Runtime;
@@ -47,8 +48,14 @@ enum Command {
         #[arg(long, value_parser = proxy::site, default_value = concat!(env!("CARGO_PKG_NAME"), ".example"))]
         site: String,
     },
+    /// Print manifests for Kubernetes, for containers whose settings are the defaults and those in --config FILE
+    Kubernetes(Options),
     /// Ask what runs here whether it is ready: all instances, or the one with this process id
     Health { pid: Option<u32> },
+    /// Take this host out of its balancer's rotation: /readyz says 503, clients are told to go elsewhere, nobody is cut off
+    Drain,
+    /// Take it back
+    Undrain,
     /// Print the metrics of all instances that run here, in Prometheus' text format
     Metrics {
         /// Answer the HTTP request on standard input instead
@@ -67,6 +74,8 @@ enum Command {
 enum UnitKind {
     Service,
     Socket,
+    /// The service's, where it runs in a container of podman's
+    Container,
     MetricsService,
     MetricsSocket,
 }
@@ -88,12 +97,18 @@ fn main() -> ExitCode {
         Command::Check => check(&config),
         Command::Unit { kind: UnitKind::Service } => print(&unit::service(&config)),
         Command::Unit { kind: UnitKind::Socket } => print(&unit::socket(&config)),
-        Command::Unit { kind: UnitKind::MetricsService } => print(&unit::metrics_service()),
+        Command::Unit { kind: UnitKind::Container } => print(&unit::container(&config)),
+        Command::Unit { kind: UnitKind::MetricsService } => print(&unit::metrics_service(&config)),
         Command::Unit { kind: UnitKind::MetricsSocket } => print(&unit::metrics_socket(&config)),
         Command::Proxy { kind, servers, site } => {
             proxy::proxy(&config, kind, &servers, &site).map_err(BoxError::from).and_then(|text| print(&text))
         }
+        Command::Kubernetes(options) => kubernetes::manifests(arguments.config.as_deref(), &options)
+            .map_err(BoxError::from)
+            .and_then(|text| print(&text)),
         Command::Health { pid } => health(&config, pid),
+        Command::Drain => drain(true),
+        Command::Undrain => drain(false),
         Command::Metrics { http } => metrics(http),
         Command::Top { once } => watch(once),
         Command::Run => server::process(config, app::app),
@@ -150,6 +165,11 @@ fn check(config: &Config) -> Done {
 fn health(config: &Config, pid: Option<u32>) -> Done {
     let healthy = runtime()?.block_on(instances::health(service::NAME, &config.listen, pid, &mut Output))?;
     Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn drain(drained: bool) -> Done {
+    let heard = runtime()?.block_on(instances::drain(service::NAME, drained, &mut Output))?;
+    Ok(if heard { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn metrics(http: bool) -> Done {

@@ -41,8 +41,8 @@ pub fn process<A: Application>(
     ))
 }
 
-/// The runtime, of which no more threads come than there may be: half of them for tasks, a quarter for what handlers start, and
-/// for the service itself, the rest for what blocks.
+/// The runtime, with no more threads than there may be, beyond which it panics: up to half of them run tasks, a quarter is for
+/// the service itself and what handlers start, the rest for what blocks.
 fn runtime(tasks_max: u32) -> io::Result<Runtime> {
     let most = tasks_max as usize;
     let processors = available_parallelism().map_or(1, usize::from);

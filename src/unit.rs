@@ -8,12 +8,22 @@ use layers::listen::Listen;
 
 /// The service's unit, as systemd.service(5) has it.
 pub fn service(config: &Config) -> String {
-    let unit = &config.unit;
-    let network = if unit.outbound {
+    let network = if config.unit.outbound {
         "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6"
     } else {
         "PrivateNetwork=yes\nRestrictAddressFamilies=AF_UNIX"
     };
+    fill_service(include_str!("../deploy/service.unit"), config, network)
+}
+
+/// The same where it runs in a container (podman-run(1)).
+pub fn container(config: &Config) -> String {
+    let network = if config.unit.outbound { "host" } else { "none" };
+    fill_service(include_str!("../deploy/container.unit"), config, network)
+}
+
+fn fill_service(text: &str, config: &Config, network: &str) -> String {
+    let unit = &config.unit;
     // Before version 254 systemd knows no growing delay.
     let back_off = if systemd_version().is_none_or(|version| version >= 254) {
         "RestartSec=100ms\nRestartSteps=8\nRestartMaxDelaySec=10s"
@@ -27,7 +37,7 @@ pub fn service(config: &Config) -> String {
         lines => lines.join("\n"),
     };
     fill(
-        include_str!("../deploy/service.unit"),
+        text,
         &[
             ("user", user()),
             ("start_timeout", span(unit.start_timeout)),
@@ -54,14 +64,17 @@ pub fn socket(config: &Config) -> String {
     )
 }
 
-/// The unit of the socket that metrics are asked for at, as systemd.socket(5) has it.
+/// The unit of the socket that metrics are asked for at, as systemd.socket(5) has it; nothing where nobody is to ask.
 pub fn metrics_socket(config: &Config) -> String {
-    let listen = config.unit.metrics.to_string().replace('%', "%%");
-    fill(include_str!("../deploy/metrics-socket.unit"), &[("listen", listen)])
+    let Some(listen) = &config.unit.metrics else { return String::new() };
+    fill(include_str!("../deploy/metrics-socket.unit"), &[("listen", listen.to_string().replace('%', "%%"))])
 }
 
-/// The unit of what answers there.
-pub fn metrics_service() -> String {
+/// The unit of what answers there; nothing where nobody is to ask.
+pub fn metrics_service(config: &Config) -> String {
+    if config.unit.metrics.is_none() {
+        return String::new();
+    }
     fill(include_str!("../deploy/metrics-service.unit"), &[("user", user())])
 }
 

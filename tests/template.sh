@@ -58,6 +58,8 @@ refused() {
         echo "a small letter first:$name"
     done
     echo "another service is deployed:my-deploy"
+    echo "another service tells its metrics:my-metrics"
+    for name in before failed host steps; do echo "a deploy has a file of that name:$name"; done
     for name in build fn nul self std test; do echo "cargo and Rust have that word:$name"; done
     for name in hitless layers service; do echo "a crate of that name:$name"; done
     for name in backup docker mail postgres www-data; do echo "a user or a group of that name:$name"; done
@@ -147,7 +149,8 @@ ends_lines() {
 has_no_trace() {
     cd "$work/my-api"
     for file in .ci .github/workflows/template.yml LICENSE-APACHE LICENSE-MIT README.md.liquid cargo-generate.toml src/hitless/examples \
-        src/hitless/layers/tests src/hitless/tests tests/bad tests/fuzz tests/postgres tests/postgres.patch tests/postgres.rhai tests/proof tests/restart.svg \
+        src/hitless/layers/tests src/hitless/tests tests/bad tests/dashboard.svg tests/fuzz tests/postgres tests/postgres.patch \
+        tests/postgres.rhai tests/proof tests/restart.svg \
         tests/template-name.rhai tests/template.sh tests/update.sh; do
         [ ! -e "$file" ] || fail "$file is the template's own"
     done
@@ -177,7 +180,7 @@ is_small() {
     own=$(($(lines src tests/service) - $(lines src/hitless)))
     cd - >/dev/null
     echo "a generated service: $files files, $all lines of Rust, $own of them its owner's to read"
-    if [ "$files" -gt 112 ] || [ "$all" -gt 13650 ] || [ "$own" -gt 1200 ]; then fail "that is too much"; fi
+    if [ "$files" -gt 119 ] || [ "$all" -gt 13950 ] || [ "$own" -gt 1400 ]; then fail "that is too much"; fi
 }
 
 # The version that is stamped into what is generated, and those of the crates in it, are the template's.

@@ -1,8 +1,8 @@
 //! `GET /livez` and `GET /readyz`: for systemd, load balancers and Kubernetes.
 //!
 //! `/livez` says that the process answers; it stays 200 to the end, for a process that drains is not to be killed.
-//! `/readyz` says whether to send clients: 503 when a check fails, and when the service leaves and whoever is sent here
-//! would not be served at once.
+//! `/readyz` says whether to send clients: 503 when a check fails, when the host is drained, and when the service leaves and
+//! whoever is sent here would not be served at once.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -113,6 +113,9 @@ impl fmt::Debug for Readiness {
 #[derive(Serialize)]
 pub struct Report {
     phase: String,
+    /// The operator has drained this host.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    drained: bool,
     /// Milliseconds until whatever is left is cut off, once the service leaves.
     #[serde(skip_serializing_if = "Option::is_none")]
     remaining_ms: Option<u64>,
@@ -156,9 +159,15 @@ pub async fn readyz(
         for_log.insert(Expected);
     }
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let remaining_ms = remaining.map(|remaining| remaining.as_millis() as u64);
     if connection.is_none_or(|Extension(ConnectInfo(connection))| connection.peer() != Peer::Operator) {
         why.clear();
     }
-    (status, headers, for_log, Json(Report { phase: phase.to_string(), remaining_ms, failed, why }))
+    let report = Report {
+        phase: phase.to_string(),
+        drained: handle.is_drained(),
+        remaining_ms: remaining.map(|remaining| remaining.as_millis() as u64),
+        failed,
+        why,
+    };
+    (status, headers, for_log, Json(report))
 }

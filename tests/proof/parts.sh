@@ -20,6 +20,23 @@ memory() {
         cargo test --quiet && cargo test --quiet --features shuttle --test orders
 }
 
+# The manifests for Kubernetes are as its current release and the two before have them; of the Gateway API, no registry has that.
+# shellcheck disable=SC2154 # tests/all.sh has the name, and a folder for results
+manifests() {
+    needs python3
+    [ -d target/kubernetes ] || cannot "kubernetes-validate is missing (tests/setup.sh test)"
+    cargo build --quiet --bin "$name" || exit
+    binary=$(realpath "${CARGO_TARGET_DIR:-target}")/debug/$name
+    printf 'unit.credentials = ["listen"]\nunit.memory_max = "infinity"\n' >"$results/config.toml"
+    "$binary" kubernetes >"$results/plain.yaml"
+    "$binary" --config "$results/config.toml" kubernetes --canary next:1 --weight 10 >"$results/full.yaml"
+    for file in "$results/plain.yaml" "$results/full.yaml"; do
+        grep -q '^kind: HTTPRoute' "$file" && sed -i '/^# Of the Gateway API/,$d' "$file" || exit
+    done
+    PYTHONPATH=target/kubernetes python3 -m kubernetes_validate --strict --no-warn --kubernetes-version 1.35 \
+        --kubernetes-version 1.36 --kubernetes-version 1.37 "$results/plain.yaml" "$results/full.yaml"
+}
+
 # Clients that say and do anything, while the service is restarted.
 storm() { cargo run --quiet --package proof -- storm; }
 
@@ -28,6 +45,13 @@ releases() {
     needs git
     [ "$(git rev-parse --is-shallow-repository)" = false ] || git fetch --quiet --unshallow || cannot "the history is not all there: git fetch --unshallow"
     cargo run --quiet --package proof -- releases
+}
+
+# The alerts for Prometheus fire when they should, and else do not.
+alerts() {
+    promtool=target/promtool/usr/bin/promtool
+    [ -x "$promtool" ] || { promtool=promtool && needs promtool; }
+    "$promtool" check rules deploy/alerts.yml && "$promtool" test rules tests/proof/alerts.yml
 }
 
 template() { needs git && tests/template.sh; }
@@ -66,6 +90,9 @@ cost() {
     cargo run --quiet --release --package proof -- cost --check
 }
 
+# What Kubernetes does to containers, played without it: a rolling update.
+pods() { cargo run --quiet --release --package proof -- pods --as-is --quick; }
+
 # Clients that do what none should, one of each kind.
 attacks() { cargo run --quiet --release --package proof -- attack --quick; }
 
@@ -91,6 +118,13 @@ crowd_on() {
     lab rehearse --as-is --no-stand-in --programs --browser --restarts 500 --debian "$1"
 }
 siege() { cargo run --quiet --release --package proof -- attack; }
+containers_12() { containers_on bookworm; }
+containers_13() { containers_on trixie; }
+containers_on() {
+    needs podman
+    lab container --as-is --debian "$1"
+}
+cluster() { cargo run --quiet --release --package proof -- pods --as-is; }
 hurts_12() { lab chaos --as-is --debian bookworm; }
 hurts_13() { lab chaos --as-is --debian trixie; }
 pools_12() { lab balance --as-is --debian bookworm; }
@@ -100,6 +134,8 @@ costs_13() { lab measure --as-is --debian trixie; }
 updates_12() { updates_on bookworm; }
 updates_13() { updates_on trixie; }
 updates_on() { lab deploy --as-is --debian "$1" && lab rolling --as-is --debian "$1"; }
+watched_12() { lab watched --as-is --debian bookworm; }
+watched_13() { lab watched --as-is --debian trixie; }
 orders_12() { orders_on bookworm; }
 orders_13() { orders_on trixie; }
 orders_on() {
@@ -116,7 +152,7 @@ steps_on() {
 
 all() {
     # Side by side what compiles into folders of its own; the restarts have the machine to themselves.
-    lane format scripts lints service units storm releases
+    lane format scripts alerts lints service units manifests storm releases
     lane template postgres memory built
     wait
     lane bookworm trixie adopted browser delays attacks cost
@@ -124,11 +160,11 @@ all() {
     # They wait most of the time, also those that have three hosts side by side.
     lane faults_12
     lane faults_13
-    lane deploys chaos_12 chaos_13 balance_12 balance_13
+    lane pods deploys chaos_12 chaos_13 balance_12 balance_13
 }
 
 chaos() {
-    lane crowd_12 crowd_13 costs_12 costs_13 updates_12 updates_13 siege
+    lane crowd_12 crowd_13 costs_12 costs_13 updates_12 updates_13 watched_12 watched_13 siege cluster containers_12 containers_13
     wait
     # As above.
     lane hurts_12 steps_12 pools_12

@@ -7,7 +7,9 @@ proofs)
     # It brings the browser along.
     wanted chromedriver chromium-driver
     wanted valgrind valgrind
+    wanted pip3 python3-pip
     ;;
+containers) wanted podman podman ;;
 fuzz) wanted c++ g++ ;;
 bench) wanted wrk wrk valgrind valgrind ;;
 esac
@@ -18,7 +20,17 @@ rehearse | proofs)
     tests/template.sh setup
     ;;
 esac
-# Of Prometheus only what checks metrics: its package would have a server run here.
+# Kubernetes' schemas, and what reads them.
+case $1 in
+proofs)
+    if [ ! -d target/kubernetes ] && command -v pip3 >/dev/null; then
+        pip3 install --quiet --disable-pip-version-check --root-user-action=ignore --target target/kubernetes.unfinished \
+            kubernetes-validate==1.37.0
+        mv target/kubernetes.unfinished target/kubernetes
+    fi
+    ;;
+esac
+# Prometheus for hosts, and what checks metrics and alerts: installed, its package would have a server run here.
 case $1 in
 proofs)
     if [ ! -x target/promtool/usr/bin/promtool ] && command -v apt-get >/dev/null; then

@@ -5,11 +5,16 @@ LAB := proof
 PEER      ?=
 REHEARSAL  = $(if $(PEER),--peer $(PEER))
 
-.PHONY: proofs fuzz bench
+.PHONY: proofs containers fuzz bench
 test chaos: proofs
+
+chaos: containers
 
 proofs:
 	@tests/setup.sh proofs
+
+containers:
+	@tests/setup.sh containers
 
 test: ## Those on booted hosts as well, with root
 rehearse: ## The same on axum, for contrast [PEER=axum]

@@ -130,6 +130,9 @@ impl Handover {
         lifecycle.counts(&connections);
         machinery.spawn(lifecycle::expire(Arc::clone(&connections)));
         machinery.spawn(lifecycle::relieve(Arc::clone(&connections)));
+        if let Some(siblings) = lifecycle.siblings() {
+            machinery.spawn(lifecycle::heed_drain(Arc::clone(&connections), siblings));
+        }
         let told = Told::NotYet(Box::pin(told));
         Self { lifecycle, connections, addresses: listener.addresses(), machinery, queues, told }
     }

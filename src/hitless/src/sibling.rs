@@ -38,6 +38,9 @@ pub const PATIENCE: Duration = Duration::from_secs(1);
 /// it has by then, which earlier releases neither say nor read.
 const TAKEN: u8 = 6; // ASCII's ACK
 
+/// The file that says that this host is drained. No instance has such a name.
+const DRAINED: &str = "drained";
+
 /// The instances of this service on this host.
 #[derive(Clone, Debug)]
 pub struct Siblings(PathBuf);
@@ -86,6 +89,26 @@ impl Siblings {
             Ok(ours)
         };
         connected.await.map_err(Error::Instance)
+    }
+
+    /// Whether this host is drained: its instances say that they are not ready, and end connections with their answers.
+    pub fn are_drained(&self) -> bool {
+        self.0.join(DRAINED).exists()
+    }
+
+    /// Drains this host, or takes it back. Instances heed it within a moment, and those that are started later as well.
+    ///
+    /// # Errors
+    /// When the directory is not there, as no instance has run yet, or it cannot be written to.
+    pub fn set_drained(&self, drained: bool) -> io::Result<()> {
+        let path = self.0.join(DRAINED);
+        if drained {
+            return std::fs::write(path, "");
+        }
+        std::fs::remove_file(path).or_else(|error| match error.kind() {
+            io::ErrorKind::NotFound if self.0.is_dir() => Ok(()),
+            _ => Err(error),
+        })
     }
 
     /// The path of the handover socket of the instance with this process id.

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::system::sysinfo;
-use serde::{Deserialize, Deserializer, de};
+use serde::de::{self, IntoDeserializer};
+use serde::{Deserialize, Deserializer};
 
 use crate::database;
 use hitless::ShutdownTimeout;
@@ -85,7 +86,8 @@ pub struct Unit {
     pub memory_max: String,
     pub tasks_max: u32,
     pub cpu_weight: u32,
-    pub metrics: Listen,
+    #[serde(deserialize_with = "somewhere")]
+    pub metrics: Option<Listen>,
     /// The keys that credentials set.
     pub credentials: Vec<String>,
 }
@@ -178,8 +180,8 @@ impl Config {
             within("unit.tasks_max", tasks_max, 16..=u32::MAX, "and the runtime needs some"),
             within("unit.cpu_weight", cpu_weight, 1..=10_000, "as systemd has it"),
             private("listen", &self.listen),
-            private("unit.metrics", &self.unit.metrics),
-            (self.unit.metrics == self.listen)
+            self.unit.metrics.as_ref().and_then(|listen| private("unit.metrics", listen)),
+            (self.unit.metrics.as_ref() == Some(&self.listen))
                 .then(|| ("unit.metrics", self.listen.to_string(), "is where the service listens".to_owned())),
             self.unit
                 .credentials
@@ -223,6 +225,12 @@ impl Config {
     }
 }
 
+/// An empty text is nowhere.
+fn somewhere<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Listen>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    if text.is_empty() { Ok(None) } else { Listen::deserialize(text.into_deserializer()).map(Some) }
+}
+
 fn shutdown_timeout<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ShutdownTimeout, D::Error> {
     let timeout = humantime_serde::deserialize(deserializer)?;
     ShutdownTimeout::new(timeout).ok_or_else(|| {
@@ -242,7 +250,7 @@ fn memory<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error
 }
 
 /// As many bytes as a unit says; `None` where that is all there are, or makes no sense.
-fn memory_bytes(text: &str) -> Option<u64> {
+pub(crate) fn memory_bytes(text: &str) -> Option<u64> {
     if let Some(percent) = text.strip_suffix('%') {
         let percent = percent.parse::<u64>().ok().filter(|percent| (1..=100).contains(percent))?;
         let machine = sysinfo();

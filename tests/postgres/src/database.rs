@@ -28,17 +28,14 @@ use crate::config::Config;
 use layers::problem::Problem;
 use layers::settings::Secret;
 
-/// The migrations. The database may have more: a release before goes on beside this one, or comes back after it.
-static MIGRATIONS: Migrator = Migrator { ignore_missing: true, locking: false, ..sqlx::migrate!() };
+static MIGRATIONS: Migrator = sqlx::migrate!();
 
 /// How long a start, for which clients wait, waits for an answer before the database counts as away.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// How long a migration may wait for a table, where everybody who needs that waits behind it. Then it has failed.
-const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// How often a database that is away is tried again.
+/// How often a database that is away is tried again; and one that refuses, where a migration may hold others up each time.
 const AGAIN: Duration = Duration::from_millis(500);
+const REFUSED: Duration = Duration::from_secs(30);
 
 /// Where the database is, and how much is taken of it.
 #[derive(Clone, Debug, Deserialize)]
@@ -64,8 +61,12 @@ pub struct Database {
     pool: PgPool,
     /// A readiness check has time for two answers.
     patience: Duration,
+    /// How long a migration may wait for a table. Everybody who needs that waits behind it, with a connection of the pool's.
+    lock_timeout: Duration,
     /// Why it cannot be used yet.
     obstacle: Arc<Mutex<Option<String>>>,
+    /// Whose turn it is to connect beside the pool.
+    beside: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Database {
@@ -88,7 +89,13 @@ impl Database {
             // A process that has just started opens all of them at once, which takes its time on a busy host.
             .acquire_timeout(request / 8)
             .connect_lazy_with(options);
-        let database = Self { pool, patience: config.readiness_timeout / 3, obstacle: Arc::default() };
+        let database = Self {
+            pool,
+            patience: config.readiness_timeout / 3,
+            lock_timeout: request / 16,
+            obstacle: Arc::default(),
+            beside: Arc::default(),
+        };
         match database.migrate().await {
             Ok(()) => {}
             Err(error) if is_away(&error) => {
@@ -119,14 +126,14 @@ impl Database {
         }
     }
 
-    /// A connection in a transaction.
+    /// A connection in a transaction, which sees what others commit meanwhile.
     ///
     /// # Errors
     /// When there is none.
     pub async fn begin(&self) -> Result<Lease, Failure> {
         let mut lease = self.lease().await?;
         lease.in_transaction = true;
-        lease.execute("begin").await?;
+        lease.execute("begin isolation level read committed").await?;
         Ok(lease)
     }
 
@@ -143,6 +150,8 @@ impl Database {
         if let Ok(answer) = timeout(self.patience, ping).await {
             return answer;
         }
+        let others = |_| Failure::Unavailable("others wait for an answer of the database already".to_owned());
+        let _turn = timeout(self.patience / 2, self.beside.lock()).await.map_err(others)?;
         let beside = within(self.patience, self.pool.connect_options().connect()).await?;
         Ok(beside.close().await?)
     }
@@ -155,25 +164,26 @@ impl Database {
         }
         let began = Instant::now();
         connection.execute("set statement_timeout = 0; set idle_in_transaction_session_timeout = 0").await?;
-        connection.execute(&*format!("set lock_timeout = {}", LOCK_TIMEOUT.as_millis())).await?;
         // Asked again and again, as `create index concurrently` would wait for a statement that waits.
         let lock = "select pg_try_advisory_lock(hashtextextended('migrations', 0))";
         while !within(PATIENCE, sqlx::query_scalar(lock).fetch_one(&mut connection)).await? {
             sleep(AGAIN).await;
         }
         // It takes as long as it takes: clients are with the release before meanwhile.
-        MIGRATIONS.run_direct(&mut connection).await?;
+        apply(&MIGRATIONS, &mut connection, self.lock_timeout).await?;
         tracing::info!("the database is migrated, after {:?}", began.elapsed());
         connection.close().await
     }
 
     async fn go_on_trying(self) {
         let mut said = None;
+        let mut pause = AGAIN;
         loop {
-            sleep(AGAIN).await;
+            sleep(pause).await;
             let Err(error) = self.migrate().await else { break };
             let reason = Some(error.to_string());
-            if !is_away(&error) && said != reason {
+            pause = if is_away(&error) { AGAIN } else { REFUSED };
+            if pause == REFUSED && said != reason {
                 tracing::error!("the database refuses: {error}");
                 said.clone_from(&reason);
             }
@@ -196,6 +206,27 @@ impl fmt::Debug for Database {
 
 async fn within<T>(limit: Duration, answer: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
     timeout(limit, answer).await.map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))?
+}
+
+/// Applies the migrations that are missing. The database may have more: a release before goes on beside this one, or comes back
+/// after it.
+///
+/// # Errors
+/// When one fails, or waits for a table for longer than `lock_timeout`. One without a transaction waits as long as it takes:
+/// nobody waits behind an index that is created concurrently.
+pub async fn apply(
+    migrations: &Migrator,
+    connection: &mut PgConnection,
+    lock_timeout: Duration,
+) -> Result<(), sqlx::Error> {
+    for migration in migrations.iter() {
+        let limit = if migration.no_tx { 0 } else { lock_timeout.as_millis().max(1) };
+        connection.execute(&*format!("set lock_timeout = {limit}")).await?;
+        let migrations = vec![migration.clone()].into();
+        let one = Migrator { migrations, ignore_missing: true, locking: false, ..Migrator::DEFAULT };
+        one.run_direct(connection).await?;
+    }
+    Ok(())
 }
 
 async fn is_migrated(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
@@ -295,8 +326,10 @@ impl Failure {
             (Self::Database(sqlx::Error::RowNotFound), _) => StatusCode::NOT_FOUND,
             // A unique key that is taken, an exclusion.
             (_, Some("23505" | "23P01")) => StatusCode::CONFLICT,
-            // What refers to nothing, breaks a check, lacks something, is too long, is out of range.
-            (_, Some("23503" | "23514" | "23502" | "22001" | "22003")) => StatusCode::UNPROCESSABLE_ENTITY,
+            // What refers to nothing, breaks a check, lacks something, is too long, is out of range, has a NUL.
+            (_, Some("23503" | "23514" | "23502" | "22001" | "22003" | "22021" | "22P05")) => {
+                StatusCode::UNPROCESSABLE_ENTITY
+            }
             // Another transaction came first, or holds a lock for long; the statement took too long.
             (_, Some("40001" | "40P01" | "55P03" | "57014")) | (Self::Unavailable(_), _) => {
                 StatusCode::SERVICE_UNAVAILABLE

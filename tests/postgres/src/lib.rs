@@ -6,6 +6,7 @@ pub mod app;
 pub mod config;
 pub mod database;
 pub mod idempotency;
+pub mod kubernetes;
 pub mod outbox;
 pub mod proxy;
 pub mod routes;

@@ -65,6 +65,24 @@ fn table() -> Vec<Row> {
     const STOP: Act = Act::Script("systemctl stop $N.service");
     const STOP_BOTH: Act = Act::Script("systemctl stop $N.socket $N.service");
     const KILL: Act = Act::Script("systemctl kill --signal=SIGKILL $N.service; sleep 2");
+    // Out of the rotation, nobody but the balancer's checks is answered any more; then it is restarted, and taken back.
+    const DRAIN: Act = Act::Script(
+        r#"
+        program=/opt/$N/current/$N
+        asked() {
+            $program metrics | grep -v 'http_route="/readyz"' |
+                awk '/^http_server_request_duration_seconds_count/ { asked += $NF } END { print asked + 0 }'
+        }
+        $program drain
+        sleep 6
+        before=$(asked)
+        systemctl restart $N.service
+        sleep 1
+        [ "$before" -gt 0 ] && [ "$(asked)" = 0 ] || { echo "$before, then $(asked) were answered"; exit 1; }
+        $program undrain
+        sleep 3
+        [ "$(asked)" -gt 0 ] || { echo "it is not taken back"; exit 1; }"#,
+    );
     // Whatever it says to the balancer is dropped.
     const CUT_OFF: Act = Act::Script(
         "peer=$(ip -4 neigh | cut -d ' ' -f 1)
@@ -111,6 +129,8 @@ fn table() -> Vec<Row> {
             .within(HANDLERS)
             .slow(),
         row("stop of service and socket", 3, STOP_BOTH).with(&[Slow, Stalled]).ends().printed(),
+        row("drained, restarted, taken back", 3, DRAIN).with(&[Slow, Stalled]),
+        row("drained, restarted, taken back", 3, DRAIN).with(&[Slow]).printed().slow(),
         row("kill -9", 3, KILL).printed().ends().may_lose(),
         row("cut off for 8 s", 3, CUT_OFF).printed().ends().may_lose().within(POWER_LOSS),
         row("restart, both in flight", 3, RESTART).with(&[Slow, Stalled]).behind(Program::Nginx).printed().slow(),

@@ -5,9 +5,11 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use tokio::time::sleep;
 
+use crate::dashboard::Shown;
 use crate::delays::{self, Delays, Window};
 use crate::kinds;
 use crate::operator::Way;
+use crate::prometheus::{Prometheus, now};
 use crate::release::Release;
 use crate::scene::{Props, Scene};
 use crate::site::BRISK;
@@ -36,13 +38,14 @@ pub async fn deploy(options: &Options) -> anyhow::Result<Outcome> {
     println!("First install, on {}:", scene.site.host.stage);
     println!("{}", scene.push(Release::Good).await?.works()?.text);
 
+    let prometheus = Prometheus::start(&scene.site, &props.subject).await?;
     println!("{} updates and rollbacks, every kind of client:\n", options.updates);
     let everybody: Vec<_> = kinds::ALL.into_iter().chain([(kinds::RELENTLESS, 4)]).collect();
     let all = update_under(&scene, &everybody, options.updates).await;
     println!("{} more, clients that notice delays:\n", options.updates.div_ceil(4));
     let few = update_under(&scene, delays::CROWD, options.updates.div_ceil(4)).await;
 
-    match all.and(few) {
+    match all.and(few).and(is_told(&prometheus, &scene).await) {
         Ok(()) => {
             println!("Nothing lost, nothing refused, no connection closed.");
             Ok(Outcome::Kept)
@@ -52,6 +55,14 @@ pub async fn deploy(options: &Options) -> anyhow::Result<Outcome> {
             Ok(Outcome::Broken)
         }
     }
+}
+
+/// Whether Prometheus was answered all the time, and has what the dashboard and the alerts ask for.
+async fn is_told(prometheus: &Prometheus, scene: &Scene) -> anyhow::Result<()> {
+    let failures = prometheus.failures().await?;
+    ensure!(failures.is_empty(), "Prometheus was not answered at {failures:?}");
+    Shown::by(prometheus, &scene.props.subject, prometheus.since, now()).await?;
+    prometheus.alerts().await.map(drop)
 }
 
 /// So many updates while a crowd is at work; prints what it saw.
@@ -72,6 +83,8 @@ async fn update_under(scene: &Scene, crowd: &[(Kind, u32)], count: u32) -> anyho
 
 /// Updates and rolls back in turn, and makes sure each time that what runs is what should.
 async fn update(scene: &Scene, load: &Load, count: u32) -> anyhow::Result<Vec<Window>> {
+    const OPENED: &str = "systemctl show --property=InvocationID $N-metrics.socket";
+    let opened = scene.site.run(OPENED).await?;
     let line = Line::default();
     let mut windows = vec![];
     let mut before = None;
@@ -94,6 +107,7 @@ async fn update(scene: &Scene, load: &Load, count: u32) -> anyhow::Result<Vec<Wi
         };
         ensure!(right, "update {number}: {release} is in charge, of {releases:?}; before it was {current}");
         before = Some(current);
+        ensure!(scene.site.run(OPENED).await? == opened, "update {number} closed the socket for metrics");
         line.show(&format!("update {number} of {count}: {release}; {}", load.totals()));
     }
     line.end();

@@ -98,6 +98,7 @@ fn table() -> Vec<Fault> {
         story("power cut after each step", stories::power_cut_after_each_step).before(NOBODY),
         story("two deploys at once", stories::two_at_once),
         story("the same release twice", stories::same_twice),
+        story("metrics elsewhere, and nowhere", stories::metrics),
         story("a downgrade", stories::downgrade),
         story("back to what ran", stories::back_to_what_ran),
         story("a first install that fails", stories::failing_first_install).before(NOBODY),

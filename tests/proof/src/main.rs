@@ -7,8 +7,8 @@ use clap::Parser;
 use lab::command;
 use lab::rehearse::Outcome;
 use proof::{
-    attack, attacker, balance, bench, browser, chaos, cost, deploy, faults, floor, measure, peer, rehearse, releases,
-    rolling, storm, stuff,
+    attack, attacker, balance, bench, browser, chaos, container, cost, deploy, faults, floor, measure, peer, pods,
+    rehearse, releases, rolling, storm, stuff, watched,
 };
 
 #[derive(Parser)]
@@ -31,8 +31,14 @@ enum Command {
     Chaos(chaos::Options),
     /// Restart, stop and reboot hosts behind a load balancer.
     Balance(balance::Options),
+    /// Restart and stop containers of the service.
+    Container(container::Options),
+    /// Play what Kubernetes does to containers of the service.
+    Pods(pods::Options),
     /// Attack a service, and see what that costs clients who behave.
     Attack(attack::Options),
+    /// Have Prometheus watch the service through restarts, a deploy and a crash, and compare what it is told.
+    Watched(watched::Options),
     /// Restart a service among clients that say and do anything, and see that nothing is left of them.
     Storm(storm::Options),
     /// Hand over between an earlier release and this one, to and fro.
@@ -81,8 +87,11 @@ async fn work(command: Command) -> anyhow::Result<Outcome> {
         Command::Browser(options) => browser::browser(&options).await,
         Command::Chaos(options) => chaos::chaos(&options).await,
         Command::Balance(options) => balance::balance(&options).await,
+        Command::Container(options) => container::container(&options).await,
+        Command::Pods(options) => pods::pods(&options).await,
         Command::Attack(options) => attack::attacks(&options).await,
         Command::Storm(options) => storm::storm(&options).await,
+        Command::Watched(options) => watched::watched(&options).await,
         Command::Releases => releases::releases().await,
         Command::Attacker(options) => attacker::attacker(&options).await.map(|()| Outcome::Kept),
         Command::Bench => bench::bench().await.map(|()| Outcome::Kept),

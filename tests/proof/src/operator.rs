@@ -102,6 +102,9 @@ impl Operator {
             .await
             .context("starting cp")?;
         ensure!(copied.success(), "copying deploy/ failed");
+        // Nobody else is to read it: what arrives on a host is for all who may use that.
+        let private = Command::new("chmod").args(["--recursive", "go="]).arg(checkout.path()).status().await;
+        ensure!(private.context("starting chmod")?.success(), "chmod failed");
         let operator = Self { checkout, name: subject.name.clone() };
         operator.git(&["init", "--quiet"]).await?;
         operator.commit().await?;

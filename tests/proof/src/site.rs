@@ -84,6 +84,13 @@ impl Site {
         Ok(Traces(self.run(TRACES).await?.lines().map(str::to_owned).collect()))
     }
 
+    /// What Prometheus is told at a port of the host's own; nothing where nobody listens there.
+    pub async fn scrape(&self, port: u16) -> anyhow::Result<String> {
+        const SCRAPE: &str = r#"bash -c 'exec 3<>"/dev/tcp/127.0.0.1/$0" || exit 0
+            printf "GET /metrics HTTP/1.1\r\nHost: lab\r\n\r\n" >&3; cat <&3' 2>/dev/null "#;
+        self.run(&format!("{SCRAPE}{port}")).await
+    }
+
     /// The releases that are kept, the oldest first.
     pub async fn releases(&self) -> anyhow::Result<Vec<String>> {
         let list = self.run("ls /opt/$N/releases | sort -n").await?;

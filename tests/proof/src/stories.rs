@@ -305,7 +305,8 @@ pub fn sudo(scene: &mut Scene) -> Told<'_> {
             scene.operator.tell(&way, &[target]).await?.works().with_context(|| target)?;
         }
         ensure!(scene.site.in_charge().await? == before.release, "the way back leads elsewhere");
-        Ok(())
+        let logs = "runuser -u anna -- timeout 5 sh /opt/$N/current/host logs $N | grep -m 1 'serving on'";
+        scene.site.run(logs).await.context("the logs").map(drop)
     }
     .boxed_local()
 }
@@ -573,13 +574,59 @@ pub fn second_service(scene: &mut Scene) -> Told<'_> {
             .run(&format!("install -d /etc/{0} && echo 'listen = \"0.0.0.0:8081\"' >/etc/{0}/config.toml", twin.name))
             .await?;
         for _ in 0..2 {
-            operator.push(&way, binary).await?.works()?;
+            let said = operator.push(&way, binary).await?.works()?.text;
+            // Both would tell their metrics there.
+            ensure!(said.contains("127.0.0.1:9464 is held by"), "it does not tell:\n{said}");
         }
         let unit = scene.site.run(&format!("systemctl is-active {}.service", twin.name)).await?;
         ensure!(unit == "active\n", "the second service is {unit}");
         operator.uninstall(&way).await?.works()?;
         scene.site.run(&format!("rm -r /etc/{}", twin.name)).await?;
         scene.is_as(&before).await
+    }
+    .boxed_local()
+}
+
+/// Where metrics are told follows the setting, forth and back.
+pub fn metrics(scene: &mut Scene) -> Told<'_> {
+    const USUAL: u16 = 9464;
+    const OTHER: u16 = 9465;
+    async fn set(scene: &Scene, to: &str) -> anyhow::Result<()> {
+        let line = format!("s/^start_timeout = .*/&\\nmetrics = \"{to}\"/");
+        scene.site.run(&format!("sed -i '/^metrics = /d; {line}' {CONFIG}")).await.map(drop)
+    }
+    async fn are_told(scene: &Scene, at: Option<u16>) -> anyhow::Result<()> {
+        let up = format!("hitless_up{{instance=\"{}\"}} 1\n", scene.site.name);
+        for port in [USUAL, OTHER] {
+            let told = scene.site.scrape(port).await?;
+            ensure!(told.contains(&up) == (at == Some(port)), "at {port}, where they are told at {at:?}:\n{told}");
+        }
+        Ok(())
+    }
+    async {
+        let way = Way::to(&scene.site).without_trial();
+        let before = scene.before().await?;
+        are_told(scene, Some(USUAL)).await?;
+
+        set(scene, "127.0.0.1:9465").await?;
+        let with_setting = scene.site.traces().await?;
+        let said = scene.operator.push(&way, &scene.releases.binary(release::UNREADY)?).await?;
+        said.fails(&["open the socket for metrics", "is not ready"])?;
+        scene.is_as(&Before { traces: with_setting, release: before.release.clone() }).await?;
+        are_told(scene, Some(USUAL)).await.context("back")?;
+
+        scene.operator.tell(&way, &["apply"]).await?.works()?;
+        are_told(scene, Some(OTHER)).await.context("elsewhere")?;
+        set(scene, "").await?;
+        scene.operator.tell(&way, &["apply"]).await?.works()?;
+        are_told(scene, None).await.context("nowhere")?;
+        let left = scene.site.run("find /etc/systemd/system /opt/$N/units -name '*metrics*'").await?;
+        ensure!(left.is_empty(), "left over:\n{left}");
+
+        scene.site.run(&format!("sed -i '/^metrics = /d' {CONFIG}")).await?;
+        scene.operator.tell(&way, &["apply"]).await?.works()?;
+        scene.is_as(&before).await?;
+        are_told(scene, Some(USUAL)).await.context("in the end")
     }
     .boxed_local()
 }
@@ -632,6 +679,16 @@ pub fn debian_package(scene: &mut Scene) -> Told<'_> {
         let before = scene.before().await?;
         apt_of(&scene, &scene.operator.pack_again(subject, &good).await?, INSTALL).await?;
         scene.is_new_since(&before).await.context("a second package of one commit")?;
+
+        // One that was never tried has not failed.
+        let before = scene.before().await?;
+        scene.site.run("systemd-run --quiet --unit=$N-deploy sleep infinity").await?;
+        let Err(refused) = apt(&scene, INSTALL).await else {
+            anyhow::bail!("apt installed a release while another was being deployed");
+        };
+        ensure!(refused.to_string().contains("under way"), "apt does not say why: {refused}");
+        scene.site.run("systemctl stop $N-deploy && WATCH=2 dpkg --configure -a").await.context("it is tried again")?;
+        scene.is_new_since(&before).await?;
 
         scene.site.run("cp /etc/$N/config.toml /root && echo 'nonsense = 1' >>/etc/$N/config.toml").await?;
         let before = scene.before().await?;

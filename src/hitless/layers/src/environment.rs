@@ -75,11 +75,12 @@ fn of(prefix: &str, variables: impl IntoIterator<Item = (OsString, OsString)>) -
 /// When one cannot be read, or is not UTF-8.
 pub fn credentials(directory: &Path) -> Result<Vec<Setting>, String> {
     let read = || -> io::Result<Vec<(String, String)>> {
-        let entries = fs::read_dir(directory)?.map(|entry| {
-            let entry = entry?;
-            Ok((entry.file_name().to_string_lossy().into_owned(), fs::read_to_string(entry.path())?))
-        });
-        entries.collect()
+        let entries = fs::read_dir(directory)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+        // What Kubernetes mounts are links to what is in a folder beside them, `..data`.
+        let entries = entries.filter(|name| !name.as_ref().is_ok_and(|name: &String| name.starts_with("..")));
+        entries
+            .map(|name| name.and_then(|name| Ok((name.clone(), fs::read_to_string(directory.join(name))?))))
+            .collect()
     };
     let mut credentials = read().map_err(|error| format!("{}: a credential: {error}", directory.display()))?;
     credentials.sort_unstable();

@@ -1,11 +1,12 @@
 //! Asks the instances of a service that run on this host: `<name> health`, whether they are ready, for scripts, containers and
-//! people; `<name> metrics`, for their metrics, of which it makes one text for people and Prometheus.
+//! people; `<name> metrics`, for their metrics, of which it makes one text for people and Prometheus. And tells them: `<name> drain` and
+//! `<name> undrain` take the host out of its balancer's rotation, and back.
 
 use std::fmt::Write as _;
 use std::io::{self, BufRead, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use prometheus_client::encoding::prometheus_text::CONTENT_TYPE;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -43,6 +44,44 @@ pub async fn health(name: &str, listen: &Listen, pid: Option<u32>, output: &mut 
         healthy &= report(output, &format!("process {pid}"), ask_instance(&siblings, pid, READYZ)).await?;
     }
     Ok(healthy)
+}
+
+/// Drains the host of the service `name`, or takes it back, and waits until every instance has heard; writes which has not to
+/// `output`, and says whether all have.
+///
+/// A file in the directory that the instances share says so, for those that are started later as well, until the host is taken
+/// back or boots anew. Each then says 503 to whoever asks for `/readyz`, and `Connection: close` with its answers; nobody is cut off.
+///
+/// # Errors
+/// When nothing has run here yet, or the directory cannot be written to, or `output` fails.
+pub async fn drain(name: &str, drained: bool, output: &mut impl Write) -> io::Result<bool> {
+    let siblings = siblings(name);
+    siblings
+        .set_drained(drained)
+        .map_err(|error| io::Error::new(error.kind(), format!("it cannot be told to the instances here: {error}")))?;
+    let deadline = Instant::now() + PATIENCE;
+    let mut waiting = siblings.pids()?;
+    loop {
+        let mut unheard = Vec::new();
+        for pid in waiting {
+            let asked = tokio::time::timeout(PATIENCE, ask_instance(&siblings, pid, READYZ)).await;
+            let says = asked.map_err(Into::into).flatten().map(|(_, body)| body.contains(r#""drained":true"#));
+            if says.ok() != Some(drained) {
+                unheard.push(pid);
+            }
+        }
+        // One that has left meanwhile needs not hear.
+        let here = siblings.pids()?;
+        unheard.retain(|pid| here.contains(pid));
+        if unheard.is_empty() || Instant::now() > deadline {
+            for pid in &unheard {
+                writeln!(output, "process {pid} has not heard of it")?;
+            }
+            return Ok(unheard.is_empty());
+        }
+        waiting = unheard;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 async fn report(

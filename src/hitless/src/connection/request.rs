@@ -151,9 +151,12 @@ impl RequestGuard {
     ///
     /// `last`: the application ends the connection with this answer. `upgrade`: it turns it into something else.
     pub(crate) fn answering(&self, status: StatusCode, last: bool, upgrade: bool) -> bool {
-        self.connection.0.connections.count(status.is_server_error());
+        let connections = &self.connection.0.connections;
+        // On a drained host a balancer is told so all the time, which is nobody's failure.
+        let is_told = connections.is_drained() && status == StatusCode::SERVICE_UNAVAILABLE;
+        connections.count(status.is_server_error() && !is_told);
         let unread = self.upload.as_ref().is_some_and(Upload::is_abandoned);
-        let leaves = self.connection.0.connections.mode() != Mode::Serving;
+        let leaves = connections.mode() != Mode::Serving;
         let upgrade = upgrade.then_some(if leaves { Upgrade::Late } else { Upgrade::Early });
         let mut state = self.connection.lock();
         if let Some(request) = state.requests.iter_mut().find(|request| request.number == self.number) {
@@ -172,10 +175,10 @@ impl RequestGuard {
         // In the second case hyper will close the connection, because the request's body was not read.
         state.last |= last || (unread && !state.ledger.answer_due());
         // What cannot be handed over ends now, with notice, rather than at a restart, without.
-        state.last |= match self.connection.0.connections.mode() {
-            Mode::Serving | Mode::HandingOver => state.is_never_at_boundary(),
-            Mode::Retiring | Mode::Retired => {
-                self.connection.0.connections.count_retired();
+        state.last |= match connections.mode() {
+            Mode::Serving | Mode::HandingOver if !connections.is_drained() => state.is_never_at_boundary(),
+            _ => {
+                connections.count_retired();
                 true
             }
         };

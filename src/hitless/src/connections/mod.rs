@@ -119,6 +119,8 @@ pub struct Connections {
     mode: AtomicU8,
     /// The listening sockets are closed.
     listeners_closed: AtomicBool,
+    /// The host is drained, for as long as its operator wants.
+    drained: AtomicBool,
     /// A connection has gone.
     gone: Notify,
     answered: AtomicU64,
@@ -259,6 +261,20 @@ impl Connections {
             mode if mode == Mode::Retired as u8 => Mode::Retired,
             _ => Mode::Serving,
         }
+    }
+
+    /// From now on answers announce the end of their connections, whatever the mode, or do so no longer.
+    pub(crate) fn set_drained(&self, drained: bool) {
+        if self.drained.swap(drained, Relaxed) != drained {
+            tracing::info!(
+                "{}",
+                if drained { "drained: clients are told to go elsewhere" } else { "no longer drained" }
+            );
+        }
+    }
+
+    pub(crate) fn is_drained(&self) -> bool {
+        self.drained.load(Relaxed)
     }
 
     /// Ends what has reached its limit.

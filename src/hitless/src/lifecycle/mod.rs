@@ -22,7 +22,7 @@ use crate::systemd;
 
 pub use leave::Outcome;
 pub use timeout::ShutdownTimeout;
-pub use upkeep::{Reason, expire, failure, relieve, report, told_to_leave};
+pub use upkeep::{Reason, expire, failure, heed_drain, relieve, report, told_to_leave};
 
 use upkeep::LastResort;
 
@@ -73,9 +73,14 @@ impl Handle {
     }
 
     /// Whether whoever is sent here now is served at once. A service that leaves is ready as long as that is so: it hands
-    /// its connections over within a moment.
+    /// its connections over within a moment. On a host that is drained nobody is to be sent here.
     pub fn is_ready(&self) -> bool {
-        matches!(self.phase(), Phase::Serving | Phase::Leaving { ready: true, .. })
+        matches!(self.phase(), Phase::Serving | Phase::Leaving { ready: true, .. }) && !self.is_drained()
+    }
+
+    /// Whether the operator has drained this host ([`Siblings::set_drained`](crate::Siblings::set_drained)).
+    pub fn is_drained(&self) -> bool {
+        self.0.connections.get().is_some_and(|connections| connections.is_drained())
     }
 
     /// Waits until the process is told to leave.
@@ -171,6 +176,11 @@ impl Lifecycle {
     pub fn with_last_resort(self) -> std::io::Result<Self> {
         let last_resort = LastResort::start(self.handle.0.timeout)?;
         Ok(Self { last_resort: Some(last_resort), ..self })
+    }
+
+    /// Who shares this instance's listening socket.
+    pub fn siblings(&self) -> Option<Siblings> {
+        self.siblings.clone()
     }
 
     /// What handlers and tasks see of it.

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::{Handle, ShutdownTimeout};
 use crate::connections::{Connections, Limits};
-use crate::sibling::HandoverSocket;
+use crate::sibling::{HandoverSocket, Siblings};
 use crate::systemd;
 
 /// Why the process leaves.
@@ -200,6 +200,20 @@ pub async fn relieve(connections: Arc<Connections>) {
     }
 }
 
+/// How often an instance looks whether its host is drained.
+const HEED_PAUSE: Duration = Duration::from_millis(250);
+
+/// Keeps looking whether the operator has drained this host, from now on: who starts there is not ready for a moment.
+pub fn heed_drain(connections: Arc<Connections>, siblings: Siblings) -> impl Future<Output = ()> {
+    connections.set_drained(siblings.are_drained());
+    async move {
+        loop {
+            tokio::time::sleep(HEED_PAUSE).await;
+            connections.set_drained(siblings.are_drained());
+        }
+    }
+}
+
 /// Keeps telling the service manager how the service is, for `systemctl status` and scripts: "serving 12 connections;
 /// 3456 requests, 2 failed".
 pub async fn report(connections: Arc<Connections>, handle: Handle) {
@@ -207,8 +221,9 @@ pub async fn report(connections: Arc<Connections>, handle: Handle) {
     let mut phase = handle.0.phase.clone();
     loop {
         let (answered, failed) = connections.counts();
-        let status =
-            format!("{} {} connections; {answered} requests, {failed} failed", handle.phase(), connections.len());
+        let drained = if handle.is_drained() { "drained, " } else { "" };
+        let (now, count) = (handle.phase(), connections.len());
+        let status = format!("{drained}{now} {count} connections; {answered} requests, {failed} failed");
         if status != told && systemd::status(&status) {
             told = status;
         }

@@ -2,19 +2,20 @@
 
 use axum::Json;
 use axum::extract::{Path, Query, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use sqlx::{FromRow, PgConnection};
 
 use crate::database::{Database, Failure};
-use crate::{idempotency, outbox};
+use crate::idempotency::Once;
+use crate::outbox;
 
 /// The most orders of a page.
 const LONGEST_PAGE: i64 = 100;
 
 /// An order, as a client makes it.
-#[derive(Deserialize, Serialize)]
+#[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NewOrder {
     /// What the client calls it.
@@ -54,31 +55,27 @@ pub struct Cursor {
 ///
 /// # Errors
 /// When it is none, its key is, or the database fails.
-pub async fn create(
-    State(database): State<Database>,
-    headers: HeaderMap,
-    Json(order): Json<NewOrder>,
-) -> Result<Response, Failure> {
-    let key = idempotency::key(&headers)?;
+pub async fn create(State(database): State<Database>, request: Once<Json<NewOrder>>) -> Result<Response, Failure> {
     let mut transaction = database.begin().await?;
-    let answer = take(&mut transaction, key, &order).await;
+    let answer = take(&mut transaction, &request).await;
     let answer = transaction.end(answer).await?;
     Ok((StatusCode::CREATED, [(header::CONTENT_TYPE, "application/json")], answer).into_response())
 }
 
 /// All that belongs to an order, in a transaction; the text of the answer.
-async fn take(connection: &mut PgConnection, key: &str, order: &NewOrder) -> Result<String, Failure> {
-    let request = json(order);
-    if let Some(answer) = idempotency::answered(connection, key, request.as_bytes()).await? {
+async fn take(connection: &mut PgConnection, request: &Once<Json<NewOrder>>) -> Result<String, Failure> {
+    if let Some(answer) = request.answered(connection).await? {
         return Ok(answer);
     }
     let insert =
         "insert into orders (reference, item, quantity) values ($1, $2, $3) returning id, reference, item, quantity";
+    let order = &request.body;
     let insert = sqlx::query_as(insert).bind(&order.reference).bind(&order.item).bind(order.quantity);
     let order: Order = insert.fetch_one(&mut *connection).await?;
-    let answer = json(&order);
+    // Cannot fail: plain fields.
+    let answer = serde_json::to_string(&order).unwrap_or_default();
     outbox::put(connection, &answer).await?;
-    idempotency::keep(connection, key, request.as_bytes(), &answer).await?;
+    request.keep(connection, &answer).await?;
     Ok(answer)
 }
 
@@ -108,9 +105,4 @@ pub async fn list(State(database): State<Database>, Query(cursor): Query<Cursor>
     let orders: Vec<Order> = lease.end(orders.map_err(Failure::from)).await?;
     let next = orders.last().filter(|_| orders.len() as i64 == limit).map(|order| order.id);
     Ok(Json(Page { orders, next }))
-}
-
-fn json(value: &impl Serialize) -> String {
-    // Cannot fail: plain fields.
-    serde_json::to_string(value).unwrap_or_default()
 }

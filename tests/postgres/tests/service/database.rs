@@ -9,8 +9,10 @@ use lab::manager::Service;
 use lab::stage::with_settings;
 use layers::problem::Problem;
 use service::config::Config;
-use service::database::{Database, Failure};
+use service::database::{Database, Failure, apply};
+use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::{Connection, Executor, PgConnection};
+use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use crate::asking::{get, soon};
@@ -24,7 +26,7 @@ fn config(url: &str, settings: &str) -> Config {
     Config::with(&format!("database.url = '{url}'\n{settings}")).expect("a configuration")
 }
 
-async fn open(url: &str, settings: &str) -> Database {
+pub async fn open(url: &str, settings: &str) -> Database {
     Database::open(&config(url, settings)).await.expect("a database")
 }
 
@@ -54,11 +56,9 @@ async fn one_that_is_away_is_waited_for() {
     let (status, says) = readiness(&service).await;
     assert!(status == 503 && says.contains("database"), "{status} {says}");
     assert_eq!(get(service.address(), "/livez").await.status, 200);
-    assert_eq!(get(service.address(), "/orders").await.status, 503);
 
     std::os::unix::fs::symlink(SERVER.folder.join(SOCKET), folder.join(SOCKET)).expect("a link");
     becomes_ready(&service).await;
-    assert_eq!(get(service.address(), "/orders").await.status, 200);
 
     // It goes away while the service runs, which tells why it has none.
     std::fs::remove_file(folder.join(SOCKET)).expect("no link");
@@ -74,7 +74,6 @@ async fn one_that_is_away_is_waited_for() {
     .await;
     let log = service.log();
     assert!(log.lines().rfind(|line| line.contains(TOLD)).is_some_and(|line| line.contains("No such file")), "{log}");
-    assert_eq!(get(service.address(), "/orders").await.status, 503);
     std::os::unix::fs::symlink(SERVER.folder.join(SOCKET), folder.join(SOCKET)).expect("a link");
     becomes_ready(&service).await;
     service.restart().await.expect("another process");
@@ -151,6 +150,115 @@ async fn a_migration_that_fails_changes_nothing() {
     assert_eq!(items.ok(), Some(true));
 }
 
+/// It waits for a table for less long than others wait for what is held up behind it: their connections, and their statements.
+#[tokio::test]
+async fn a_migration_does_not_wait_for_long() {
+    let url = new_database().await;
+    let mut connection = connect(&url).await;
+    let mut holder = connection.begin().await.expect("a transaction");
+    holder.execute("create table items ()").await.expect("a table");
+    let began = Instant::now();
+    let error = Database::open(&config(&url, "shutdown_timeout = '8s'")).await.expect_err("a refusal");
+    assert!(error.to_string().contains("lock timeout"), "{error}");
+    assert!(began.elapsed() < Duration::from_millis(1500), "{:?}", began.elapsed());
+}
+
+/// But for one that nobody waits behind: an index that is created concurrently waits for whoever writes the table.
+#[tokio::test]
+async fn an_index_waits_for_transactions() {
+    let url = new_database().await;
+    let mut connection = connect(&url).await;
+    connection.execute("create table a (b text)").await.expect("a table");
+    let migrator = |sql: &'static str, no_tx| Migrator {
+        migrations: vec![Migration::new(1, "it".into(), MigrationType::Simple, sql.into(), no_tx)].into(),
+        ..Migrator::DEFAULT
+    };
+    let mut writer = connect(&url).await;
+    let mut writes = writer.begin().await.expect("a transaction");
+    writes.execute("insert into a (b) values ('c')").await.expect("a row");
+    let patience = Duration::from_millis(100);
+    let waits = migrator("alter table a add c text", false);
+    let error = soon("a refusal", apply(&waits, &mut connection, patience)).await.expect_err("a refusal");
+    assert!(error.to_string().contains("lock timeout"), "{error}");
+    let index = migrator("create index concurrently d on a (b)", true);
+    let applied = tokio::spawn(async move { apply(&index, &mut connection, patience).await });
+    sleep(5 * patience).await;
+    assert!(!applied.is_finished(), "it does not wait");
+    writes.commit().await.expect("no transaction");
+    soon("an index", applied).await.expect("no panic").expect("an index");
+}
+
+/// One that refuses in the end, where it was away at the start, is not asked again and again: a migration that is refused takes
+/// its locks each time.
+#[tokio::test]
+async fn one_that_refuses_is_left_alone() {
+    let database = new_database().await.replace("/test_", "/missing_");
+    let name = database.split(['/', '?']).find(|part| part.starts_with("missing_")).expect("a name");
+    let folder = new_folder();
+    open(&database.replace(&SERVER.folder.display().to_string(), &folder.display().to_string()), "").await;
+    std::os::unix::fs::symlink(SERVER.folder.join(SOCKET), folder.join(SOCKET)).expect("a link");
+    let asked = || {
+        let log = std::fs::read_to_string(SERVER.folder.join("log")).expect("the server's log");
+        log.matches(&format!("FATAL:  database \"{name}\" does not exist")).count()
+    };
+    soon("a refusal", async {
+        while asked() == 0 {
+            sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    sleep(Duration::from_millis(2500)).await;
+    assert_eq!(asked(), 1);
+}
+
+/// What is done relies on seeing what others have committed meanwhile, whatever the server's default is.
+#[tokio::test]
+async fn transactions_read_what_is_committed() {
+    let url = new_database().await;
+    let mut connection = connect(&url).await;
+    let name: String =
+        sqlx::query_scalar("select current_database()").fetch_one(&mut connection).await.expect("its name");
+    let default = format!("alter database {name} set default_transaction_isolation = 'repeatable read'");
+    connection.execute(&*default).await.expect("another default");
+    let mut transaction = open(&url, "").await.begin().await.expect("a transaction");
+    let isolation = sqlx::query_scalar("show transaction_isolation").fetch_one(&mut *transaction).await;
+    assert_eq!(isolation.ok(), Some("read committed".to_owned()));
+}
+
+/// Whoever asks whether it answers, and however many they are: beside the pool there is one connection.
+#[tokio::test]
+async fn many_pings_take_one_connection() {
+    let database = new_database().await;
+    let folder = new_folder();
+    std::os::unix::fs::symlink(SERVER.folder.join(SOCKET), folder.join(SOCKET)).expect("a link");
+    let elsewhere = database.replace(&SERVER.folder.display().to_string(), &folder.display().to_string());
+    let database = open(&elsewhere, "database.max_connections = 1").await;
+    let lease = database.lease().await.expect("all of the pool");
+    // From here on who connects gets no answer.
+    std::fs::remove_file(folder.join(SOCKET)).expect("no link");
+    let listener = tokio::net::UnixListener::bind(folder.join(SOCKET)).expect("a socket");
+    let mut pings: JoinSet<_> = (0..20)
+        .map(|_| {
+            let database = database.clone();
+            async move { database.ping().await }
+        })
+        .collect();
+    let (mut most, mut sockets) = (0, JoinSet::new());
+    while !pings.is_empty() {
+        tokio::select! {
+            socket = listener.accept() => {
+                let (mut socket, _) = socket.expect("a connection");
+                sockets.spawn(async move { tokio::io::copy(&mut socket, &mut tokio::io::sink()).await });
+            }
+            Some(_) = sockets.join_next() => {}
+            Some(answer) = pings.join_next() => assert!(answer.expect("no panic").is_err()),
+        }
+        most = most.max(sockets.len());
+    }
+    assert!((1..3).contains(&most), "{most}");
+    lease.end(Ok(())).await.expect("the end");
+}
+
 /// What is told of PostgreSQL's errors.
 #[tokio::test]
 async fn errors_have_a_status() {
@@ -159,6 +267,8 @@ async fn errors_have_a_status() {
         ("23505", 409),
         ("23503", 422),
         ("23514", 422),
+        ("22021", 422),
+        ("22P05", 422),
         ("40001", 503),
         ("40P01", 503),
         ("55P03", 503),
@@ -180,17 +290,25 @@ async fn errors_have_a_status() {
     assert_eq!(lease.end(none.map_err(Failure::from)).await.expect_err("none").into_response().status(), 404);
 }
 
+/// A database with a table for what is done there, with two rows.
+async fn new_table() -> String {
+    let url = new_database().await;
+    let table = "create table things (name text); insert into things values ('one'), ('two')";
+    connect(&url).await.execute(table).await.expect("a table");
+    url
+}
+
 /// A transaction whose work fails leaves nothing, whatever it failed with.
 #[tokio::test]
 async fn what_fails_is_rolled_back() {
-    let database = open(&new_database().await, "").await;
-    for (done, items) in [(Err(Problem::new(StatusCode::CONFLICT, "no").into()), 2_i64), (Ok(()), 3)] {
+    let database = open(&new_table().await, "").await;
+    for (done, things) in [(Err(Problem::new(StatusCode::CONFLICT, "no").into()), 2_i64), (Ok(()), 3)] {
         let mut transaction = database.begin().await.expect("a transaction");
-        transaction.execute("insert into items (name) values ('beer')").await.expect("an item");
-        assert_eq!(transaction.end(done).await.is_ok(), items == 3);
+        transaction.execute("insert into things (name) values ('three')").await.expect("a row");
+        assert_eq!(transaction.end(done).await.is_ok(), things == 3);
         let mut lease = database.lease().await.expect("a connection");
-        let count = sqlx::query_scalar("select count(*) from items").fetch_one(&mut *lease).await;
-        assert_eq!(lease.end(count.map_err(Failure::from)).await.ok(), Some(items));
+        let count = sqlx::query_scalar("select count(*) from things").fetch_one(&mut *lease).await;
+        assert_eq!(lease.end(count.map_err(Failure::from)).await.ok(), Some(things));
     }
 }
 
@@ -219,13 +337,13 @@ async fn a_statement_ends_in_time() {
 /// Wherever a request is broken off, its statement ends, its transaction is rolled back, and no one gets its connection.
 #[tokio::test]
 async fn what_is_broken_off_leaves_nothing_behind() {
-    let url = new_database().await;
+    let url = new_table().await;
     // No statement would end by itself in time.
     let database = open(&url, "shutdown_timeout = '10m'\ndatabase.max_connections = 2").await;
     for step in 0..40 {
         let work = async {
             let mut transaction = database.begin().await?;
-            transaction.execute("insert into items (name) values (gen_random_uuid()::text)").await?;
+            transaction.execute("insert into things (name) values (gen_random_uuid()::text)").await?;
             transaction.execute("select pg_sleep(60)").await?;
             transaction.end(Ok(())).await
         };
@@ -236,8 +354,8 @@ async fn what_is_broken_off_leaves_nothing_behind() {
     }
     let mut connection = connect(&url).await;
     soon("the end of what runs", async { while at_work(&mut connection).await > 0 {} }).await;
-    let items = sqlx::query_scalar("select count(*) from items").fetch_one(&mut connection).await;
-    assert_eq!(items.ok(), Some(2_i64));
+    let things = sqlx::query_scalar("select count(*) from things").fetch_one(&mut connection).await;
+    assert_eq!(things.ok(), Some(2_i64));
 }
 
 /// How many connections do something, or are in a transaction.
@@ -245,23 +363,6 @@ async fn at_work(connection: &mut PgConnection) -> i64 {
     let others = "select count(*) from pg_stat_activity \
         where datname = current_database() and pid <> pg_backend_pid() and backend_type = 'client backend' and state <> 'idle'";
     sqlx::query_scalar(others).fetch_one(connection).await.expect("a count")
-}
-
-/// A request that took too long, at a restart as well: what it was at is cancelled.
-#[tokio::test]
-async fn a_locked_table_holds_no_restart_up() {
-    let database = new_database().await;
-    let mut service = start_on(&database, "shutdown_timeout = '4s'").await;
-    let mut holder = connect(&database).await;
-    let mut lock = holder.begin().await.expect("a transaction");
-    lock.execute("lock table orders").await.expect("a lock");
-    let address = service.address();
-    let waiting = tokio::spawn(async move { get(address, "/orders").await });
-    sleep(Duration::from_millis(100)).await;
-    let began = Instant::now();
-    service.restart().await.expect("another process");
-    assert!(began.elapsed() < Duration::from_secs(3), "a restart took {:?}", began.elapsed());
-    assert_eq!(waiting.await.expect("an answer").status, 503);
 }
 
 #[test]

@@ -49,10 +49,7 @@ fn objections(text: &str) -> Vec<String> {
     for statement in statements(text) {
         let words: Vec<&str> = statement.split(' ').collect();
         // Nobody uses a table yet that this migration makes.
-        let table = |after: &[&str]| {
-            let at = words.windows(after.len()).position(|window| window == after)? + after.len();
-            words[at..].iter().find(|word| !["if", "not", "exists", "only"].contains(word)).copied()
-        };
+        let table = |after: &[&str]| table_behind(after, &words);
         if let Some(table) = table(&["create", "table"]) {
             new.insert(table.to_owned());
         }
@@ -67,32 +64,60 @@ fn objections(text: &str) -> Vec<String> {
     found
 }
 
-/// The statements, in small letters and with one space between two words, without comments and literals.
+fn table_behind<'a>(words: &[&str], statement: &[&'a str]) -> Option<&'a str> {
+    let at = statement.windows(words.len()).position(|window| window == words)? + words.len();
+    statement[at..].iter().find(|word| !["if", "not", "exists", "only"].contains(word)).copied()
+}
+
+/// The statements, in small letters and with one space between two words, without comments and literals. Of one that alters a
+/// table in several ways there is one for each.
 fn statements(text: &str) -> Vec<String> {
-    let code: Vec<&str> = text.lines().map(|line| line.split("--").next().unwrap_or_default()).collect();
-    // Every other part is a literal.
-    let code = code.join(" ").split('\'').step_by(2).collect::<Vec<_>>().join("''");
-    let code = code.to_lowercase().replace(['(', ')', ','], " ");
-    let statements = code.split(';').map(|statement| statement.split_whitespace().collect::<Vec<_>>().join(" "));
-    statements.filter(|statement| !statement.is_empty()).collect()
+    let mut statements = vec![];
+    for statement in code(text).to_lowercase().split(';') {
+        let mut depth = 0;
+        let ways = statement.split(|character| {
+            depth += i32::from(character == '(') - i32::from(character == ')');
+            character == ',' && depth == 0
+        });
+        let mut altered = String::new();
+        for way in ways {
+            let way = way.replace(['(', ')', ','], " ");
+            let words: Vec<&str> = way.split_whitespace().collect();
+            statements.push(format!("{altered}{}", words.join(" ")));
+            if let Some(table) = table_behind(&["alter", "table"], &words) {
+                altered = format!("alter table {table} ");
+            }
+        }
+    }
+    statements.retain(|statement| !statement.is_empty());
+    statements
+}
+
+/// What is neither in a literal nor in a comment.
+fn code(text: &str) -> String {
+    const ELSE: [(&str, &str); 3] = [("'", "'"), ("--", "\n"), ("/*", "*/")];
+    let (mut code, mut rest) = (String::new(), text);
+    while let Some((at, begin, end)) =
+        ELSE.iter().filter_map(|(begin, end)| Some((rest.find(begin)?, begin, end))).min()
+    {
+        code = code + &rest[..at] + " ";
+        rest = rest[at + begin.len()..].split_once(end).map_or("", |(_, behind)| behind);
+    }
+    code + rest
 }
 
 type Rule = (fn(&str) -> bool, &'static str);
 
 /// What a statement breaks, and why that matters.
 const RULES: &[Rule] = &[
-    (
-        |sql| {
-            let drops = sql.matches(" drop ").count();
-            let harmless = [" drop index ", " drop not null ", " drop constraint ", " drop default ", " drop trigger "];
-            drops > harmless.iter().map(|harmless| sql.matches(harmless).count()).sum()
-        },
-        "the release before may need what is dropped",
-    ),
-    (|sql| sql.contains(" rename "), "the release before knows it by the old name"),
+    (|sql| sql.contains(" drop "), "the release before may need what is dropped, or not live with what comes instead"),
+    (|sql| sql.contains(" rename ") || sql.contains(" set schema "), "the release before knows it by the old name"),
     (|sql| sql.starts_with(" truncate "), "the release before may need what is in it"),
     (
-        |sql| sql.contains(" set data type ") || sql.contains(" alter column ") && sql.contains(" type "),
+        |sql| {
+            let altered = sql.strip_prefix(" alter table").unwrap_or_default();
+            altered.contains(" alter ") && altered.contains(" type ")
+        },
         "the release before takes it for another type, and the table is rewritten while all wait",
     ),
     (
@@ -107,7 +132,8 @@ const RULES: &[Rule] = &[
     ),
     (
         |sql| {
-            let adds = [" constraint ", " unique ", " primary key ", " foreign key ", " check ", " references "];
+            let adds =
+                [" constraint ", " unique ", " primary key ", " foreign key ", " check ", " references ", " exclude "];
             sql.starts_with(" alter table ") && sql.contains(" add ") && adds.iter().any(|add| sql.contains(add))
                 || sql.starts_with(" create unique index ")
         },
@@ -129,11 +155,16 @@ fn what_breaks_the_release_before_is_found() {
         ("create table if not exists a (b text); alter table a add c text not null;", true),
         ("alter table a add b text;", true),
         ("alter table a add column b text not null default '';", true),
-        ("alter table a alter column b drop not null;", true),
-        ("drop index a;", true),
+        ("alter table only a add type text, add b numeric (10, 2) not null default 0;", true),
         ("create index concurrently a on b (c);", true),
         ("insert into a (b) values ('drop table a; rename');", true),
-        ("-- drop table a;\ninsert into a (b) values (1);", true),
+        ("-- drop table a;\n/* drop table b; */ insert into a (b) values (1), (2);", true),
+        ("insert into a (b) values ('--'); drop table c;", false),
+        ("-- it isn't\ndrop table a;", false),
+        ("alter table a alter column b drop not null;", false),
+        ("alter table a alter b drop default;", false),
+        ("alter table a drop constraint b;", false),
+        ("drop index a;", false),
         ("drop table a;", false),
         ("DROP\n  TABLE a;", false),
         ("alter table a drop b;", false),
@@ -141,12 +172,17 @@ fn what_breaks_the_release_before_is_found() {
         ("alter table a rename b to c;", false),
         ("alter table a rename to b;", false),
         ("truncate a;", false),
+        ("alter table a set schema b;", false),
         ("alter table a alter column b type bigint;", false),
+        ("alter table a alter b type bigint;", false),
+        ("alter table a add c text, alter b type bigint;", false),
         ("alter table a alter b set data type bigint;", false),
         ("alter table a alter column b set not null;", false),
         ("alter table a add b text not null;", false),
+        ("alter table a add b text not null, add c int default 0;", false),
         ("alter table a add constraint b check (c > 0);", false),
         ("alter table a add b text references c;", false),
+        ("alter table a add exclude using gist (b with &&);", false),
         ("create unique index concurrently a on b (c);", false),
         ("create index a on b (c);", false),
         ("create table a (b text); drop table c;", false),

@@ -42,6 +42,8 @@ fn load_credentials(
     for (name, text) in credentials {
         fs::write(folder.path().join(name), text).unwrap();
     }
+    // As Kubernetes has it.
+    fs::create_dir(folder.path().join("..data")).unwrap();
     let directory = ("CREDENTIALS_DIRECTORY".into(), folder.path().into());
     let variables = settings.iter().map(|(key, value)| (variable(key).into(), value.into()));
     let loaded = Config::load_from(Path::new("/nowhere/config.toml"), file, variables.chain([directory]));
@@ -234,7 +236,7 @@ const EDGES: [(&str, Refused, Good); 30] = [
     ("unit.memory_high", MEMORY.0, MEMORY.1),
     ("unit.memory_max", MEMORY.0, MEMORY.1),
     ("unit.tasks_max", &[("15", "16"), ("4294967296", "u32")], &["16", "4294967295"]),
-    ("unit.metrics", &[("'9464'", "neither"), ("'/'", "plain")], &["'[::1]:9464'", "'/run/a.sock'"]),
+    ("unit.metrics", &[("'9464'", "neither"), ("'/'", "plain")], &["'[::1]:9464'", "'/run/a.sock'", "''"]),
     ("unit.cpu_weight", &[("0", "10000"), ("10_001", "10000")], &["1", "10_000"]),
     (
         "unit.credentials",

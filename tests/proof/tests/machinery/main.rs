@@ -18,6 +18,7 @@ mod departures;
 mod forwarded;
 mod handover;
 mod http2;
+mod kubernetes;
 mod lifecycle;
 mod limits;
 mod listening;

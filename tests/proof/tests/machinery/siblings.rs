@@ -437,6 +437,57 @@ async fn health_asks_where_the_service_listens_when_there_are_no_instances() {
 }
 
 #[tokio::test]
+async fn a_host_is_drained_and_taken_back_through_restarts_and_nobody_is_cut_off() {
+    let directory = TempDir::new().unwrap();
+    let (mut one, two) = (instance(&directory).await, instance(&directory).await);
+    let tell = async |action: &str| {
+        let mut command = command();
+        command.arg(action).env("RUNTIME_DIRECTORY", directory.path());
+        let output = soon(action, command.output()).await.unwrap();
+        assert!(output.status.success() && output.stdout.is_empty(), "{output:?}");
+    };
+    let here = [("RUNTIME_DIRECTORY", directory.path().to_str().unwrap())];
+    let (mut waiting, mut busy) = (known(&one).await, known(&one).await);
+    begin(&mut busy).await;
+
+    tell("drain").await;
+    let drained = r#"503 {"phase":"serving","drained":true}"#;
+    let all_say = |(good, said): (bool, Vec<String>), what: &str| {
+        assert!(said.len() == 2 && said.iter().all(|line| line.ends_with(what)), "{said:?}");
+        assert_eq!(good, what != drained);
+    };
+    all_say(health(&[], &here).await, drained);
+    finish(&mut busy).await;
+    let answer = waiting.get("/livez").await;
+    assert_eq!((answer.status, answer.header("connection")), (200, Some("close")));
+    waiting.ended().await;
+    // Who comes all the same is served, and told so as well.
+    let mut newcomer = client(&two).await;
+    assert_eq!(newcomer.get("/livez").await.header("connection"), Some("close"));
+
+    restart(&mut one).await;
+    all_say(health(&[], &here).await, drained);
+    let told = soon("a status", one.wait_for("STATUS=drained, serving 0 connections; 1 requests, 0 failed")).await;
+    assert!(told.is_ok(), "{:?}", one.messages());
+
+    tell("undrain").await;
+    all_say(health(&[], &here).await, r#"200 {"phase":"serving"}"#);
+    assert_eq!(known(&one).await.get("/livez").await.header("connection"), None);
+    tell("undrain").await;
+}
+
+#[tokio::test]
+async fn a_host_without_the_service_is_neither_drained_nor_taken_back() {
+    let directory = TempDir::new().unwrap();
+    for action in ["drain", "undrain"] {
+        let mut command = command();
+        command.arg(action).env("RUNTIME_DIRECTORY", directory.path().join("none"));
+        let output = soon(action, command.output()).await.unwrap();
+        assert!(output.status.code() == Some(1) && !output.stderr.is_empty(), "{output:?}");
+    }
+}
+
+#[tokio::test]
 async fn the_service_manager_is_told_of_connections_and_requests() {
     let service = start(managed()).await;
     let mut client = known(&service).await;

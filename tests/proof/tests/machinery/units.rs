@@ -1,6 +1,7 @@
 //! The units that the service prints. Whether systemd accepts them, and what it says of their sandbox, is shown by
 //! `tests/all.sh units`.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use layers::listen::Listen;
@@ -27,7 +28,7 @@ fn assert_says(unit: &str, lines: &[&str]) {
 fn nothing_is_left_to_be_filled_in() {
     for overrides in ["", "reuse_port = true\nlisten = '/run/a.socket'\n[unit]\noutbound = true"] {
         let config = config(overrides);
-        let metrics = [unit::metrics_socket(&config), unit::metrics_service()];
+        let metrics = [unit::metrics_socket(&config), unit::metrics_service(&config)];
         for unit in [unit::service(&config), unit::socket(&config)].into_iter().chain(metrics) {
             assert!(placeholders(&unit).is_empty(), "{:?} in\n{unit}", placeholders(&unit));
             assert!(unit.ends_with('\n') && unit.contains(name!()));
@@ -93,7 +94,9 @@ fn the_units_for_metrics_answer_by_the_services_own_user_and_leave_its_folder_al
     assert_says(&unit::metrics_socket(&config("")), &["ListenStream=127.0.0.1:9464", "Accept=yes"]);
     let listen = "unit.metrics = '[fe80::1%2]:80'";
     assert_says(&unit::metrics_socket(&config(listen)), &["ListenStream=[fe80::1%%2]:80"]);
-    let unit = unit::metrics_service();
+    let nowhere = config("unit.metrics = ''");
+    assert_eq!([unit::metrics_socket(&nowhere), unit::metrics_service(&nowhere)], ["", ""]);
+    let unit = unit::metrics_service(&config(""));
     let name = name!();
     assert_says(&unit, &[&format!("ExecStart=/opt/{name}/current/{name} metrics --http"), "StandardInput=socket"]);
     let service = unit::service(&config(""));
@@ -159,4 +162,19 @@ async fn check_says_what_the_units_do_not_follow_where_there_are_units() {
         assert!(output.status.success(), "{output:?}");
         assert_eq!(said.contains("note: the environment or a credential sets listen:"), told, "{said}");
     }
+}
+
+/// Its own are how it is started, and who may speak for it.
+#[test]
+fn in_a_container_it_has_the_same_times_and_limits() {
+    let config = config("shutdown_timeout = '7s'\n[unit]\nmemory_max = '3G'\noutbound = true");
+    let settings = |text: &str| {
+        let lines = text.lines().filter(|line| line.starts_with(|c: char| c.is_ascii_uppercase()));
+        lines.map(str::to_owned).collect::<BTreeSet<_>>()
+    };
+    let (alone, contained) = (settings(&unit::service(&config)), settings(&unit::container(&config)));
+    let own: Vec<_> = contained.difference(&alone).map(|line| line.split('=').next().unwrap()).collect();
+    assert_eq!(own, ["ExecStart", "NotifyAccess"]);
+    assert!(contained.contains("TimeoutStopSec=10s") && contained.contains("MemoryMax=3G"), "{contained:?}");
+    assert!(!unit::container(&config).contains('@') && unit::container(&config).contains(" --network=host "));
 }
