@@ -1,4 +1,4 @@
-//! `make deploy`, with stand-ins for cargo and ssh.
+//! `make deploy`, `make logs` and `make top`, with stand-ins for cargo and ssh.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -51,4 +51,33 @@ echo '{"reason":"compiler-artifact","target":{"kind":["bin"]},"executable":"'"$E
     fs::write(elsewhere.join("broken"), "").unwrap();
     assert!(!deploy().status.success());
     assert!(!pushed.exists(), "something was pushed though nothing was built");
+}
+
+/// What is looked at is of one host, and has a terminal there only where there is one here.
+#[test]
+fn what_is_looked_at_is_of_one_host() {
+    let scene = tempfile::tempdir().unwrap();
+    program(scene.path(), "ssh", r#"printf '%s\n' "$@""#);
+    let path = std::env::join_paths(
+        std::iter::once(scene.path().to_owned()).chain(std::env::split_paths(&std::env::var_os("PATH").unwrap())),
+    );
+    let path = path.unwrap();
+    for action in ["logs", "top"] {
+        let make = |hosts| {
+            let mut make = Command::new("make");
+            make.args([action, hosts, "SSH_OPTS=-p 22"]);
+            make.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."));
+            let output = make.env("PATH", &path).env_remove("MAKEFLAGS").output().unwrap();
+            (output.status.success(), [output.stdout, output.stderr].map(|said| String::from_utf8(said).unwrap()))
+        };
+        let (done, [said, _]) = make("HOST=root@host.invalid");
+        assert!(
+            done && said.starts_with("-T\n-p\n22\nroot@host.invalid\nsh -c 'host=/opt/hitless-template/"),
+            "{said}"
+        );
+        assert!(said.trim_end().ends_with(&format!("exec sh $host {action} hitless-template'")), "{said}");
+        let (done, [said, why]) = make("HOST=root@a.invalid root@b.invalid");
+        assert!(!done && said.is_empty() && why.contains("say of which one: make"), "{said}{why}");
+        assert!(!make("HOST=").0);
+    }
 }
