@@ -82,7 +82,9 @@ fn a_table_has_room_in_its_columns_and_tells_instances_apart() {
         row("a234567890123456789012345678901@next", 12, None, false, true),
         row("my-api@2", 13, None, false, false),
     ];
-    for (columns, instance) in [(80, "345678901@next "), (102, "a234567890123456789012345678901@next"), (66, ""), (1, "")] {
+    for (columns, instance) in
+        [(80, "345678901@next "), (102, "a234567890123456789012345678901@next"), (66, ""), (1, "")]
+    {
         let lines = lines("my-api", 1_000_000 + 100 * 3600 + 61, &rows, columns);
         // What is told of one is never cut.
         assert!(lines.iter().skip(1).all(|line| line.len() <= columns.max(66)), "{lines:#?}");
