@@ -1,5 +1,6 @@
 //! `make deploy`, `make logs` and `make top`, with stand-ins for cargo and ssh.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -9,6 +10,14 @@ fn program(directory: &Path, name: &str, script: &str) {
     let path = directory.join(name);
     fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// make in the template's folder, which is no part of the one that runs this test.
+fn make(path: &OsStr) -> Command {
+    let mut make = Command::new("make");
+    make.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."));
+    make.env("PATH", path).env_remove("MAKEFLAGS").env_remove("MAKELEVEL");
+    make
 }
 
 /// What cargo has built is pushed, wherever its configuration has it put that.
@@ -33,16 +42,8 @@ echo '{"reason":"compiler-artifact","target":{"kind":["bin"]},"executable":"'"$E
         std::iter::once(programs).chain(std::env::split_paths(&std::env::var_os("PATH").unwrap())),
     )
     .unwrap();
-    let deploy = || {
-        Command::new("make")
-            .args(["deploy", "HOST=root@host.invalid"])
-            .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."))
-            .env("PATH", &path)
-            .env("ELSEWHERE", &elsewhere)
-            .env_remove("MAKEFLAGS")
-            .output()
-            .unwrap()
-    };
+    let deploy =
+        || make(&path).args(["deploy", "HOST=root@host.invalid"]).env("ELSEWHERE", &elsewhere).output().unwrap();
     let output = deploy();
     assert!(output.status.success(), "{output:?}");
     assert!(String::from_utf8_lossy(&fs::read(&pushed).unwrap()).contains("# this was built"));
@@ -63,21 +64,18 @@ fn what_is_looked_at_is_of_one_host() {
     );
     let path = path.unwrap();
     for action in ["logs", "top"] {
-        let make = |hosts| {
-            let mut make = Command::new("make");
-            make.args([action, hosts, "SSH_OPTS=-p 22"]);
-            make.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."));
-            let output = make.env("PATH", &path).env_remove("MAKEFLAGS").output().unwrap();
+        let look = |hosts| {
+            let output = make(&path).args([action, hosts, "SSH_OPTS=-p 22"]).output().unwrap();
             (output.status.success(), [output.stdout, output.stderr].map(|said| String::from_utf8(said).unwrap()))
         };
-        let (done, [said, _]) = make("HOST=root@host.invalid");
+        let (done, [said, _]) = look("HOST=root@host.invalid");
         assert!(
             done && said.starts_with("-T\n-p\n22\nroot@host.invalid\nsh -c 'host=/opt/hitless-template/"),
             "{said}"
         );
         assert!(said.trim_end().ends_with(&format!("exec sh $host {action} hitless-template'")), "{said}");
-        let (done, [said, why]) = make("HOST=root@a.invalid root@b.invalid");
+        let (done, [said, why]) = look("HOST=root@a.invalid root@b.invalid");
         assert!(!done && said.is_empty() && why.contains("say of which one: make"), "{said}{why}");
-        assert!(!make("HOST=").0);
+        assert!(!look("HOST=").0);
     }
 }
