@@ -1,12 +1,13 @@
 //! Manifests for Kubernetes: `deploy/kubernetes.yaml`, filled in from the configuration that the containers will have.
 
-use std::path::{Path, PathBuf};
+use std::net::Ipv4Addr;
+use std::path::Path;
 use std::time::Duration;
 
-use crate::config::{self, Config};
-use crate::proxy;
+use crate::config::{Config, memory_bytes};
 use crate::unit::fill;
 use layers::listen::Listen;
+use layers::settings::ConfigError;
 
 /// What runs in the cluster.
 #[derive(Clone, Debug, clap::Args)]
@@ -24,10 +25,10 @@ pub struct Options {
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub replicas: u32,
     /// The Gateway that leads clients here
-    #[arg(long, value_parser = proxy::site, default_value = "gateway", value_name = "NAME")]
+    #[arg(long, value_parser = gateway, default_value = "gateway", value_name = "[NAMESPACE/]NAME")]
     pub gateway: String,
     /// What clients know it as
-    #[arg(long, value_parser = proxy::site, default_value = concat!(env!("CARGO_PKG_NAME"), ".example"))]
+    #[arg(long, value_parser = dns_name, default_value = concat!(env!("CARGO_PKG_NAME"), ".example"))]
     pub site: String,
 }
 
@@ -37,19 +38,52 @@ fn image(text: &str) -> Result<String, &'static str> {
     if is_plain { Ok(text.to_owned()) } else { Err("is not the name of an image") }
 }
 
-/// The manifests for containers whose settings are the defaults and those in `file`: nothing of this host is theirs.
+/// What Kubernetes takes for a name and for the name of a host: labels of small letters, digits and `-` (RFC 1123), no address.
+fn dns_name(text: &str) -> Result<String, &'static str> {
+    let is_label = |label: &str| {
+        let is_plain = label.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
+        is_plain && (1..=63).contains(&label.len()) && !label.starts_with('-') && !label.ends_with('-')
+    };
+    let is_name = text.split('.').all(is_label) && text.parse::<Ipv4Addr>().is_err();
+    if is_name && text.len() <= 253 { Ok(text.to_owned()) } else { Err("is no name as Kubernetes has them") }
+}
+
+/// A Gateway, as a route refers to it.
+fn gateway(text: &str) -> Result<String, &'static str> {
+    match text.split_once('/') {
+        None => Ok(format!("{{ name: {} }}", dns_name(text)?)),
+        Some((namespace, name)) => Ok(format!("{{ namespace: {}, name: {} }}", dns_name(namespace)?, dns_name(name)?)),
+    }
+}
+
+/// The configuration of containers: the defaults, and what is in `file`. Nothing of this host is theirs.
 ///
 /// # Errors
-/// When the file cannot be read or is refused, or nobody could reach a container.
-pub fn manifests(file: Option<&Path>, options: &Options) -> Result<String, String> {
+/// When the file cannot be read or is refused.
+pub fn config(file: Option<&Path>) -> Result<Config, ConfigError> {
+    Config::load_from(Path::new("/dev/null"), file, [])
+}
+
+/// The manifests for containers with this [configuration](config), that of `file`.
+///
+/// # Errors
+/// When the file cannot be read, or what it says suits no container.
+pub fn manifests(config: &Config, file: Option<&Path>, options: &Options) -> Result<String, String> {
     let text = file.map(std::fs::read_to_string).transpose();
     let text = text.map_err(|error| format!("{}: {error}", file.unwrap_or(Path::new("")).display()))?;
-    let config = Config::load_from(&PathBuf::from("/dev/null"), file, []).map_err(|error| error.to_string())?;
     let Listen::Tcp(listen) = config.listen else {
         return Err(format!("nobody reaches {} in a container: `listen` has to be an address", config.listen));
     };
     if !listen.ip().is_unspecified() {
         return Err(format!("nobody reaches {listen} in a container: `listen` has to be 0.0.0.0 or [::], and a port"));
+    }
+    if listen.port() < 1024 {
+        return Err(format!("a container may not listen on {listen}: `listen` has to have a port from 1024 on"));
+    }
+    for (key, setting) in [("memory_high", &config.unit.memory_high), ("memory_max", &config.unit.memory_max)] {
+        if setting.ends_with('%') {
+            return Err(format!("unit.{key} = \"{setting}\" is a part of nobody knows what: a node is not known here"));
+        }
     }
     let credentials = &config.unit.credentials;
     let name = crate::NAME;
@@ -90,9 +124,10 @@ pub fn manifests(file: Option<&Path>, options: &Options) -> Result<String, Strin
     let unit = &config.unit;
     let text = text.unwrap_or_default();
     let seconds = |duration: Duration| duration.as_secs_f64().ceil().max(1.0) as u64;
-    // What has no bound is not mentioned.
-    let memory =
-        |setting: &str| config::memory_bytes(setting).map(|bytes| format!("memory: \"{bytes}\"")).unwrap_or_default();
+    let (high, max) = (memory_bytes(&unit.memory_high), memory_bytes(&unit.memory_max));
+    // What has no bound is not mentioned, and nobody may ask for more than the limit.
+    let memory = |bytes: Option<u64>| bytes.map(|bytes| format!("memory: \"{bytes}\"")).unwrap_or_default();
+    let asked = high.map(|high| max.map_or(high, |max| high.min(max)));
     let from_files = credentials.iter().map(|key| format!("--from-file={key}")).collect::<Vec<_>>().join(" ");
     let filled = fill(
         &said.join("---\n"),
@@ -100,14 +135,16 @@ pub fn manifests(file: Option<&Path>, options: &Options) -> Result<String, Strin
             ("config", format!("{name}-{:08x}", fnv(text.as_bytes()))),
             ("variable", name.to_uppercase().replace('-', "_")),
             ("grace", seconds(config.shutdown_timeout.unit_stop()).to_string()),
+            // No policy looks back longer.
+            ("pace", seconds(config.shutdown_timeout.unit_stop()).min(1800).to_string()),
             ("progress", (seconds(unit.start_timeout) + 120).to_string()),
             ("start", seconds(unit.start_timeout).to_string()),
             ("watch", seconds(unit.watchdog / 3).to_string()),
             ("check", (seconds(config.readiness_timeout) + 1).to_string()),
             ("port", listen.port().to_string()),
             ("cpu", format!("{}m", unit.cpu_weight * 10)),
-            ("memory_high", memory(&unit.memory_high)),
-            ("memory_max", memory(&unit.memory_max)),
+            ("memory_high", memory(asked)),
+            ("memory_max", memory(max)),
             ("egress", if unit.outbound { "[{}]" } else { "[]" }.to_owned()),
             ("replicas", options.replicas.to_string()),
             ("most", (options.replicas * 4).to_string()),

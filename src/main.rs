@@ -86,14 +86,19 @@ fn version() -> String {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let config = match Config::load(arguments.config.as_deref()) {
+    let (command, file) = (arguments.command.unwrap_or(Command::Run), arguments.config.as_deref());
+    let config = match &command {
+        Command::Kubernetes(_) => kubernetes::config(file),
+        _ => Config::load(file),
+    };
+    let config = match config {
         Ok(config) => config,
         Err(error) => {
             complain(format_args!("the configuration is refused:\n{error}"));
             return ExitCode::from(2);
         }
     };
-    let done = match arguments.command.unwrap_or(Command::Run) {
+    let done = match command {
         Command::Check => check(&config),
         Command::Unit { kind: UnitKind::Service } => print(&unit::service(&config)),
         Command::Unit { kind: UnitKind::Socket } => print(&unit::socket(&config)),
@@ -103,9 +108,9 @@ fn main() -> ExitCode {
         Command::Proxy { kind, servers, site } => {
             proxy::proxy(&config, kind, &servers, &site).map_err(BoxError::from).and_then(|text| print(&text))
         }
-        Command::Kubernetes(options) => kubernetes::manifests(arguments.config.as_deref(), &options)
-            .map_err(BoxError::from)
-            .and_then(|text| print(&text)),
+        Command::Kubernetes(options) => {
+            kubernetes::manifests(&config, file, &options).map_err(BoxError::from).and_then(|text| print(&text))
+        }
         Command::Health { pid } => health(&config, pid),
         Command::Drain => drain(true),
         Command::Undrain => drain(false),

@@ -31,7 +31,7 @@ pub use request_id::request_id;
 pub use request_timeout::RequestTimeout;
 pub use sibling::Siblings;
 pub use systemd::ListeningSocket;
-pub use track::{Application, Track};
+pub use track::{Application, Expected, Track};
 
 /// The version of this crate, and of the template that a service with it was generated from.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -38,6 +38,11 @@ pub const PATIENCE: Duration = Duration::from_secs(1);
 /// it has by then, which earlier releases neither say nor read.
 const TAKEN: u8 = 6; // ASCII's ACK
 
+/// Whether a file is there, and neither a link to one nor anything else.
+fn is_file(path: &Path) -> bool {
+    std::fs::symlink_metadata(path).is_ok_and(|file| file.is_file())
+}
+
 /// The file that says that this host is drained. No instance has such a name.
 const DRAINED: &str = "drained";
 
@@ -93,7 +98,7 @@ impl Siblings {
 
     /// Whether this host is drained: its instances say that they are not ready, and end connections with their answers.
     pub fn are_drained(&self) -> bool {
-        self.0.join(DRAINED).exists()
+        is_file(&self.0.join(DRAINED))
     }
 
     /// Drains this host, or takes it back. Instances heed it within a moment, and those that are started later as well.
@@ -102,13 +107,15 @@ impl Siblings {
     /// When the directory is not there, as no instance has run yet, or it cannot be written to.
     pub fn set_drained(&self, drained: bool) -> io::Result<()> {
         let path = self.0.join(DRAINED);
-        if drained {
-            return std::fs::write(path, "");
+        if drained && is_file(&path) {
+            return Ok(());
         }
-        std::fs::remove_file(path).or_else(|error| match error.kind() {
-            io::ErrorKind::NotFound if self.0.is_dir() => Ok(()),
-            _ => Err(error),
-        })
+        // The directory is the service's own, and root may be who drains: no link that stands there is followed.
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound || !self.0.is_dir() => Err(error),
+            _ if drained => std::fs::File::create_new(path).map(drop),
+            _ => Ok(()),
+        }
     }
 
     /// The path of the handover socket of the instance with this process id.

@@ -19,6 +19,10 @@ use tower::Service;
 use super::connection::{Connection, Peer, RequestGuard, says_close};
 use super::held::{SMALL, Unread};
 
+/// In an answer's extensions: nobody is to be told of it, although it is a failure by its status, for that is what was asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Expected;
+
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// What can be served: a router, or layers around one.
@@ -96,7 +100,10 @@ where
         let status = response.status();
         let last = says_close(response.headers());
         let upgrade = status == StatusCode::SWITCHING_PROTOCOLS || (*this.connect && status.is_success());
-        if guard.answering(status, last, upgrade) {
+        // On a drained host a balancer is told so all the time, which is nobody's failure.
+        let failed =
+            status.is_server_error() && !(guard.is_drained() && response.extensions().get::<Expected>().is_some());
+        if guard.answering(failed, last, upgrade) {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             // Otherwise hyper adds `keep-alive` where an HTTP/1.0 client has asked for it.
             *response.version_mut() = *this.version;

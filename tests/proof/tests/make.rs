@@ -54,7 +54,7 @@ echo '{"reason":"compiler-artifact","target":{"kind":["bin"]},"executable":"'"$E
     assert!(!pushed.exists(), "something was pushed though nothing was built");
 }
 
-/// What is looked at is of one host, and has a terminal there only where there is one here.
+/// What is looked at is of one host, and has a terminal there only where there is one here. One is drained at a time.
 #[test]
 fn what_is_looked_at_is_of_one_host() {
     let scene = tempfile::tempdir().unwrap();
@@ -77,5 +77,7 @@ fn what_is_looked_at_is_of_one_host() {
         let (done, [said, why]) = look("HOST=root@a.invalid root@b.invalid");
         assert!(!done && said.is_empty() && why.contains("say of which one: make"), "{said}{why}");
         assert!(!look("HOST=").0);
+        let drained = make(&path).args(["drain", "HOST=root@a.invalid root@b.invalid"]).output().unwrap();
+        assert!(!drained.status.success() && drained.stdout.is_empty(), "{drained:?}");
     }
 }

@@ -22,6 +22,9 @@ pub const PATIENCE: Duration = Duration::from_secs(5);
 /// The longest head of a request that is read.
 const HEAD: u64 = 16 * 1024;
 
+/// The longest answer that is read, in bytes. Whoever gives it may not be what it was.
+const LONGEST: u64 = 64 << 20;
+
 /// Whether an instance has answered.
 const UP: &str = "hitless_up";
 
@@ -91,7 +94,7 @@ async fn report(
 ) -> io::Result<bool> {
     let answer = tokio::time::timeout(PATIENCE, answer).await.unwrap_or_else(|late| Err(late.into()));
     match &answer {
-        Ok((status, body)) => writeln!(output, "{whom}: {status} {}", body.trim_end())?,
+        Ok((status, body)) => writeln!(output, "{whom}: {status} {}", body.trim_end().replace(char::is_control, "?"))?,
         Err(error) => writeln!(output, "{whom}: {error}")?,
     }
     Ok(matches!(answer, Ok((200, _))))
@@ -128,7 +131,7 @@ async fn ask(mut socket: impl AsyncRead + AsyncWrite + Unpin, path: &str) -> io:
     let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     socket.write_all(request.as_bytes()).await?;
     let mut answer = String::new();
-    socket.read_to_string(&mut answer).await?;
+    socket.take(LONGEST).read_to_string(&mut answer).await?;
     let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
     let body = answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned());
     status.zip(body).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the answer is not HTTP"))

@@ -196,7 +196,8 @@ impl Collector for Process {
         let is = |name: &'static str, is: bool| ([("phase", name)], u64::from(is));
         let phases = [
             is("starting", phase == Phase::Starting),
-            is("serving", phase == Phase::Serving),
+            is("serving", phase == Phase::Serving && !self.handle.is_drained()),
+            is("drained", phase == Phase::Serving && self.handle.is_drained()),
             is("leaving", matches!(phase, Phase::Leaving { .. })),
         ];
         gauges(to, "hitless_phase", "Where the process is in its life", phases)?;

@@ -22,6 +22,7 @@ use tracing::{Span, debug, error, error_span};
 
 use crate::problem::Withheld;
 use crate::{metrics, trace};
+pub use hitless::Expected;
 use hitless::request_id;
 
 pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -47,10 +48,6 @@ impl Observe {
         Self(Routes::of(routes))
     }
 }
-
-/// An answer of which nobody is to be told, although it is a failure by its status: that is what was asked for.
-#[derive(Clone, Copy, Debug)]
-pub struct Expected;
 
 /// What finds the route of a request, when a line says it: the router once more, where each handler says how it was come by.
 #[derive(Clone, Debug)]
@@ -313,7 +310,7 @@ impl<F: Future<Output = Result<Response, Infallible>>> Future for Answer<F> {
             let withheld = response.extensions_mut().remove::<Withheld>();
             let outcome = Outcome { status, why: withheld.as_ref().map(|Withheld(why)| why) };
             let bytes = response.body().size_hint().exact();
-            if status >= 500 && response.extensions_mut().remove::<Expected>().is_none() {
+            if status >= 500 && response.extensions().get::<Expected>().is_none() {
                 line!(error, &*this.asked, { status, bytes, }, outcome);
             } else {
                 line!(debug, &*this.asked, { status, bytes, }, outcome);

@@ -59,6 +59,10 @@ fn show(name: &str, rows: &[Row], screen: Option<&Screen>) -> io::Result<()> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let mut lines = lines(name, now, rows, columns);
     lines.truncate(height);
+    if screen.is_some() {
+        // What does not fit would go on in the next line.
+        lines.iter_mut().for_each(|line| line.truncate(line.floor_char_boundary(columns)));
+    }
     let mut output = io::stdout().lock();
     match screen {
         Some(_) => write!(output, "\x1b[H{}\x1b[K\x1b[J", lines.join("\x1b[K\n"))?,
@@ -98,10 +102,12 @@ impl Screen {
         Ok(Some(screen))
     }
 
-    /// Its columns and lines.
+    /// The columns and lines that can be written to.
     fn size(&self) -> (usize, usize) {
         let size = tcgetwinsize(io::stdout()).map(|size| (size.ws_col.into(), size.ws_row.into()));
-        size.ok().filter(|&(columns, lines)| columns > 0 && lines > 0).unwrap_or((COLUMNS, 24))
+        let (columns, lines) = size.ok().filter(|&(columns, lines)| columns > 0 && lines > 0).unwrap_or((COLUMNS, 24));
+        // Some terminals take what stands in the last column for what is to be erased behind it.
+        (columns - 1, lines)
     }
 }
 
@@ -154,7 +160,8 @@ impl Told {
         let phase =
             samples("hitless_phase").find(|(_, value)| *value > 0.0).and_then(|(labels, _)| label(labels, "phase"));
         Self {
-            phase: phase.unwrap_or("-").to_owned(),
+            // It may come from a service that is not what it was.
+            phase: phase.unwrap_or("-").replace(|byte: char| !byte.is_ascii_graphic(), "?"),
             counted: Counts { requests: all.map(|(_, value)| value).sum(), failed, buckets },
             // But for the request of who looks, and its connection.
             in_flight: (gauge("http_server_active_requests") - 1.0).max(0.0),

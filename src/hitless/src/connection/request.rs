@@ -149,12 +149,11 @@ pub(crate) struct RequestGuard {
 impl RequestGuard {
     /// Records that the answer's head is ready, and says whether it has to announce the end of the connection.
     ///
-    /// `last`: the application ends the connection with this answer. `upgrade`: it turns it into something else.
-    pub(crate) fn answering(&self, status: StatusCode, last: bool, upgrade: bool) -> bool {
+    /// `failed`: the service is to blame for what it says. `last`: the application ends the connection with this answer.
+    /// `upgrade`: it turns it into something else.
+    pub(crate) fn answering(&self, failed: bool, last: bool, upgrade: bool) -> bool {
         let connections = &self.connection.0.connections;
-        // On a drained host a balancer is told so all the time, which is nobody's failure.
-        let is_told = connections.is_drained() && status == StatusCode::SERVICE_UNAVAILABLE;
-        connections.count(status.is_server_error() && !is_told);
+        connections.count(failed);
         let unread = self.upload.as_ref().is_some_and(Upload::is_abandoned);
         let leaves = connections.mode() != Mode::Serving;
         let upgrade = upgrade.then_some(if leaves { Upgrade::Late } else { Upgrade::Early });
@@ -187,6 +186,11 @@ impl RequestGuard {
 
     pub(crate) fn connection(&self) -> Connection {
         self.connection.clone()
+    }
+
+    /// Whether the operator has drained this host.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.connection.0.connections.is_drained()
     }
 
     /// Whether no handler is to see the request: its head is too large, or its connection stays over the limit.

@@ -20,6 +20,29 @@ fn detached(count: usize) -> Vec<Detached> {
     (0..count).map(detached).collect()
 }
 
+/// The directory is the service's own, and root may be who drains the host.
+#[test]
+fn what_the_service_has_laid_out_is_not_followed_when_its_host_is_drained() {
+    let (directory, elsewhere) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let siblings = Siblings::within(directory.path());
+    let (drained, (file, none)) =
+        (directory.path().join(DRAINED), (elsewhere.path().join("a"), elsewhere.path().join("b")));
+    std::fs::write(&file, "kept").unwrap();
+    let link = |to: &Path| std::os::unix::fs::symlink(to, &drained).unwrap();
+    let laid_out: [&dyn Fn(); 4] = [&|| (), &|| link(&file), &|| link(&none), &|| {
+        rustix::fs::mknodat(rustix::fs::CWD, &drained, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0).unwrap()
+    }];
+    for lay_out in laid_out {
+        lay_out();
+        assert!(!siblings.are_drained());
+        for is_drained in [true, true, false, false] {
+            siblings.set_drained(is_drained).unwrap();
+            assert_eq!(siblings.are_drained(), is_drained);
+        }
+        assert_eq!((std::fs::read_to_string(&file).unwrap().as_str(), none.exists()), ("kept", false));
+    }
+}
+
 #[tokio::test]
 async fn the_living_are_found_but_for_oneself_and_the_sockets_of_the_dead_are_removed() {
     let directory = TempDir::new().unwrap();

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use clap::Parser;
-use service::kubernetes::{Options, manifests};
+use service::kubernetes::{Options, config, manifests};
 
 #[derive(Parser)]
 struct Arguments {
@@ -19,13 +19,16 @@ fn printed(settings: &str, arguments: &[&str]) -> Result<String, String> {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("config.toml");
     fs::write(&file, settings).unwrap();
-    manifests(if settings.is_empty() { None } else { Some(&file) }, &options.options)
+    let file = if settings.is_empty() { None } else { Some(&*file) };
+    let config = config(file).map_err(|error| error.to_string())?;
+    manifests(&config, file, &options.options)
 }
 
 /// The settings that something follows from, and what says so.
 const FOLLOWS: &[(&str, &str, &str)] = &[
     ("T and a margin", "shutdown_timeout = '45500ms'", "terminationGracePeriodSeconds: 49\n"),
     ("the same", "shutdown_timeout = '45500ms'", "value: 1, periodSeconds: 49 }"),
+    ("T, as far as a policy can say it", "shutdown_timeout = '1h'", "value: 1, periodSeconds: 1800 }"),
     ("listen", "listen = '[::]:9000'", "containerPort: 9000 }"),
     ("unit.start_timeout", "unit.start_timeout = '7s'", "failureThreshold: 7\n"),
     ("unit.start_timeout and a margin", "unit.start_timeout = '7s'", "progressDeadlineSeconds: 127\n"),
@@ -34,6 +37,7 @@ const FOLLOWS: &[(&str, &str, &str)] = &[
     ("unit.cpu_weight", "unit.cpu_weight = 25", "cpu: 250m,"),
     ("unit.memory_high", "unit.memory_high = '512M'", "memory: \"536870912\" }\n            limits"),
     ("unit.memory_max", "unit.memory_max = '2G'", "limits: { memory: \"2147483648\" }"),
+    ("unit.memory_max, which is less", "unit.memory_max = '512M'", "memory: \"536870912\" }\n            limits"),
     ("no unit.memory_max", "unit.memory_max = 'infinity'", "limits: {  }"),
     ("unit.outbound", "unit.outbound = false", "egress: []\n"),
     ("unit.outbound", "unit.outbound = true", "egress: [{}]\n"),
@@ -85,6 +89,8 @@ fn what_nobody_could_reach_or_read_is_refused() {
     for (settings, arguments, reason) in [
         ("listen = '/run/a.sock'", &[][..], "nobody reaches /run/a.sock"),
         ("listen = '127.0.0.1:80'", &[], "nobody reaches 127.0.0.1:80"),
+        ("listen = '0.0.0.0:80'", &[], "may not listen on 0.0.0.0:80"),
+        ("unit.memory_max = '80%'", &[], "unit.memory_max"),
         ("listens = 7", &[], "listens"),
         ("", &["--image", "a b"], "image"),
         ("", &["--canary", "a\"b"], "canary"),
@@ -92,10 +98,14 @@ fn what_nobody_could_reach_or_read_is_refused() {
         ("", &["--canary", "a", "--weight", "101"], "101"),
         ("", &["--replicas", "0"], "0"),
         ("", &["--site", "a b"], "site"),
+        ("", &["--site", "A.example"], "site"),
+        ("", &["--site", "a..b"], "site"),
+        ("", &["--site", "192.0.2.1"], "site"),
+        ("", &["--gateway", "a/b/c"], "gateway"),
+        ("", &["--gateway", "a-"], "gateway"),
     ] {
         let refused = printed(settings, arguments);
         assert!(refused.as_ref().is_err_and(|error| error.contains(reason)), "{refused:?}");
     }
-    let options = Arguments::parse_from(["kubernetes"]).options;
-    assert!(manifests(Some(Path::new("/nowhere")), &options).is_err_and(|error| error.contains("/nowhere")));
+    assert!(config(Some(Path::new("/nowhere"))).is_err_and(|error| error.to_string().contains("/nowhere")));
 }

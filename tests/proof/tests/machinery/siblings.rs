@@ -469,6 +469,10 @@ async fn a_host_is_drained_and_taken_back_through_restarts_and_nobody_is_cut_off
     all_say(health(&[], &here).await, drained);
     let told = soon("a status", one.wait_for("STATUS=drained, serving 0 connections; 1 requests, 0 failed")).await;
     assert!(told.is_ok(), "{:?}", one.messages());
+    // What fails there has failed all the same.
+    assert_eq!(client(&one).await.get("/problems/503").await.status, 503);
+    let told = soon("a status", one.wait_for("STATUS=drained, serving 0 connections; 2 requests, 1 failed")).await;
+    assert!(told.is_ok(), "{:?}", one.messages());
 
     tell("undrain").await;
     all_say(health(&[], &here).await, r#"200 {"phase":"serving"}"#);
