@@ -49,8 +49,7 @@ impl Connection {
     /// Whether the connection is over the limit, and stays so although it has something to ask: there is no room, and nobody
     /// makes any.
     pub(crate) fn is_turned_away(&self) -> bool {
-        if self.is_over_limit() && self.0.connections.give_place() {
-            self.0.over_limit.store(false, Relaxed);
+        if self.is_over_limit() && self.0.connections.give_place(self) {
             // It may have been taken for one that is not read any more.
             self.lock().read_again();
         }

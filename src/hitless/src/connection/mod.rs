@@ -200,6 +200,11 @@ impl Connection {
         self.0.over_limit.load(Relaxed)
     }
 
+    /// Records that the connection is not over the limit any more, and says whether it was.
+    pub(crate) fn take_over_limit(&self) -> bool {
+        self.0.over_limit.swap(false, Relaxed)
+    }
+
     /// Has hyper read from the connection once more.
     pub(crate) fn wake(&self) {
         self.lock().wake();

@@ -161,12 +161,30 @@ impl State {
     /// Whether the connection waits for its client's next request, or for the rest of its head.
     pub(super) fn awaits_request(&self) -> bool {
         let upgraded = matches!(self.protocol, Protocol::Upgraded(_));
-        self.stage == Stage::Open && self.is_quiet() && self.due == Due::Not && !upgraded
+        // hyper may have the whole head, and not have dispatched its request yet.
+        let waits = self.is_quiet() && !self.ledger.dispatch_due();
+        self.stage == Stage::Open && waits && self.due == Due::Not && !upgraded
     }
 
     /// Whether nothing has come of the request that the connection waits for.
     pub(super) fn is_idle(&self) -> bool {
         self.awaits_request() && !self.is_at_head()
+    }
+
+    /// What keeps a moment from being calm here; as [`Connections::obstacle`].
+    fn obstacle(&self, calm: Duration) -> Obstacle {
+        if self.is_lingering() {
+            return Obstacle::None;
+        }
+        let mut slow = self.requests.iter().filter(|request| !request.is_late() && request.since.elapsed() > calm);
+        if slow.clone().any(InFlight::is_at_work) {
+            return Obstacle::Bounded;
+        }
+        // The answer has ended, and the client does not read the rest of it.
+        let unread = self.unflushed && self.since.elapsed() > calm;
+        let upgraded = self.protocol == Protocol::Upgraded(Upgrade::Early);
+        let unbounded = unread || upgraded || slow.next().is_some();
+        if unbounded { Obstacle::Unbounded } else { Obstacle::None }
     }
 
     pub(super) fn wake(&self) {
@@ -182,19 +200,7 @@ fn has_passed(since: Option<Instant>) -> bool {
 impl Connection {
     /// What keeps a moment from being calm here; as [`Connections::obstacle`].
     pub(crate) fn obstacle(&self, calm: Duration) -> Obstacle {
-        let state = self.lock();
-        if state.is_lingering() {
-            return Obstacle::None;
-        }
-        let mut slow = state.requests.iter().filter(|request| !request.is_late() && request.since.elapsed() > calm);
-        if slow.clone().any(InFlight::is_at_work) {
-            return Obstacle::Bounded;
-        }
-        // The answer has ended, and the client does not read the rest of it.
-        let unread = state.unflushed && state.since.elapsed() > calm;
-        let upgraded = state.protocol == Protocol::Upgraded(Upgrade::Early);
-        let unbounded = unread || upgraded || slow.next().is_some();
-        if unbounded { Obstacle::Unbounded } else { Obstacle::None }
+        self.lock().obstacle(calm)
     }
 
     /// Whether the connection has to be waited for before HTTP/2 is told to go away; as [`Connections::detached`].
@@ -277,18 +283,20 @@ impl Connection {
         }
     }
 
-    /// Whether what goes on here ends by itself, whatever the client does; or the service has just begun an answer, or ended
-    /// one, and the client has not had the time yet to take it.
-    pub(crate) fn is_bounded(&self) -> bool {
+    /// Whether what goes on here ends by itself, whatever the client does; or a request was just dispatched, or the service has
+    /// just begun an answer, or ended one, and the client has not had the time yet to send the rest, or to take it. By HTTP/2
+    /// that holds for what was asked `before`, as a client may go on to ask.
+    pub(crate) fn is_bounded(&self, before: Instant) -> bool {
         let state = self.lock();
         let is_only_sending = state.is_sending() && state.leaves_by_itself();
-        let began = state.requests.iter().filter_map(|request| request.answering_since);
+        let http1 = state.protocol == Protocol::Http1;
+        let requests = state.requests.iter().filter(|request| http1 || request.since < before);
+        let began = requests.map(|request| request.answering_since.unwrap_or(request.since));
         let ended = (state.unflushed || is_only_sending).then_some(state.since);
         if began.chain(ended).any(|since| !has_passed(Some(since))) {
             return true;
         }
-        drop(state);
-        !is_only_sending && self.obstacle(Duration::ZERO) != Obstacle::Unbounded
+        !is_only_sending && state.obstacle(Duration::ZERO) != Obstacle::Unbounded
     }
 
     /// Whether a request may well be on its way: the first one, or one whose head has begun.

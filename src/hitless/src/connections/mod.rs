@@ -175,7 +175,7 @@ impl Connections {
     /// Records that a connection has gone.
     pub(crate) fn forget(&self, id: u64, origin: Origin) {
         let mut live = self.all();
-        if live.remove(&id).is_some_and(|gone| gone.is_over_limit()) {
+        if live.remove(&id).is_some_and(|gone| gone.take_over_limit()) {
             self.over_limit.fetch_sub(1, Relaxed);
         }
         drop(live);
@@ -216,13 +216,14 @@ impl Connections {
         (live + self.parked()).saturating_sub(guests)
     }
 
-    /// Gives a connection that is over the limit a place, where one is free by now, or another one makes room for it.
-    pub(crate) fn give_place(&self) -> bool {
+    /// Gives a connection that is over the limit a place, where one is free by now, or another one makes room for it. Requests
+    /// of HTTP/2 may ask for it at the same time.
+    pub(crate) fn give_place(&self, connection: &Connection) -> bool {
         let take = |is_free: bool| {
             let live = self.all();
             let over = self.over_limit.load(Relaxed);
             let is_free = is_free || self.without_guests(live.len()).saturating_sub(over) < self.places();
-            if is_free {
+            if is_free && connection.take_over_limit() {
                 self.over_limit.fetch_sub(1, Relaxed);
             }
             is_free

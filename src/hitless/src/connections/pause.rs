@@ -161,7 +161,7 @@ impl Connections {
         let began = Instant::now();
         self.wait_until(|| {
             let patient = began.elapsed() < patience;
-            !self.any(|connection| awaited(connection) && (patient || connection.is_bounded()))
+            !self.any(|connection| awaited(connection) && (patient || connection.is_bounded(began)))
         })
         .await;
     }
@@ -183,7 +183,11 @@ impl Connections {
         self.wait_but_for_unbounded(unbounded, Connection::is_busy).await;
         let ended = self.wait_until(|| !self.any(|connection| !connection.has_lingered(unbounded)));
         let _ = tokio::time::timeout(goodbye, ended).await;
-        // Who did not hear of it in time may have asked meanwhile, by HTTP/2: that handler is waited for like any other.
+        self.handlers_ended().await;
+    }
+
+    /// Waits for handlers at work: who did not hear in time may have asked meanwhile, by HTTP/2.
+    pub(crate) async fn handlers_ended(&self) {
         self.wait_but_for_unbounded(Duration::ZERO, Connection::is_busy).await;
     }
 

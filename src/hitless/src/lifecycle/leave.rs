@@ -54,7 +54,11 @@ impl Lifecycle {
             // 3. axum ends what is left: HTTP/2.
             self.quiesced.cancel();
             connections.all_gone(farewell.unbounded, farewell.goodbye).await;
-            self.tasks_ended().await;
+            while !self.handle.0.tasks.is_empty() {
+                self.tasks_ended().await;
+                // That may have taken its time, and a handler may begin such work as the last that it does.
+                connections.handlers_ended().await;
+            }
         })
         .await;
 

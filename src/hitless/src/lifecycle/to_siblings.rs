@@ -39,9 +39,10 @@ impl Lifecycle {
         connections.give();
         loop {
             let next = tokio::time::timeout(left(timeout.last_moment()), connections.next_detached());
-            let Ok(Some(mut detached)) = next.await else {
-                return true;
-            };
+            // One may have been parked at the last moment.
+            let next =
+                next.await.unwrap_or_else(|_| Some(connections.take_parked()).filter(|parked| !parked.is_empty()));
+            let Some(mut detached) = next else { return true };
             while !detached.is_empty() {
                 takers.sort_unstable();
                 let Some(&(has, pid)) = takers.first() else {
