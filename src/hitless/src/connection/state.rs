@@ -285,12 +285,12 @@ impl Connection {
 
     /// Whether what goes on here ends by itself, whatever the client does; or a request was just dispatched, or the service has
     /// just begun an answer, or ended one, and the client has not had the time yet to send the rest, or to take it. By HTTP/2
-    /// that holds for what was asked `before`, as a client may go on to ask.
+    /// that holds for the answers of handlers that were at work for a while `before`, as a client may go on to ask.
     pub(crate) fn is_bounded(&self, before: Instant) -> bool {
         let state = self.lock();
         let is_only_sending = state.is_sending() && state.leaves_by_itself();
         let http1 = state.protocol == Protocol::Http1;
-        let requests = state.requests.iter().filter(|request| http1 || request.since < before);
+        let requests = state.requests.iter().filter(|request| http1 || request.since + UNRESPONSIVE_AFTER < before);
         let began = requests.map(|request| request.answering_since.unwrap_or(request.since));
         let ended = (state.unflushed || is_only_sending).then_some(state.since);
         if began.chain(ended).any(|since| !has_passed(Some(since))) {
