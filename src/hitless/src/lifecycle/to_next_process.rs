@@ -23,8 +23,8 @@ pub(super) const UNBOUNDED: Duration = Duration::from_millis(100);
 /// The same beside handlers at work, for which everybody waits in any case: what goes on has not been waited for yet.
 const UNBOUNDED_BESIDE_WORK: Duration = Duration::from_millis(400);
 
-/// How long clients of HTTP/2 that are told to go have to hear, before the connections are paused, while which they have
-/// [`CALM`] more.
+/// How long clients of HTTP/2 that are told to go have to hear, before the connections are paused. In the pause they have [`CALM`]
+/// more.
 const HEARS_WITHIN: Duration = Duration::from_millis(200);
 
 /// A calm moment is one at which every request in flight began, and ends, within this time.
