@@ -178,6 +178,10 @@ async fn let_go_of(request: &[u8], then: &str, reads: bool) -> (usize, usize) {
     while connections.left().is_empty() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
+    if request.starts_with(b"PRI") {
+        // By HTTP/2 it is who has been at work for a while.
+        tokio::time::sleep(Duration::from_millis(150)).await;
+    }
     connections.set_mode(Mode::HandingOver);
     connections.pause();
     let leaves = async {
