@@ -180,7 +180,7 @@ is_small() {
     own=$(($(lines src tests/service) - $(lines src/hitless)))
     cd - >/dev/null
     echo "a generated service: $files files, $all lines of Rust, $own of them its owner's to read"
-    if [ "$files" -gt 119 ] || [ "$all" -gt 13950 ] || [ "$own" -gt 1400 ]; then fail "that is too much"; fi
+    if [ "$files" -gt 118 ] || [ "$all" -gt 14050 ] || [ "$own" -gt 1400 ]; then fail "that is too much"; fi
 }
 
 # The version that is stamped into what is generated, and those of the crates in it, are the template's.
