@@ -3,7 +3,7 @@
 NAME   := $(shell sed -n '/^name = "\(.*\)"/ { s//\1/p; q; }' Cargo.toml)
 PREFIX := $(shell echo '$(NAME)' | tr a-z- A-Z_)
 # Builds it, and says where it is: that depends on TARGET=, on the environment and on cargo's own configuration.
-BUILD   = cargo build --release --bin $(NAME) $(if $(TARGET),--target $(TARGET)) \
+BUILD   = cargo build --release --bin $(NAME) $(addprefix --target ,$(or $(TARGET),$(OWN_TARGET))) \
 	--message-format=json-render-diagnostics | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p'
 
 # make rehearse: how often, and on which Debian.
@@ -57,7 +57,8 @@ deploy: ## Put it on HOST=root@host, or replace what runs there [SSH_OPTS="-p 22
 deb: ## A Debian package of it, whose upgrade is a deploy [TARGET=]
 	@built=$$($(BUILD)) && [ -n "$$built" ] && deploy/deb $(NAME) "$$built" "$${built%/*}"
 
-image: TARGET := $(or $(TARGET),$(shell rustc --version --verbose 2>/dev/null | sed -n 's/^host: //p'))
+# With a target the flags are the program's alone, and not those of what builds it.
+image: OWN_TARGET = $(shell rustc --version --verbose | sed -n 's/^host: //p')
 image: ## A container image of it, with nothing in it but its program, for podman [IMAGE=name:tag TARGET=]
 	@built=$$(RUSTFLAGS="-C target-feature=+crt-static" $(BUILD)) && [ -n "$$built" ] && \
 	podman build --quiet --layers=false --format docker --tag "$(IMAGE)" --file deploy/Containerfile \

@@ -33,8 +33,8 @@ pub struct Options {
     pub as_is: bool,
 }
 
-/// A host of the laboratory is a container itself. There is no overlay on its overlay, no keyring, no settings of the kernel, and no right to make a network:
-/// with `outbound` the container has the host's.
+/// A host of the laboratory is a container itself. There is no overlay on its overlay, no keyring, no settings of the kernel,
+/// and no right to make a network: with `outbound` the container has the host's.
 const INSTALL: &str = "
     apt-get update -q && apt-get install -qy --no-install-recommends podman crun
     mkdir -p /etc/containers

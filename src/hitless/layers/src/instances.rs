@@ -1,6 +1,6 @@
 //! Asks the instances of a service that run on this host: `<name> health`, whether they are ready, for scripts, containers and
-//! people; `<name> metrics`, for their metrics, of which it makes one text for people and Prometheus. And tells them: `<name> drain` and
-//! `<name> undrain` take the host out of its balancer's rotation, and back.
+//! people; `<name> metrics`, for their metrics, of which it makes one text for people and Prometheus. And tells them: `<name>
+//! drain` and `<name> undrain` take the host out of its balancer's rotation, and back.
 
 use std::fmt::Write as _;
 use std::io::{self, BufRead, Read, Write};
@@ -53,7 +53,8 @@ pub async fn health(name: &str, listen: &Listen, pid: Option<u32>, output: &mut 
 /// `output`, and says whether all have.
 ///
 /// A file in the directory that the instances share says so, for those that are started later as well, until the host is taken
-/// back or boots anew. Each then says 503 to whoever asks for `/readyz`, and `Connection: close` with its answers; nobody is cut off.
+/// back or boots anew. Each then says 503 to whoever asks for `/readyz`, and `Connection: close` with its answers; nobody is
+/// cut off.
 ///
 /// # Errors
 /// When nothing has run here yet, or the directory cannot be written to, or `output` fails.

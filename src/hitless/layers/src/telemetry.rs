@@ -126,7 +126,8 @@ pub fn init(name: &'static str, log: &Log) -> Result<WorkerGuard, BoxError> {
 /// Has the span of a [request](requests) made when that is needed: before a line is logged, another span begins within it,
 /// or somebody asks which is the current one.
 ///
-/// It goes around a log, one of one's own as well, as [`init`] has it. A layer whose own subscriber is not the registry itself keeps each span for ever.
+/// It goes around a log, one of one's own as well, as [`init`] has it. A layer whose own subscriber is not the registry itself
+/// keeps each span for ever.
 #[derive(Debug)]
 pub struct Spans<S>(pub S);
 
